@@ -1,0 +1,63 @@
+"""FedBABUClient: one participant as a Flower NumPyClient, driving one Lightning Trainer per call."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.client import NumPyClient
+
+from lit_fedbabu import algorithms
+from lit_fedbabu.config import Config
+
+
+class FedBABUClient(NumPyClient):
+    """Participant ``client`` of the experiment.
+
+    Arrays in and out are the shared entries of the model's state, in the order of the state (for
+    FedBABU: the body's). The head is built from the seed here and never travels.
+    """
+
+    def __init__(self, config: Config, client: int) -> None:
+        self.config = config
+        self.client = client
+        self.shared_names = list(algorithms.shared_state(config, algorithms.initial_module(config)))
+
+    def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[list[np.ndarray], int, dict[str, float]]:
+        """Train for one round.
+
+        Args:
+            parameters: the shared arrays, as the server holds them.
+            config: "server-round" and "learning-rate" of this round.
+
+        Returns:
+            The trained shared arrays, the number of training images, and {"train-loss": nats}.
+        """
+        state, count, loss = algorithms.client_update(
+            self.config, self.client, config["server-round"], self._received(parameters), config["learning-rate"]
+        )
+        return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train-loss": loss}
+
+    def evaluate(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[float, int, dict[str, float]]:
+        """Evaluate what was received and, where "personalize" is set, the personal model made from it.
+
+        Returns:
+            The initial loss in nats, the number of test images, and the accuracies (0 to 1).
+        """
+        received = self._received(parameters)
+        if not config["personalize"]:
+            initial = algorithms.initial_evaluation(self.config, self.client, received)
+            return initial.loss, initial.count, {"initial-accuracy": initial.accuracy}
+        _, outcome = algorithms.personal_model(self.config, self.client, received)
+        initial, personalized = outcome.initial, outcome.personalized
+        return (
+            initial.loss,
+            initial.count,
+            {
+                "initial-accuracy": initial.accuracy,
+                "personalized-loss": personalized.loss,
+                "personalized-accuracy": personalized.accuracy,
+            },
+        )
+
+    def _received(self, parameters: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(array) for name, array in zip(self.shared_names, parameters, strict=True)}

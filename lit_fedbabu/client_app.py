@@ -1,0 +1,76 @@
+"""Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient after another."""
+
+from collections import defaultdict
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from lit_fedbabu import runs
+from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.config import Config
+
+app = ClientApp()
+
+
+@app.query("place")
+def place(message: Message, context: Context) -> Message:
+    """Tell which of how many nodes this is; it hosts the clients c with c mod nodes == node."""
+    node = context.node_config
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise ValueError(
+            "node-config has no partition-id and num-partitions; start the SuperNode with"
+            " --node-config 'partition-id=0 num-partitions=3'"
+        )
+    answer = MetricRecord({"node": int(node["partition-id"]), "nodes": int(node["num-partitions"])})
+    return Message(RecordDict({"place": answer}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the asked clients; the reply has each shared array once per client, stacked in their order."""
+    config, order = _checked(message, context)
+    received = message.content["arrays"]
+    stacks: dict[str, list[np.ndarray]] = {name: [] for name in received}
+    metrics: dict[str, list] = defaultdict(list)
+    for client in order["clients"]:
+        participant = _participant(config, client)
+        arrays, count, told = participant.fit([received[name].numpy() for name in participant.shared_names], dict(order))
+        for name, array in zip(participant.shared_names, arrays, strict=True):
+            stacks[name].append(array)
+        for key, value in {"clients": client, "num-train": count, **told}.items():
+            metrics[key].append(value)
+    trained = ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()})
+    return Message(RecordDict({"arrays": trained, "metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the asked clients, with personal models where the message says so."""
+    config, order = _checked(message, context)
+    received = message.content["arrays"]
+    metrics: dict[str, list] = defaultdict(list)
+    for client in order["clients"]:
+        participant = _participant(config, client)
+        loss, count, told = participant.evaluate(
+            [received[name].numpy() for name in participant.shared_names], dict(order)
+        )
+        for key, value in {"clients": client, "num-test": count, "initial-loss": loss, **told}.items():
+            metrics[key].append(value)
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+@lru_cache(maxsize=1024)
+def _participant(config: Config, client: int) -> FedBABUClient:
+    return FedBABUClient(config, client)
+
+
+def _checked(message: Message, context: Context) -> tuple[Config, ConfigRecord]:
+    order = message.content["config"]
+    if order["source-digest"] != runs.source_digest():
+        raise ValueError(
+            f"the server runs {order['source-folder']} but this node runs {runs.package_folder()}, and their code"
+            " differs; install the same version on both, or end the flower-superlink that was started elsewhere"
+        )
+    return Config.from_run_config(context.run_config), order

@@ -1,0 +1,199 @@
+"""The experiment's options: one frozen dataclass, the same keys as ``[tool.flwr.app.config]``."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class ConfigError(ValueError):
+    """Bad input, told in one line that names the key, the value and the remedy."""
+
+    def __init__(self, key: str, value: Any, remedy: str) -> None:
+        super().__init__(f"{key} = {json.dumps(value, default=str)}: {remedy}")
+
+
+def _option(
+    default: Any,
+    about: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    limits = {"about": about, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. Field ``num_clients`` is the key ``num-clients``; defaults are the paper's.
+
+    Values are checked when the object is made.
+
+    Raises:
+        ConfigError: a value has the wrong type or lies outside its limits.
+    """
+
+    algorithm: str = _option("fedbabu", "row of the table in algorithms.py")
+    model_name: str = _option("FourConvNet", "model of models.py")
+    dataset: str = _option(
+        "uoft-cs/cifar10",
+        'hub name "owner/name", a folder (Hugging Face parquet or image-folder layout), or "digits"',
+    )
+    partitioner: str = _option("classes", "how images are dealt to clients, see data.py")
+    num_clients: int = _option(100, "participants with data of their own", low=1)
+    num_classes_per_client: int = _option(
+        2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological", low=1
+    )
+    dirichlet_alpha: float = _option(0.5, "concentration; read by dirichlet", above=0)
+    augmentation: str = _option(
+        "crop-flip",
+        "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",
+        choices=("crop-flip", "crop", "none"),
+    )
+    num_server_rounds: int = _option(80, "K: communication rounds", low=1)
+    num_local_epochs: int = _option(4, "tau: epochs of each participant in a round", low=1)
+    fraction_train: float = _option(0.1, "f: share of the clients that train in a round", above=0, high=1)
+    batch_size: int = _option(50, "training images per step", low=1)
+    learning_rate: float = _option(0.1, "of SGD in the first round", above=0)
+    learning_rate_decay: float = _option(
+        0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
+    )
+    momentum: float = _option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
+    weight_decay: float = _option(0.0, "of SGD, on the trained part only", low=0)
+    finetune_part: str = _option(
+        "full", "what fine-tuning trains", choices=("head", "body", "full")
+    )
+    num_finetune_epochs: int = _option(5, "epochs of fine-tuning on a client's own data", low=0)
+    finetune_learning_rate: float = _option(
+        0.001, "of SGD while fine-tuning; the paper's is the decayed rate of the last rounds", above=0
+    )
+    evaluate_every: int = _option(
+        10, "rounds between two evaluations on all clients; the last round is always evaluated", low=1
+    )
+    test_batch_size: int = _option(
+        1000,
+        "test images per batch at most; a client's whole test set should fit, because batch norm"
+        " uses the statistics of the test batch",
+        low=2,
+    )
+    precision: str = _option(
+        "auto",
+        "Lightning precision; auto is bf16-mixed where GPU or CPU have it, else 16-mixed on GPU, else 32-true",
+        choices=("auto", "bf16-mixed", "16-mixed", "32-true", "64-true"),
+    )
+    num_threads: int = _option(
+        1, "CPU threads of one client's training; part of what makes numbers repeat to the bit", low=1
+    )
+    output_dir: str = _option("tb_logs", "folder of run folders")
+    run_name: str = _option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
+    seed: int = _option(42, "of the split, the initial model, the sampling and every client", low=0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(key_of(field), getattr(self, field.name), field)
+            object.__setattr__(self, field.name, value)
+        if "/" in self.run_name or self.run_name.startswith("."):
+            raise ConfigError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
+        """Make a Config from kebab-case keys, as Flower's ``context.run_config`` has them.
+
+        Raises:
+            ConfigError: an unknown key, or a value that is refused.
+        """
+        names = {key_of(field): field.name for field in dataclasses.fields(cls)}
+        for key, value in run_config.items():
+            if key not in names:
+                close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
+                raise ConfigError(key, value, f"no such key; {hint}")
+        return cls(**{names[key]: value for key, value in run_config.items()})
+
+    def to_run_config(self) -> dict[str, Any]:
+        """The same options under their kebab-case keys."""
+        return {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def derived_seed(self, purpose: str, *ids: int) -> int:
+        """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
+        word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
+        return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    def learning_rate_in(self, server_round: int) -> float:
+        """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
+        rate = self.learning_rate
+        for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
+            if 0 < milestone < server_round:
+                rate *= self.learning_rate_decay
+        return rate
+
+
+def key_of(field: dataclasses.Field) -> str:
+    """The TOML key of a dataclass field."""
+    return field.name.replace("_", "-")
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """Read ``configs/x.toml`` files and ``key=value`` words, later ones winning.
+
+    A value is read as TOML; what is not TOML is a string, so ``dataset=digits`` needs no quotes.
+
+    Raises:
+        ConfigError: a file that is missing or no TOML, or a word that is neither.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if word.endswith(".toml"):
+            values |= read_toml(Path(word))
+        elif equals and key:
+            try:
+                values[key] = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                values[key] = text
+        else:
+            raise ConfigError("argument", word, "write a file configs/NAME.toml or key=value")
+    return values
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat table of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("configuration file", str(path), f"cannot be read: {error}") from None
+
+
+def _checked(key: str, value: Any, field: dataclasses.Field) -> Any:
+    limits = field.metadata
+    kind = field.type if isinstance(field.type, type) else {"int": int, "float": float, "str": str}[field.type]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        article = {int: "a whole number", float: "a number", str: "a text"}[kind]
+        raise ConfigError(key, value, f"must be {article}, as in {key}={json.dumps(field.default)}")
+    if limits["choices"] and value not in limits["choices"]:
+        raise ConfigError(key, value, f"must be one of {', '.join(limits['choices'])}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(key, str(value), "must be finite")
+    for bound, broken in (("low", "at least"), ("above", "greater than"), ("high", "at most")):
+        limit = limits[bound]
+        if limit is None:
+            continue
+        if (value < limit) if bound == "low" else (value <= limit) if bound == "above" else (value > limit):
+            raise ConfigError(key, value, f"must be {broken} {limit}, as in {key}={json.dumps(field.default)}")
+    return value

@@ -1,0 +1,89 @@
+"""LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise alone."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_fedbabu.models import PARTS, build_model, parts_of
+
+
+class LitFedBABU(L.LightningModule):
+    """A model of body and head with the modes "body", "head" and "full".
+
+    What the mode does not name has ``requires_grad=False`` and is not in the optimizer, so neither
+    gradients nor weight decay nor momentum can move it (paper, Sec. 4: the head stays as it was born).
+
+    Args:
+        model_name: a name of ``models.MODELS``.
+        num_classes: outputs of the head.
+        mode: "body", "head" or "full": what trains.
+        learning_rate: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        model_seed: the seed of the initial weights.
+    """
+
+    about: dict[str, Any]
+    """Where these weights come from (configuration, round, classes, client); travels in checkpoints."""
+
+    def __init__(
+        self,
+        model_name: str = "FourConvNet",
+        num_classes: int = 10,
+        mode: str = "body",
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        model_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.about = {}
+        self.model = build_model(model_name, num_classes, model_seed).to(memory_format=torch.channels_last)
+        self.train_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.set_mode(mode)
+
+    def set_mode(self, mode: str) -> None:
+        """Choose what trains: "body", "head" or "full"."""
+        self.hparams.mode = mode
+        for part in PARTS:
+            getattr(self.model, part).requires_grad_(part in parts_of(mode))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of normalized images (N, 3, 32, 32)."""
+        return self.model(images)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD over what trains. Its momentum lives as long as one ``Trainer.fit``: one round."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        return torch.optim.SGD(
+            trained,
+            lr=self.hparams.learning_rate,
+            momentum=self.hparams.momentum,
+            weight_decay=self.hparams.weight_decay,
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels)
+        self.train_loss.update(loss.detach(), weight=len(labels))
+        return loss
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
+        self.test_accuracy.update(logits, labels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lit_fedbabu"] = self.about
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.about = checkpoint.get("lit_fedbabu", {})

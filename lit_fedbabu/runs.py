@@ -1,0 +1,114 @@
+"""A run's folder: the effective configuration, checkpoints, results and failures."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from lit_fedbabu.config import Config, ConfigError
+
+PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def default_run_name(config: Config) -> str:
+    """Dataset, algorithm, seed and local time, as in ``cifar10-fedbabu-seed42-20260131-235959``."""
+    dataset = Path(config.dataset.rstrip("/")).name
+    return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def create(config: Config, facts: Mapping[str, str]) -> Path:
+    """Make the run's folder and write ``config.toml``: every option, versions and hardware.
+
+    Raises:
+        ConfigError: the folder exists already, or cannot be made.
+    """
+    folder = Path(config.output_dir).expanduser().resolve() / (config.run_name or default_run_name(config))
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError("run-name", folder.name, f"{folder} exists; nothing is overwritten, take another name") from None
+    except OSError as error:
+        raise ConfigError("output-dir", config.output_dir, f"{folder} cannot be made: {error.strerror}") from None
+    about = {**config.to_run_config(), "environment": {**versions(), **facts}}
+    write_whole(folder / "config.toml", tomli_w.dumps(about))
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@lru_cache
+def source_digest() -> str:
+    """A digest of this package's source files; it differs where two machines run different code."""
+    digest = hashlib.sha256()
+    for file in sorted(package_folder().glob("*.py")):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def package_folder() -> Path:
+    """The folder that this package was imported from."""
+    return Path(__file__).resolve().parent
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, population standard deviation and worst decile over clients.
+
+    The worst decile is the mean of the lowest tenth of the values, of at least one.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    return {"mean": float(ordered.mean()), "std": float(ordered.std()), "worst_decile": float(worst.mean())}
+
+
+def results(algorithm: str, server_round: int, clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of results.json: every client's accuracies (0 to 1), and their spread over the clients."""
+    clients = sorted(clients, key=lambda client: client["client"])
+    summary = {
+        key: spread([client[key] for client in clients]) for key in ("initial_accuracy", "personalized_accuracy")
+    }
+    return {"algorithm": algorithm, "round": server_round, "clients": clients, "summary": summary}
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """The summary of a results.json as the table that people read, accuracies in percent."""
+    count = len(outcome["clients"])
+    lines = [
+        f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
+        f"{'accuracy (%)':<16}{'mean ± std':>16}{'worst decile':>16}",
+    ]
+    for key, values in outcome["summary"].items():
+        mean, std, worst = (100 * values[name] for name in ("mean", "std", "worst_decile"))
+        lines.append(f"{key.removesuffix('_accuracy'):<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+    return "\n".join(lines)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under another name, then move it into place."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+def record_failure(folder: Path, server_round: int, node: str, reason: str) -> None:
+    """Append to failures.jsonl: which node failed, in which round, and why."""
+    with (folder / "failures.jsonl").open("a") as file:
+        file.write(json.dumps({"round": server_round, "node": node, "reason": reason}) + "\n")

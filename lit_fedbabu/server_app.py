@@ -1,0 +1,84 @@
+"""Flower's ServerApp: configuration, nodes, rounds, summary."""
+
+import sys
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from lit_fedbabu import algorithms, data, runs, training
+from lit_fedbabu.board import Board
+from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
+
+MARK = "[lit_fedbabu]"
+"""Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
+MESSAGE_TIMEOUT_S = 12 * 3600
+
+app = ServerApp()
+
+
+def say(line: str) -> None:
+    """Print a line for the person who watches, wherever Flower's log ends up."""
+    print(f"{MARK} {line}", flush=True)
+
+
+def preflight(config: Config) -> None:
+    """Refuse what cannot run before anything starts: names, the dataset, its partition, the precision.
+
+    Raises:
+        ConfigError: one line that names the key, the value and the remedy.
+    """
+    algorithms.algorithm_of(config)
+    data.partition(config)
+    algorithms.initial_module(config)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    try:
+        config = Config.from_run_config(context.run_config)
+        preflight(config)
+        federate(grid, config)
+    except (ConfigError, RunError) as error:
+        say(f"error: {error}")
+        # Flower prints the traceback of what its ServerApp raises; ours is the one line above.
+        sys.tracebacklimit = 0
+        raise
+
+
+def federate(grid: Grid, config: Config) -> Path:
+    """Run all rounds and personalize all clients; returns the run's folder."""
+    precision = training.resolve_precision(config.precision)
+    folder = runs.create(config, {**training.hardware(), "precision_on_server": precision})
+    say(f"run folder {folder}")
+    if any("runtime-envs" in entry for entry in sys.path):
+        say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
+    module = algorithms.initial_module(config)
+    shared = algorithms.shared_state(config, module)
+    board = Board(folder, config)
+
+    def save(server_round: int, arrays: ArrayRecord) -> None:
+        whole = algorithms.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
+        whole.about = {"config": config.to_run_config(), "round": server_round}
+        training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
+        if server_round == config.num_server_rounds:
+            training.save_checkpoint(whole, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
+
+    strategy = SharedParts(config, find_nodes(grid), folder, board, save, say)
+    strategy.start(
+        grid,
+        ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
+        num_rounds=config.num_server_rounds,
+        timeout=MESSAGE_TIMEOUT_S,
+        train_config=ConfigRecord(),
+        evaluate_config=ConfigRecord(),
+    )
+    outcome = runs.results(config.algorithm, config.num_server_rounds, strategy.clients)
+    runs.write_json(folder / "results.json", outcome)
+    board.finish(outcome)
+    say(f"results {folder / 'results.json'}")
+    for line in runs.table(outcome).splitlines():
+        say(line)
+    return folder

@@ -1,0 +1,240 @@
+"""The server's strategy: seeded sampling of clients, aggregation in a fixed order, evaluation of all clients."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from lit_fedbabu import runs
+from lit_fedbabu.board import Board
+from lit_fedbabu.config import Config
+
+NODES_TIMEOUT_S = 600.0
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says in one line why and what to do."""
+
+
+def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[int]:
+    """Flower's node ids, which are random, ordered by the place that each node says it has.
+
+    Waits until all nodes have registered: simulated ones appear while the server already runs.
+
+    Raises:
+        RunError: they did not all come in time, or they disagree about their number.
+    """
+    deadline = time.monotonic() + timeout_s
+    expected = 1
+    while True:
+        ids = sorted(grid.get_node_ids())
+        if len(ids) >= expected:
+            asked = ids if expected > 1 else ids[:1]
+            places = [reply.content["place"] for reply in _answers(grid, "query.place", asked, timeout_s)]
+            expected = max(int(place["nodes"]) for place in places)
+            if len(places) >= expected:
+                break
+        if time.monotonic() > deadline:
+            raise RunError(f"{len(ids)} of {expected} nodes came within {timeout_s:.0f} s; start the others first")
+        time.sleep(0.1)
+    by_place = {int(place["node"]): node for place, node in zip(places, asked, strict=True)}
+    if sorted(by_place) != list(range(expected)):
+        raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; give each its own partition-id")
+    return [by_place[place] for place in range(expected)]
+
+
+def _answers(grid: Grid, kind: str, nodes: list[int], timeout_s: float) -> list[Message]:
+    """Replies of the nodes, in the order of ``nodes``."""
+    messages = [Message(RecordDict(), node, kind) for node in nodes]
+    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
+    for node in nodes:
+        if node not in replies or replies[node].has_error():
+            reason = replies[node].error.reason if node in replies else f"no answer within {timeout_s:.0f} s"
+            raise RunError(f"a node did not say which clients it hosts: {reason}")
+    return [replies[node] for node in nodes]
+
+
+class SharedParts(Strategy):
+    """Federated averaging of whatever parts the clients share, over clients and not over nodes.
+
+    Clients are drawn by (seed, round), and their arrays are summed in float64 in the order of client
+    ids, so the result does not depend on the number of nodes, on their ids or on who answers first.
+
+    Args:
+        config: the experiment.
+        nodes: Flower's node ids; client c lives on ``nodes[c % len(nodes)]``.
+        folder: the run's folder.
+        board: where scalars go.
+        save: called with (round, arrays) after every round.
+        say: prints a line for the person who watches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        nodes: list[int],
+        folder: Path,
+        board: Board,
+        save: Callable[[int, ArrayRecord], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.nodes = nodes
+        self.folder = folder
+        self.board = board
+        self.save = save
+        self.say = say
+        self.clients: list[dict[str, Any]] = []
+        """Of the last evaluation with personal models: one dict per client, as in results.json."""
+        self._order = {"source-digest": runs.source_digest(), "source-folder": str(runs.package_folder())}
+        self._started = 0.0
+        self._bytes_down = 0
+
+    def summary(self) -> None:
+        """Say what is about to run."""
+        config = self.config
+        drawn = len(self.participants(1))
+        self.say(
+            f"{config.algorithm}: {config.num_server_rounds} rounds, {drawn} of {config.num_clients} clients each,"
+            f" {config.num_local_epochs} local epochs, on {len(self.nodes)} nodes"
+        )
+
+    def participants(self, server_round: int) -> list[int]:
+        """The clients that train in a round, drawn without replacement: int(f * N), at least one."""
+        rng = np.random.default_rng(self.config.derived_seed("sampling", server_round))
+        count = max(1, int(self.config.fraction_train * self.config.num_clients + 1e-9))
+        return sorted(rng.choice(self.config.num_clients, count, replace=False).tolist())
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._started = time.monotonic()
+        clients = self.participants(server_round)
+        order = {"learning-rate": self.config.learning_rate_in(server_round)}
+        messages = self._messages(MessageType.TRAIN, server_round, arrays, clients, order)
+        self._bytes_down = len(messages) * _size(arrays)
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
+        replies = list(self._checked(server_round, self.participants(server_round), replies))
+        rows = []
+        for reply in replies:
+            stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
+            for place, told in enumerate(_columns(reply, "clients", "num-train", "train-loss")):
+                rows.append((*told, {name: stack[place] for name, stack in stacks.items()}))
+        rows.sort(key=lambda row: row[0])
+        total = sum(count for _, count, _, _ in rows)
+        averages = {
+            name: (sum(count * state[name].astype(np.float64) for _, count, _, state in rows) / total).astype(first.dtype)
+            for name, first in rows[0][3].items()
+        }
+        averaged = ArrayRecord({name: Array(values) for name, values in averages.items()})
+        if not all(np.isfinite(values).all() for values in averages.values()):
+            raise RunError(
+                f"round {server_round}: the average is not finite; lower learning-rate = {self.config.learning_rate}"
+            )
+        loss = sum(count * loss for _, count, loss, _ in rows) / total
+        seconds = time.monotonic() - self._started
+        self.save(server_round, averaged)
+        self.board.round(
+            server_round,
+            {
+                "train/loss": loss,
+                "train/learning_rate": self.config.learning_rate_in(server_round),
+                "communication/bytes_down": self._bytes_down,
+                "communication/bytes_up": sum(_size(reply.content["arrays"]) for reply in replies),
+                "time/seconds_per_round": seconds,
+            },
+        )
+        self.say(
+            f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
+            f"  learning rate {self.config.learning_rate_in(server_round):.3g}  {seconds:.1f} s"
+        )
+        return averaged, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        last = server_round == self.config.num_server_rounds
+        if not last and server_round % self.config.evaluate_every:
+            return []
+        clients = range(self.config.num_clients)
+        if last:
+            self.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
+        return self._messages(MessageType.EVALUATE, server_round, arrays, clients, {"personalize": last})
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        replies = list(replies)
+        if not replies:
+            return
+        rows = [
+            dict(zip(reply.content["metrics"], values, strict=True))
+            for reply in self._checked(server_round, range(self.config.num_clients), replies)
+            for values in _columns(reply, *reply.content["metrics"])
+        ]
+        rows.sort(key=lambda row: row["clients"])
+        for name in ("initial", "personalized"):
+            if f"{name}-accuracy" in rows[0]:
+                values = [row[f"{name}-accuracy"] for row in rows]
+                over = runs.spread(values)
+                self.board.accuracies(name, server_round, values)
+                self.say(
+                    f"round {server_round}  {name} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
+                    f" over {len(values)} clients"
+                )
+        self.clients = [
+            {"client": row.pop("clients")} | {key.replace("-", "_"): value for key, value in row.items()}
+            for row in rows
+        ]
+
+    def _messages(
+        self, kind: str, server_round: int, arrays: ArrayRecord, clients: Iterable[int], order: dict[str, Any]
+    ) -> list[Message]:
+        hosted: dict[int, list[int]] = {}
+        for client in clients:
+            hosted.setdefault(self.nodes[client % len(self.nodes)], []).append(client)
+        return [
+            Message(
+                RecordDict(
+                    {
+                        "arrays": arrays,
+                        "config": ConfigRecord({**self._order, **order, "server-round": server_round, "clients": ids}),
+                    }
+                ),
+                node,
+                kind,
+                group_id=str(server_round),
+            )
+            for node, ids in hosted.items()
+        ]
+
+    def _checked(self, server_round: int, clients: Iterable[int], replies: Iterable[Message]) -> Iterator[Message]:
+        """The replies, if there is one for every asked client and none is an error."""
+        answered: list[int] = []
+        for reply in replies:
+            if reply.has_error():
+                place = self.nodes.index(reply.metadata.src_node_id) if reply.metadata.src_node_id in self.nodes else "?"
+                runs.record_failure(self.folder, server_round, str(place), reply.error.reason)
+                raise RunError(f"round {server_round}: node {place} failed: {reply.error.reason}")
+            answered += reply.content["metrics"]["clients"]
+            yield reply
+        missing = sorted(set(clients) - set(answered))
+        if missing:
+            runs.record_failure(self.folder, server_round, "?", f"no answer for clients {missing}")
+            raise RunError(f"round {server_round}: no answer for clients {missing}")
+
+
+def _columns(reply: Message, *keys: str) -> Iterator[tuple]:
+    """Per client, the values of a reply's metrics under the keys."""
+    metrics: MetricRecord = reply.content["metrics"]
+    return zip(*(metrics[key] for key in keys), strict=True)
+
+
+def _size(arrays: ArrayRecord) -> int:
+    """Bytes of the numbers in a record, without Flower's framing."""
+    return sum(array.numpy().nbytes for array in arrays.values())

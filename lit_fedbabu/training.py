@@ -1,0 +1,118 @@
+"""The only place that builds a Lightning Trainer: fit, evaluate, personalize, save."""
+
+import dataclasses
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.data import ClientData
+from lit_fedbabu.module import LitFedBABU
+
+# A Trainer is built for every client and round: its greetings and advice are silenced here, once.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="lightning")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy (nats) and accuracy (0 to 1) on a client's test images, of which there are ``count``."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Personal:
+    """A client's model before (*initial*) and after (*personalized*) fine-tuning on its own data."""
+
+    initial: Evaluation
+    personalized: Evaluation
+
+
+def resolve_precision(precision: str) -> str:
+    """The Lightning precision that "auto" stands for on this machine; any other is itself."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def hardware() -> dict[str, str]:
+    """What decides the last bits of a result besides the configuration: device and PyTorch build."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": device, "torch": torch.__version__}
+
+
+def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:
+    """The module with its initial weights, not yet told what to train."""
+    return LitFedBABU(
+        model_name=config.model_name,
+        num_classes=num_classes,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        model_seed=model_seed,
+    )
+
+
+def fit(module: LitFedBABU, data: ClientData, *, mode: str, epochs: int, learning_rate: float) -> float:
+    """Train a part of the module in place, with a fresh optimizer.
+
+    Returns:
+        The mean training loss over all images seen, in nats; nan if there was no epoch.
+    """
+    module.set_mode(mode)
+    module.hparams.learning_rate = learning_rate
+    module.train_loss.reset()
+    if epochs == 0:
+        return float("nan")
+    _trainer(data.config, max_epochs=epochs).fit(module, datamodule=data)
+    return module.train_loss.compute().item()
+
+
+def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
+    """Loss and accuracy of the module on the client's test images."""
+    module.test_loss.reset()
+    module.test_accuracy.reset()
+    _trainer(data.config).test(module, datamodule=data, verbose=False)
+    return Evaluation(module.test_loss.compute().item(), module.test_accuracy.compute().item(), len(data.test_set))
+
+
+def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int, learning_rate: float) -> Personal:
+    """Evaluate, fine-tune a part of the module in place on the client's training images, evaluate again."""
+    initial = evaluate(module, data)
+    fit(module, data, mode=part, epochs=epochs, learning_rate=learning_rate)
+    return Personal(initial, evaluate(module, data))
+
+
+def save_checkpoint(module: LitFedBABU, path: Path) -> None:
+    """Write a Lightning checkpoint, whole or not at all; ``LitFedBABU.load_from_checkpoint(path)`` reads it."""
+    trainer = _trainer(Config(precision="32-true"))
+    trainer.strategy.connect(module)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    trainer.save_checkpoint(scratch, weights_only=True)
+    os.replace(scratch, path)
+
+
+def _trainer(config: Config, **options: Any) -> L.Trainer:
+    torch.set_num_threads(config.num_threads)
+    return L.Trainer(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        precision=resolve_precision(config.precision),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
