@@ -34,15 +34,20 @@ def create(config: Config, facts: Mapping[str, str]) -> Path:
         ConfigError: the folder exists already, or cannot be made.
     """
     folder = Path(config.output_dir).expanduser().resolve() / (config.run_name or default_run_name(config))
+    refuse_existing(folder)
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError("run-name", folder.name, f"{folder} exists; nothing is overwritten, take another name") from None
     except OSError as error:
         raise ConfigError("output-dir", config.output_dir, f"{folder} cannot be made: {error.strerror}") from None
     about = {**config.to_run_config(), "environment": {**versions(), **facts}}
     write_whole(folder / "config.toml", tomli_w.dumps(about))
     return folder
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise ConfigError where a run's folder exists already: nothing is overwritten."""
+    if folder.exists():
+        raise ConfigError("run-name", folder.name, f"{folder} exists and is not overwritten; take another name")
 
 
 def versions() -> dict[str, str]:
