@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from flwr.client import NumPyClient
 
-from lit_fedbabu import algorithms
+from lit_fedbabu import update
+from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.config import Config
 
 
@@ -20,7 +21,7 @@ class FedBABUClient(NumPyClient):
     def __init__(self, config: Config, client: int) -> None:
         self.config = config
         self.client = client
-        self.shared_names = list(algorithms.shared_state(config, algorithms.initial_module(config)))
+        self.shared_names = list(shared_state(config, update.initial_module(config).model.state_dict()))
 
     def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[list[np.ndarray], int, dict[str, float]]:
         """Train for one round.
@@ -32,7 +33,7 @@ class FedBABUClient(NumPyClient):
         Returns:
             The trained shared arrays, the number of training images, and {"train-loss": nats}.
         """
-        state, count, loss = algorithms.client_update(
+        state, count, loss = update.client_update(
             self.config, self.client, config["server-round"], self._received(parameters), config["learning-rate"]
         )
         return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train-loss": loss}
@@ -45,9 +46,9 @@ class FedBABUClient(NumPyClient):
         """
         received = self._received(parameters)
         if not config["personalize"]:
-            initial = algorithms.initial_evaluation(self.config, self.client, received)
+            initial = update.initial_evaluation(self.config, self.client, received)
             return initial.loss, initial.count, {"initial-accuracy": initial.accuracy}
-        _, outcome = algorithms.personal_model(self.config, self.client, received)
+        _, outcome = update.personal_model(self.config, self.client, received)
         initial, personalized = outcome.initial, outcome.personalized
         return (
             initial.loss,

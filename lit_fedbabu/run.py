@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import tomli_w
 
+from lit_fedbabu import runs
 from lit_fedbabu.config import Config, ConfigError, parse_overrides
 
 NODES_PER_WORKER = 16
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         config = Config.from_run_config(overrides)
         root = _app_folder()
         print("checking the dataset and the split", flush=True)
-        from lit_fedbabu import runs, server_app  # PyTorch takes seconds to import: not before the cheap checks
+        from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
 
-        server_app.preflight(config)
+        preflight.check(config)
         overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
         overrides["run-name"] = config.run_name or runs.default_run_name(config)
         folder = Path(overrides["output-dir"]) / overrides["run-name"]
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _superlink() as link:
-            return _follow(root, link, overrides, folder, _resources(config), server_app.MARK)
+            return _follow(root, link, overrides, folder, _resources(config))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -122,7 +123,7 @@ def _superlink() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: str, mark: str) -> int:
+def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: str) -> int:
     """Submit the run, show its lines as they come, and return the exit status of the run itself."""
     (home / "run.toml").write_text(tomli_w.dumps(overrides))
     command = [_program("flwr"), "run", str(root), "own", "--stream", "--run-config", str(home / "run.toml")]
@@ -139,8 +140,8 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
             file.write(line)
             file.flush()
             text = ANSI.sub("", line).strip()
-            if text.startswith(mark):
-                text = text.removeprefix(mark).strip("\n")[1:]
+            if text.startswith(runs.MARK):
+                text = text.removeprefix(f"{runs.MARK} ")
                 told_error |= text.startswith("error:")
                 print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
         stream.wait()

@@ -18,6 +18,8 @@ import tomli_w
 from lit_fedbabu.config import Config, ConfigError
 
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
+MARK = "[lit_fedbabu]"
+"""Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 

@@ -7,13 +7,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from lit_fedbabu import algorithms, data, runs, training
+from lit_fedbabu import preflight, runs, training, update
+from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
 
-MARK = "[lit_fedbabu]"
-"""Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
 MESSAGE_TIMEOUT_S = 12 * 3600
 
 app = ServerApp()
@@ -21,25 +20,14 @@ app = ServerApp()
 
 def say(line: str) -> None:
     """Print a line for the person who watches, wherever Flower's log ends up."""
-    print(f"{MARK} {line}", flush=True)
-
-
-def preflight(config: Config) -> None:
-    """Refuse what cannot run before anything starts: names, the dataset, its partition, the precision.
-
-    Raises:
-        ConfigError: one line that names the key, the value and the remedy.
-    """
-    algorithms.algorithm_of(config)
-    data.partition(config)
-    algorithms.initial_module(config)
+    print(f"{runs.MARK} {line}", flush=True)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     try:
         config = Config.from_run_config(context.run_config)
-        preflight(config)
+        preflight.check(config)
         federate(grid, config)
     except (ConfigError, RunError) as error:
         say(f"error: {error}")
@@ -55,12 +43,12 @@ def federate(grid: Grid, config: Config) -> Path:
     say(f"run folder {folder}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
-    module = algorithms.initial_module(config)
-    shared = algorithms.shared_state(config, module)
+    module = update.initial_module(config)
+    shared = shared_state(config, module.model.state_dict())
     board = Board(folder, config)
 
     def save(server_round: int, arrays: ArrayRecord) -> None:
-        whole = algorithms.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
+        whole = update.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
         whole.about = {"config": config.to_run_config(), "round": server_round}
         training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
         if server_round == config.num_server_rounds:

@@ -30,18 +30,21 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[int]:
         RunError: they did not all come in time, or they disagree about their number.
     """
     deadline = time.monotonic() + timeout_s
-    expected = 1
+    asked: list[int] = []
     while True:
         ids = sorted(grid.get_node_ids())
-        if len(ids) >= expected:
-            asked = ids if expected > 1 else ids[:1]
-            places = [reply.content["place"] for reply in _answers(grid, "query.place", asked, timeout_s)]
+        if ids and ids == asked:  # nobody came since the last look: ask them all
+            places = [reply.content["place"] for reply in _answers(grid, "query.place", ids, timeout_s)]
             expected = max(int(place["nodes"]) for place in places)
             if len(places) >= expected:
                 break
+            while len(ids) < expected and time.monotonic() < deadline:
+                time.sleep(0.1)
+                ids = sorted(grid.get_node_ids())
         if time.monotonic() > deadline:
-            raise RunError(f"{len(ids)} of {expected} nodes came within {timeout_s:.0f} s; start the others first")
-        time.sleep(0.1)
+            raise RunError(f"only {len(ids)} nodes came within {timeout_s:.0f} s; start the others first")
+        asked = ids
+        time.sleep(0.5)
     by_place = {int(place["node"]): node for place, node in zip(places, asked, strict=True)}
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; give each its own partition-id")
