@@ -31,34 +31,27 @@ class FedBABUClient(NumPyClient):
             config: "server-round" and "learning-rate" of this round.
 
         Returns:
-            The trained shared arrays, the number of training images, and {"train-loss": nats}.
+            The trained shared arrays, the number of training images, and {"train_loss": nats}.
         """
         state, count, loss = update.client_update(
             self.config, self.client, config["server-round"], self._received(parameters), config["learning-rate"]
         )
-        return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train-loss": loss}
+        return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train_loss": loss}
 
     def evaluate(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[float, int, dict[str, float]]:
         """Evaluate what was received and, where "personalize" is set, the personal model made from it.
 
         Returns:
-            The initial loss in nats, the number of test images, and the accuracies (0 to 1).
+            The initial loss in nats, the number of test images, and the client's entry in results.json.
         """
         received = self._received(parameters)
-        if not config["personalize"]:
+        if config["personalize"]:
+            _, outcome = update.personal_model(self.config, self.client, received)
+            initial, row = outcome.initial, outcome.as_row()
+        else:
             initial = update.initial_evaluation(self.config, self.client, received)
-            return initial.loss, initial.count, {"initial-accuracy": initial.accuracy}
-        _, outcome = update.personal_model(self.config, self.client, received)
-        initial, personalized = outcome.initial, outcome.personalized
-        return (
-            initial.loss,
-            initial.count,
-            {
-                "initial-accuracy": initial.accuracy,
-                "personalized-loss": personalized.loss,
-                "personalized-accuracy": personalized.accuracy,
-            },
-        )
+            row = {"num_test": initial.count, "initial_accuracy": initial.accuracy, "initial_loss": initial.loss}
+        return initial.loss, initial.count, row
 
     def _received(self, parameters: list[np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(array) for name, array in zip(self.shared_names, parameters, strict=True)}

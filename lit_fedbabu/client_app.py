@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
         arrays, count, told = participant.fit([received[name].numpy() for name in participant.shared_names], dict(order))
         for name, array in zip(participant.shared_names, arrays, strict=True):
             stacks[name].append(array)
-        for key, value in {"clients": client, "num-train": count, **told}.items():
+        for key, value in {"client": client, "num_train": count, **told}.items():
             metrics[key].append(value)
     trained = ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()})
     return Message(RecordDict({"arrays": trained, "metrics": MetricRecord(metrics)}), reply_to=message)
@@ -53,10 +53,8 @@ def evaluate(message: Message, context: Context) -> Message:
     metrics: dict[str, list] = defaultdict(list)
     for client in order["clients"]:
         participant = _participant(config, client)
-        loss, count, told = participant.evaluate(
-            [received[name].numpy() for name in participant.shared_names], dict(order)
-        )
-        for key, value in {"clients": client, "num-test": count, "initial-loss": loss, **told}.items():
+        *_, row = participant.evaluate([received[name].numpy() for name in participant.shared_names], dict(order))
+        for key, value in {"client": client, **row}.items():
             metrics[key].append(value)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

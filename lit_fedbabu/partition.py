@@ -1,6 +1,7 @@
 """Which images each client has: one assignment of classes for the training and the test split."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -60,9 +61,8 @@ def _by_classes(config: Config, train_labels: np.ndarray, test_labels: np.ndarra
     for client in range(clients):
         must = np.flatnonzero(left == clients - client)  # else this class could not be placed any more
         free = np.flatnonzero((left > 0) & (left < clients - client))
-        drawn = rng.choice(free, per_client - len(must), replace=False, p=left[free] / left[free].sum()) if len(
-            must
-        ) < per_client else []
+        missing = per_client - len(must)
+        drawn = rng.choice(free, missing, replace=False, p=left[free] / left[free].sum()) if missing else []
         for label in (*must, *drawn):
             owners[label].append(client)
             left[label] -= 1
@@ -92,7 +92,9 @@ def _with_flower(make: Callable) -> Callable[[Config, np.ndarray, np.ndarray], P
         partitioner = make(config, int(rng.integers(2**31)))
         partitioner.dataset = rows
         try:
-            parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # pyarrow to datasets, about its own sorting
+                parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
         except ValueError as error:
             raise ConfigError("partitioner", config.partitioner, " ".join(str(error).split())[:200]) from None
         train = tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)

@@ -29,8 +29,6 @@ NODES_PER_WORKER = 16
 """Nodes are many more than workers, so that a round's clients divide evenly among the workers."""
 START_TIMEOUT_S = 60
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
-"""Keeps a step's large buffers from being given back to the system and faulted in again (Linux, glibc)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,7 +174,7 @@ def _environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return {"GLIBC_TUNABLES": MALLOC, **os.environ, **own}
+    return {"GLIBC_TUNABLES": runs.MALLOC, **os.environ, **own}
 
 
 def _program(name: str) -> str:

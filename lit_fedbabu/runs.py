@@ -20,6 +20,8 @@ from lit_fedbabu.config import Config, ConfigError
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+"""GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 

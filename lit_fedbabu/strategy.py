@@ -128,7 +128,7 @@ class SharedParts(Strategy):
         rows = []
         for reply in replies:
             stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
-            for place, told in enumerate(_columns(reply, "clients", "num-train", "train-loss")):
+            for place, told in enumerate(_columns(reply, "client", "num_train", "train_loss")):
                 rows.append((*told, {name: stack[place] for name, stack in stacks.items()}))
         rows.sort(key=lambda row: row[0])
         total = sum(count for _, count, _, _ in rows)
@@ -180,20 +180,16 @@ class SharedParts(Strategy):
             for reply in self._checked(server_round, range(self.config.num_clients), replies)
             for values in _columns(reply, *reply.content["metrics"])
         ]
-        rows.sort(key=lambda row: row["clients"])
         for name in ("initial", "personalized"):
-            if f"{name}-accuracy" in rows[0]:
-                values = [row[f"{name}-accuracy"] for row in rows]
+            if f"{name}_accuracy" in rows[0]:
+                values = [row[f"{name}_accuracy"] for row in rows]
                 over = runs.spread(values)
                 self.board.accuracies(name, server_round, values)
                 self.say(
                     f"round {server_round}  {name} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
                     f" over {len(values)} clients"
                 )
-        self.clients = [
-            {"client": row.pop("clients")} | {key.replace("-", "_"): value for key, value in row.items()}
-            for row in rows
-        ]
+        self.clients = rows
 
     def _messages(
         self, kind: str, server_round: int, arrays: ArrayRecord, clients: Iterable[int], order: dict[str, Any]
@@ -224,7 +220,7 @@ class SharedParts(Strategy):
                 place = self.nodes.index(reply.metadata.src_node_id) if reply.metadata.src_node_id in self.nodes else "?"
                 runs.record_failure(self.folder, server_round, str(place), reply.error.reason)
                 raise RunError(f"round {server_round}: node {place} failed: {reply.error.reason}")
-            answered += reply.content["metrics"]["clients"]
+            answered += reply.content["metrics"]["client"]
             yield reply
         missing = sorted(set(clients) - set(answered))
         if missing:

@@ -35,6 +35,16 @@ class Personal:
     initial: Evaluation
     personalized: Evaluation
 
+    def as_row(self) -> dict[str, float]:
+        """As a client's entry in results.json, without the client's number."""
+        return {
+            "num_test": self.initial.count,
+            "initial_accuracy": self.initial.accuracy,
+            "personalized_accuracy": self.personalized.accuracy,
+            "initial_loss": self.initial.loss,
+            "personalized_loss": self.personalized.loss,
+        }
+
 
 def resolve_precision(precision: str) -> str:
     """The Lightning precision that "auto" stands for on this machine; any other is itself."""

@@ -1,0 +1,22 @@
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+
+.PHONY: demo test setup tensorboard
+
+demo: setup
+	$(RUN) lit_fedbabu.run configs/demo.toml
+
+test: setup
+	$(RUN) pytest
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --constraint constraints.txt uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode \
+		--constraint constraints.txt --editable . --group dev
+	touch $@
+
+tensorboard: setup
+	$(RUN) tensorboard.main --logdir tb_logs
