@@ -32,6 +32,8 @@ def partition(config: Config) -> Partition:
         raise ConfigError("partitioner", config.partitioner, f"must be one of {', '.join(PARTITIONERS)}")
     source = sources.load(config.dataset)
     classes = len(source.class_names)
+    if config.num_clients > len(source.train.labels):
+        raise ConfigError("num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images")
     if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological"):
         raise ConfigError("num-classes-per-client", config.num_classes_per_client, f"the dataset has {classes} classes")
     dealt = PARTITIONERS[config.partitioner](config, np.asarray(source.train.labels), np.asarray(source.test.labels))
@@ -93,10 +95,11 @@ def _with_flower(make: Callable) -> Callable[[Config, np.ndarray, np.ndarray], P
         partitioner.dataset = rows
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # pyarrow to datasets, about its own sorting
+                warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
                 parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
         except ValueError as error:
-            raise ConfigError("partitioner", config.partitioner, " ".join(str(error).split())[:200]) from None
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigError("partitioner", config.partitioner, f"{reason}; lower num-clients = {config.num_clients}") from None
         train = tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
         return Partition(train, _test_like(train, train_labels, test_labels, rng))
 

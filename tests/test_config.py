@@ -1,0 +1,89 @@
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lit_fedbabu.config import Config, ConfigError, parse_overrides
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_dataclass_equals_the_apps_config():
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert shipped == Config().to_run_config()
+    assert {key: type(value) for key, value in shipped.items()} == {
+        key: type(value) for key, value in Config().to_run_config().items()
+    }
+
+
+def test_every_option_says_what_it_is():
+    assert all(len(field.metadata["about"]) > 10 for field in dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_configs_are_accepted(path):
+    config = Config.from_run_config(parse_overrides([str(path)]))
+    assert config != Config(), "a configuration that changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning-rat": 0.1}, ["learning-rat", "did you mean learning-rate?"]),
+        ({"num-server-rounds": "two"}, ['num-server-rounds = "two"', "whole number"]),
+        ({"num-server-rounds": 2.0}, ["num-server-rounds = 2.0", "whole number"]),
+        ({"num-server-rounds": True}, ["num-server-rounds = true", "whole number"]),
+        ({"num-server-rounds": 0}, ["num-server-rounds = 0", "at least 1"]),
+        ({"learning-rate": float("nan")}, ["learning-rate", "finite"]),
+        ({"learning-rate": 0}, ["learning-rate = 0.0", "greater than 0"]),
+        ({"fraction-train": 1.5}, ["fraction-train = 1.5", "at most 1"]),
+        ({"finetune-part": "legs"}, ['finetune-part = "legs"', "head, body, full"]),
+        ({"seed": -1}, ["seed = -1", "at least 0"]),
+        ({"run-name": "a/b"}, ['run-name = "a/b"', "output-dir"]),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, words):
+    with pytest.raises(ConfigError) as caught:
+        Config.from_run_config(options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text('seed = 1\ndataset = "digits"')
+    assert parse_overrides([str(path), "seed=7", "dataset=uoft-cs/cifar10", "learning-rate=1e-2"]) == {
+        "seed": 7,
+        "dataset": "uoft-cs/cifar10",
+        "learning-rate": 0.01,
+    }
+    for word in ("nonsense", "=3", str(tmp_path / "absent.toml")):
+        with pytest.raises(ConfigError, match="argument|cannot be read"):
+            parse_overrides([word])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "first_rounds"),
+    [(80, [1, 41, 61]), (320, [1, 161, 241]), (32, [1, 17, 25]), (4, [1, 3, 4]), (1, [1])],
+)
+def test_learning_rate_falls_tenfold_after_half_and_three_quarters_for_good(rounds, first_rounds):
+    config = Config(num_server_rounds=rounds, learning_rate=0.1)
+    rates = [config.learning_rate_in(server_round) for server_round in range(1, rounds + 1)]
+    changes = [i + 1 for i, rate in enumerate(rates) if i == 0 or rate != rates[i - 1]]
+    assert changes == first_rounds
+    assert [rates[i - 1] for i in changes] == pytest.approx([0.1, 0.01, 0.001][: len(changes)])
+
+
+def test_derived_seeds_depend_on_everything_they_are_told():
+    config = Config(seed=1)
+    seeds = [
+        config.derived_seed("train", 1, 2),
+        config.derived_seed("train", 2, 1),
+        config.derived_seed("finetune", 1, 2),
+        Config(seed=2).derived_seed("train", 1, 2),
+    ]
+    assert len(set(seeds)) == 4
+    assert seeds[0] == Config(seed=1, num_clients=7).derived_seed("train", 1, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds)

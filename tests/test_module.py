@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lit_fedbabu import training
+from lit_fedbabu.data import ClientData
+from lit_fedbabu.models import FourConvNet, build_model, parts_of, select, state_digest
+from lit_fedbabu.module import LitFedBABU
+from tests.conftest import tiny_config
+
+
+def test_four_conv_net_has_the_papers_size():
+    model = FourConvNet(num_classes=10)
+    assert sum(weight.numel() for weight in model.parameters()) == 115_658
+    assert sum(weight.numel() for weight in model.head.parameters()) == 2_570
+    assert not list(model.buffers()), "batch norm must not keep running statistics"
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_pooling_before_relu_is_the_papers_block_to_the_bit():
+    model = build_model("FourConvNet", 10, seed=3)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+
+    def papers_forward():
+        features = images
+        for conv, norm, _, _ in list(model.body)[:4]:
+            features = functional.max_pool2d(functional.relu(norm(conv(features))), 2)
+        return model.head(features.flatten(1))
+
+    outcomes = []
+    for forward in (lambda: model(images), papers_forward):
+        logits = forward()
+        gradients = torch.autograd.grad(functional.cross_entropy(logits, labels), list(model.parameters()))
+        outcomes.append([logits, *gradients])
+    assert all(torch.equal(ours, papers) for ours, papers in zip(*outcomes, strict=True))
+
+
+def test_initial_model_depends_on_the_seed_alone():
+    torch.manual_seed(0)
+    first = state_digest(build_model("FourConvNet", 10, seed=1).state_dict())
+    before = torch.get_rng_state()
+    again = state_digest(build_model("FourConvNet", 10, seed=1).state_dict())
+    assert first == again != state_digest(build_model("FourConvNet", 10, seed=2).state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("mode", ["body", "head", "full"])
+def test_only_the_mode_trains_and_the_rest_stays_bitwise(mode):
+    config = tiny_config(weight_decay=0.1, momentum=0.9)
+    module = training.new_module(config, 10, model_seed=5)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    training.fit(module, ClientData(config, 0, seed=1), mode=mode, epochs=2, learning_rate=0.1)
+    trained = select(before, parts_of(mode)).keys()
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in trained), name
+        assert dict(module.model.named_parameters())[name].requires_grad == (name in trained), name
+    in_optimizer = {id(weight) for group in module.configure_optimizers().param_groups for weight in group["params"]}
+    assert in_optimizer == {id(weight) for name, weight in module.model.named_parameters() if name in trained}
+
+
+def test_checkpoint_round_trip_needs_no_argument(tmp_path):
+    module = LitFedBABU(num_classes=7, mode="head", model_seed=9)
+    module.about = {"round": 3, "config": {"seed": 1}}
+    path = tmp_path / "deep" / "model.ckpt"
+    training.save_checkpoint(module, path)
+    loaded = LitFedBABU.load_from_checkpoint(path, weights_only=True)
+    assert loaded.about == module.about
+    assert loaded.hparams == module.hparams
+    assert state_digest(loaded.state_dict()) == state_digest(module.state_dict())
+    assert [file.name for file in path.parent.iterdir()] == ["model.ckpt"]
+
+
+def test_accuracy_and_loss_are_those_of_the_whole_test_set():
+    config = tiny_config(test_batch_size=1000)
+    module = training.new_module(config, 10, model_seed=5)
+    data = ClientData(config, 2, seed=1)
+    evaluation = training.evaluate(module, data)
+    images, labels = data.test_set.tensors
+    raw = (images.permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )[:, None, None]
+    with torch.no_grad():
+        logits = nn.Module.__call__(module.model, raw)
+    assert evaluation.count == len(labels)
+    assert evaluation.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item(), abs=1e-6)
+    assert evaluation.loss == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_auto_precision_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_bf16=has_bf16: {"avx512_bf16": has_bf16})
+        assert training.resolve_precision("auto") == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16, **_: has_bf16)
+        assert training.resolve_precision("auto") == expected
+    assert training.resolve_precision("64-true") == "64-true"
