@@ -38,31 +38,36 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="overrides, later ones win")
     words = parser.parse_args(argv).words
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        overrides = parse_overrides(words)
-        config = Config.from_run_config(overrides)
-        root = _app_folder()
-        print("checking the dataset and the split", flush=True)
-        from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
-
-        preflight.check(config)
-        overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
-        overrides["run-name"] = config.run_name or runs.default_run_name(config)
-        folder = Path(overrides["output-dir"]) / overrides["run-name"]
-        runs.refuse_existing(folder)
+        return _run(words)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _superlink() as link:
-            return _follow(root, link, overrides, folder, _resources(config))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
     except _LinkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    overrides = parse_overrides(words)
+    config = Config.from_run_config(overrides)
+    root = _app_folder()
+    overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
+    overrides["run-name"] = config.run_name or runs.default_run_name(config)
+    if Path(config.dataset).expanduser().is_dir():
+        overrides["dataset"] = str(Path(config.dataset).expanduser().resolve())
+    folder = Path(overrides["output-dir"]) / overrides["run-name"]
+    runs.refuse_existing(folder)
+    print("checking the dataset and the split", flush=True)
+    from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
+
+    preflight.check(Config.from_run_config(overrides))
+    with _superlink() as home:
+        return _follow(root, home, overrides, folder, _resources(config))
 
 
 class _LinkError(RuntimeError):

@@ -96,6 +96,7 @@ class SharedParts(Strategy):
         """Of the last evaluation with personal models: one dict per client, as in results.json."""
         self._order = {"source-digest": runs.source_digest(), "source-folder": str(runs.package_folder())}
         self._started = 0.0
+        self._seconds = 0.0
         self._bytes_down = 0
 
     def summary(self) -> None:
@@ -143,6 +144,8 @@ class SharedParts(Strategy):
             )
         loss = sum(count * loss for _, count, loss, _ in rows) / total
         seconds = time.monotonic() - self._started
+        self._seconds += seconds
+        minutes_left = self._seconds / server_round * (self.config.num_server_rounds - server_round) / 60
         self.save(server_round, averaged)
         self.board.round(
             server_round,
@@ -157,6 +160,7 @@ class SharedParts(Strategy):
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
             f"  learning rate {self.config.learning_rate_in(server_round):.3g}  {seconds:.1f} s"
+            f"  ({minutes_left:.0f} min of training left)"
         )
         return averaged, None
 

@@ -1,14 +1,17 @@
 import os
 import random
-import tempfile
 
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lit_fedbabu-tests-")
+import pytest
+from flwr.app import Context, Message, RecordDict
 
-import pytest  # noqa: E402
-from flwr.app import Context, Message, RecordDict  # noqa: E402
+from lit_fedbabu import client_app, server_app
+from lit_fedbabu.config import Config
 
-from lit_fedbabu import client_app, server_app  # noqa: E402
-from lit_fedbabu.config import Config  # noqa: E402
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Decoded images go to a folder of the test session, not to the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def tiny_config(**changes):

@@ -1,0 +1,258 @@
+import json
+import re
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_fedbabu import client_app, finetune, runs, server_app, update
+from lit_fedbabu.algorithms import ALGORITHMS
+from lit_fedbabu.models import select, state_digest
+from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
+from tests.conftest import FakeGrid, tiny_config
+
+
+def final_digest(folder):
+    return state_digest(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_is_the_same_to_the_bit_on_any_number_of_nodes_in_any_order(algorithm, federate):
+    config = tiny_config(algorithm=algorithm)
+    outcomes = set()
+    for nodes, shuffle in ((1, False), (2, False), (5, True), (5, False), (9, True)):
+        folder, _ = federate(config, FakeGrid(config, nodes, shuffle))
+        outcomes.add((final_digest(folder), (folder / "results.json").read_text()))
+    assert len(outcomes) == 1
+    folder, _ = federate(tiny_config(algorithm=algorithm, seed=7))
+    assert final_digest(folder) != outcomes.pop()[0]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_shared_parts_travel(algorithm, federate):
+    config = tiny_config(algorithm=algorithm)
+    folder, grid = federate(config, FakeGrid(config, 2))
+    whole = update.initial_module(config).model.state_dict()
+    shared = set(select(whole, ["body"])) if algorithm == "fedbabu" else set(whole)
+    trains = [message for message in grid.messages if message.metadata.message_type == "train"]
+    assert len(trains) == 4
+    for message in grid.messages:
+        if message.metadata.message_type != "query.place":
+            assert set(message.content["arrays"]) == shared
+            assert set(message.content) == {"arrays", "config"}
+    for reply in grid.replies:
+        for record in reply.content.array_records.values():
+            assert set(record) == shared
+    head = select(whole, ["head"])
+    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    assert all(torch.equal(final[name], head[name]) for name in head) == (algorithm == "fedbabu")
+
+
+def test_the_average_is_over_clients_weighted_by_their_images(federate, tmp_path):
+    config = tiny_config(partitioner="dirichlet", dirichlet_alpha=2.0, num_server_rounds=1)
+    folder, grid = federate(config, FakeGrid(config, 2))
+    initial = update.initial_module(config).model.state_dict()
+    received = {name: value.clone() for name, value in select(initial, ["body"]).items()}
+    strategy = SharedParts(config, [0], tmp_path, None, None, None)
+    updates = [update.client_update(config, client, 1, received, 0.1) for client in strategy.participants(1)]
+    assert len({count for _, count, _ in updates}) > 1
+    total = sum(count for _, count, _ in updates)
+    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    for name in received:
+        mean = sum(count * state[name].double() for state, count, _ in updates) / total
+        assert torch.equal(final[name], mean.float()), name
+
+
+def test_sampling_is_without_replacement_and_by_seed_and_round():
+    strategy = SharedParts(tiny_config(num_clients=100, fraction_train=0.1), [0], None, None, None, None)
+    draws = [strategy.participants(server_round) for server_round in range(1, 81)]
+    assert all(len(set(draw)) == 10 for draw in draws)
+    assert draws[0] != draws[1] and draws[0] == strategy.participants(1)
+    assert set().union(*draws) == set(range(100))
+    for fraction, count in ((0.001, 1), (0.29, 29), (1.0, 100)):
+        config = tiny_config(num_clients=100, fraction_train=fraction)
+        assert len(SharedParts(config, [0], None, None, None, None).participants(1)) == count
+
+
+def test_a_run_folder_has_everything_and_it_agrees(federate):
+    config = tiny_config()
+    folder, _ = federate(config)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {
+        "config.toml",
+        "results.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/round_0002.ckpt",
+    }
+    saved = tomllib.loads((folder / "config.toml").read_text())
+    environment = saved.pop("environment")
+    assert saved == {**config.to_run_config(), "output-dir": str(folder.parent), "run-name": folder.name}
+    assert environment["precision_on_server"] == "32-true" and environment["torch"] == torch.__version__
+
+    outcome = json.loads((folder / "results.json").read_text())
+    assert (outcome["algorithm"], outcome["round"]) == ("fedbabu", 2)
+    assert [row["client"] for row in outcome["clients"]] == list(range(6))
+    for key in ("initial_accuracy", "personalized_accuracy"):
+        values = [row[key] for row in outcome["clients"]]
+        assert all(0 <= value <= 1 for value in values)
+        assert outcome["summary"][key] == {
+            "mean": pytest.approx(np.mean(values)),
+            "std": pytest.approx(np.std(values)),
+            "worst_decile": min(values),
+        }
+
+
+def test_tensorboard_has_every_curve_over_rounds(federate):
+    folder, _ = federate(tiny_config())
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    each_round, last = [1, 2], [2]
+    assert steps == {
+        "train/loss": each_round,
+        "train/learning_rate": each_round,
+        "communication/bytes_up": each_round,
+        "communication/bytes_down": each_round,
+        "time/seconds_per_round": each_round,
+        **{f"initial/accuracy_{name}": each_round for name in ("mean", "plus_std", "minus_std", "worst_decile")},
+        **{f"personalized/accuracy_{name}": last for name in ("mean", "plus_std", "minus_std", "worst_decile")},
+        "final/initial_accuracy": last,
+        "final/personalized_accuracy": last,
+    }
+    assert sorted(events.Tags()["histograms"]) == ["initial/accuracy_of_clients", "personalized/accuracy_of_clients"]
+    assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
+    outcome = json.loads((folder / "results.json").read_text())
+    final = events.Scalars("final/personalized_accuracy")[0].value
+    assert final == pytest.approx(outcome["summary"]["personalized_accuracy"]["mean"])
+    body_bytes = 4 * (115_658 - 2_570)
+    assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
+    assert events.Scalars("communication/bytes_down")[0].value == body_bytes
+
+
+def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys):
+    folder, _ = federate(tiny_config(num_finetune_epochs=2))
+    assert finetune.main([str(folder)]) == 0
+    again = folder / "finetune" / "full-2epochs-lr0.001" / "results.json"
+    assert again.read_text() == (folder / "results.json").read_text()
+    assert "personalized" in capsys.readouterr().out
+
+
+def test_two_runs_of_one_configuration_leave_equal_checkpoints(federate):
+    config = tiny_config()
+    states = []
+    for _ in range(2):
+        folder, _ = federate(config)
+        content = torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)
+        states.append((final_digest(folder), content["lit_fedbabu"]["round"]))
+    assert states[0] == states[1]
+
+
+class BrokenGrid(FakeGrid):
+    """A grid whose clients fail in the second round."""
+
+    def answer(self, message, context):
+        if message.metadata.group_id == "2":
+            message.content["config"]["clients"] = [999]
+        reply = super().answer(message, context)
+        return reply
+
+
+def error_reply(app):
+    """What Flower does with a ClientApp that raises: an error instead of a reply."""
+    from flwr.app import Error, Message
+
+    def answer(message, context):
+        try:
+            return app(message, context)
+        except Exception as error:
+            return Message(Error(code=0, reason=repr(error)), reply_to=message)
+
+    return answer
+
+
+def test_a_failing_client_ends_the_run_and_is_written_down(federate, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
+    config = tiny_config()
+    with pytest.raises(RunError, match="round 2: node 0 failed: .*index out of range"):
+        federate(config, BrokenGrid(config))
+    (folder,) = tmp_path.iterdir()
+    (line,) = (folder / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["round"] == 2 and "IndexError" in json.loads(line)["reason"]
+    assert not (folder / "results.json").exists()
+    assert torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)["lit_fedbabu"]["round"] == 1
+
+
+def test_a_client_of_other_code_refuses(federate, monkeypatch):
+    monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
+    config = tiny_config()
+    grid = FakeGrid(config)
+    answer = grid.answer
+
+    def from_elsewhere(message, context):
+        if message.metadata.message_type == "train":
+            message.content["config"]["source-digest"] = "0123"
+            message.content["config"]["source-folder"] = "/elsewhere"
+        return answer(message, context)
+
+    grid.answer = from_elsewhere
+    with pytest.raises(RunError, match=re.escape("/elsewhere but this node runs")):
+        federate(config, grid)
+
+
+def test_a_missing_answer_ends_the_run(federate):
+    config = tiny_config()
+    grid = FakeGrid(config, 3)
+    deliver = grid.send_and_receive
+    grid.send_and_receive = lambda messages, timeout: [
+        reply for reply in deliver(messages) if reply.metadata.message_type != "train" or "2" in reply.metadata.group_id
+    ]
+    with pytest.raises(RunError, match=r"round 1: no answer for clients \["):
+        federate(config, grid)
+
+
+def test_nodes_are_ordered_by_their_place_even_if_they_register_late():
+    grid = FakeGrid(tiny_config(), 4)
+    late = iter([[], list(grid.contexts)[:1], list(grid.contexts)[:1], list(grid.contexts)[:3]])
+    grid.get_node_ids = lambda: next(late, list(grid.contexts)[::-1])
+    assert find_nodes(grid) == list(grid.contexts)
+
+
+def test_nodes_that_never_come_are_named():
+    grid = FakeGrid(tiny_config(), 4)
+    grid.get_node_ids = lambda: list(grid.contexts)[:3]
+    with pytest.raises(RunError, match="only 3 nodes"):
+        find_nodes(grid, timeout_s=2)
+
+
+def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
+    config = tiny_config()
+    (tmp_path / "run1").mkdir()
+    with pytest.raises(runs.ConfigError, match='run-name = "run1": .* not overwritten'):
+        federate(config)
+    assert list((tmp_path / "run1").iterdir()) == []
+
+
+def test_diverged_weights_end_the_run_in_one_line(federate):
+    with pytest.raises(RunError, match="round 1: the average is not finite; lower learning-rate"):
+        federate(tiny_config(learning_rate=1e30))
+
+
+def test_the_server_refuses_a_bad_configuration_in_one_line(capsys):
+    grid = FakeGrid(tiny_config(), run_config={"num-clients": "six"})
+    context = next(iter(grid.contexts.values()))
+    with pytest.raises(runs.ConfigError, match='num-clients = "six"'):
+        server_app.app(grid, context)
+    out = capsys.readouterr().out
+    assert out.startswith("[lit_fedbabu] error: num-clients") and out.count("\n") == 1
+
+
+def test_arrays_keep_their_names_and_types_on_the_wire():
+    state = update.initial_module(tiny_config()).model.state_dict()
+    record = ArrayRecord({name: server_app.Array(value.contiguous().numpy()) for name, value in state.items()})
+    assert all(np.array_equal(record[name].numpy(), value.numpy()) for name, value in state.items())
+    assert {record[name].dtype for name in state} == {"float32"}

@@ -1,0 +1,161 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lit_fedbabu import run, runs
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "dataset": "digits",
+    "num-clients": 4,
+    "num-server-rounds": 1,
+    "num-local-epochs": 1,
+    "fraction-train": 0.5,
+    "num-finetune-epochs": 1,
+}
+
+
+def words(**options):
+    return [f"{key.replace('_', '-')}={value}" for key, value in {**TINY, **options}.items()]
+
+
+def ours(home_prefix="lit_fedbabu-"):
+    """Processes that a run has started and not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if home_prefix in process.environ().get("FLWR_HOME", ""):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def test_flwr_run_from_command_to_personal_accuracies(tmp_path):
+    """The real thing: a process tree of Flower and Ray, as a user starts it, and its offline twin."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "lit_fedbabu.run", *words(run_name="tiny", output_dir=tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for expected in ("round 1/1  training loss", "personalized", "worst decile", "tensorboard --logdir"):
+        assert expected in done.stdout, done.stdout
+    folder = tmp_path / "out" / "tiny"
+    assert len(json.loads((folder / "results.json").read_text())["clients"]) == 4
+    assert "[ROUND 1/1]" in (folder / "flower.log").read_text()
+    assert ours(str(tmp_path)) == [], "processes were left running"
+    command = [sys.executable, "-m", "lit_fedbabu.finetune", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (again,) = folder.glob("finetune/*/results.json")
+    assert again.read_text() == (folder / "results.json").read_text()
+
+
+def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "lit_fedbabu.run", *words(output_dir=tmp_path / "out", num_server_rounds=1000)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "run folder" in line:
+            break
+    assert ours(str(tmp_path))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert process.stderr.read().splitlines()[-1] == "stopped"
+    assert ours(str(tmp_path)) == []
+    assert list(tmp_path.glob("lit_fedbabu-*")) == []
+
+
+@pytest.mark.slow
+def test_plain_flwr_run_with_its_default_nodes(tmp_path):
+    """``flwr run .`` as Flower's users type it: two nodes, Flower's own SuperLink, its own environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    options = " ".join(
+        f"{key}={json.dumps(value)}" for key, value in {**TINY, "output-dir": str(tmp_path), "run-name": "tiny"}.items()
+    )
+    try:
+        subprocess.run(
+            ["flwr", "run", str(ROOT), "--stream", "--run-config", options], env=environment, check=True, timeout=900
+        )
+        assert len(json.loads((tmp_path / "tiny" / "results.json").read_text())["clients"]) == 4
+    finally:
+        for process in ours(str(tmp_path)):
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_client": 3}, "num-client = 3: no such key; did you mean num-clients?"),
+        ({"num_clients": "many"}, 'num-clients = "many": must be a whole number'),
+        ({"learning_rate": -1}, "learning-rate = -1.0: must be greater than 0"),
+        ({"algorithm": "fedbaboon"}, 'algorithm = "fedbaboon": must be one of'),
+        ({"model_name": "FiveConvNet"}, 'model-name = "FiveConvNet": must be one of'),
+        ({"dataset": "nowhere"}, 'dataset = "nowhere": is no folder here'),
+        ({"run_name": "taken"}, 'run-name = "taken"'),
+    ],
+)
+def test_bad_options_are_refused_before_anything_starts(options, expected, tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setattr(run, "_superlink", lambda: pytest.fail("a SuperLink was started"))
+    assert run.main(words(output_dir=tmp_path, **options)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and expected in told, told
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+
+
+def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
+    """The server refuses what only it can see: a folder that appeared after the first look."""
+    script = (
+        "import sys; from lit_fedbabu import run, runs; runs.refuse_existing = lambda folder: folder.mkdir(parents=True);"
+        "sys.exit(run.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *words(output_dir=tmp_path, run_name="taken")]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert 'error: run-name = "taken"' in done.stderr
+    assert time.monotonic() - started < 200
+
+
+def test_the_hub_out_of_reach_is_told_within_ten_seconds(tmp_path):
+    script = (
+        "import sys, time; from lit_fedbabu import sources; start = time.monotonic()\n"
+        "try: sources.load('uoft-cs/cifar10')\n"
+        "except sources.ConfigError as error: print(time.monotonic() - start, error)"
+    )
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    seconds, message = done.stdout.split(maxsplit=1)
+    assert float(seconds) < 10
+    assert message.count("\n") == 1 and 'dataset="digits"' in message, message
+    assert not list(tmp_path.glob("lit_fedbabu/*"))
+
+
+def test_worst_decile_is_the_mean_of_the_lowest_tenth():
+    values = [i / 100 for i in range(100)]
+    assert runs.spread(values[::-1])["worst_decile"] == pytest.approx(0.045)
+    assert runs.spread([0.5])["worst_decile"] == 0.5
+    assert runs.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0}
