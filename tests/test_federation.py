@@ -113,21 +113,20 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     each_round, last = [1, 2], [2]
+    over_clients = ("mean", "mean_plus_std", "mean_minus_std", "worst_decile")
     assert steps == {
         "train/loss": each_round,
         "train/learning_rate": each_round,
         "communication/bytes_up": each_round,
         "communication/bytes_down": each_round,
         "time/seconds_per_round": each_round,
-        **{f"initial/accuracy_{name}": each_round for name in ("mean", "plus_std", "minus_std", "worst_decile")},
-        **{f"personalized/accuracy_{name}": last for name in ("mean", "plus_std", "minus_std", "worst_decile")},
-        "final/initial_accuracy": last,
-        "final/personalized_accuracy": last,
+        **{f"accuracy/initial_{name}": each_round for name in over_clients},
+        **{f"accuracy/personalized_{name}": last for name in over_clients},
     }
-    assert sorted(events.Tags()["histograms"]) == ["initial/accuracy_of_clients", "personalized/accuracy_of_clients"]
+    assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
     assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
     outcome = json.loads((folder / "results.json").read_text())
-    final = events.Scalars("final/personalized_accuracy")[0].value
+    final = events.Scalars("accuracy/personalized_mean")[0].value
     assert final == pytest.approx(outcome["summary"]["personalized_accuracy"]["mean"])
     body_bytes = 4 * (115_658 - 2_570)
     assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
