@@ -149,8 +149,11 @@ def _hugging_face(dataset: str) -> tuple[dict[str, Split], list[str]]:
         image_column, label_column = _columns(dataset, rows.features)
         class_names = list(rows.features[label_column].names)
         images = np.empty((len(rows), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-        for i, image in enumerate(rows[image_column]):
-            images[i] = _to_array(image)
+        try:
+            for i, image in enumerate(rows[image_column]):
+                images[i] = _to_array(image)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images
+            raise ConfigError("dataset", dataset, f"an image of its split {name!r} cannot be read: {error}") from None
         splits[name] = Split(images, np.asarray(rows[label_column], dtype=np.int64))
     return splits, class_names
 

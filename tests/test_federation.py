@@ -8,12 +8,12 @@ import torch
 from flwr.app import ArrayRecord
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fedbabu import client_app, finetune, runs, server_app, update
+from lit_fedbabu import client_app, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.models import select, state_digest
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-from tests.conftest import FakeGrid, tiny_config
+from tests.helpers import FakeGrid, tiny_config
 
 
 def final_digest(folder):
@@ -131,14 +131,6 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     body_bytes = 4 * (115_658 - 2_570)
     assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
     assert events.Scalars("communication/bytes_down")[0].value == body_bytes
-
-
-def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys):
-    folder, _ = federate(tiny_config(num_finetune_epochs=2))
-    assert finetune.main([str(folder)]) == 0
-    again = folder / "finetune" / "full-2epochs-lr0.001" / "results.json"
-    assert again.read_text() == (folder / "results.json").read_text()
-    assert "personalized" in capsys.readouterr().out
 
 
 def test_two_runs_of_one_configuration_leave_equal_checkpoints(federate):

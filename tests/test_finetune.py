@@ -1,12 +1,30 @@
 import json
+import os
 import shutil
 
 import pytest
 import torch
 
 from lit_fedbabu import finetune, runs
+from lit_fedbabu.data import ClientData
 from lit_fedbabu.module import LitFedBABU
-from tests.conftest import tiny_config
+from lit_fedbabu.training import evaluate
+from tests.helpers import tiny_config
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Work in this process; that many processes give the same numbers is tested in test_run.py."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys):
+    folder, _ = federate(tiny_config(num_finetune_epochs=2))
+    assert finetune.main([str(folder)]) == 0
+    again = folder / "finetune" / "full-2epochs-lr0.001" / "results.json"
+    assert again.read_text() == (folder / "results.json").read_text()
+    assert "personalized" in capsys.readouterr().out
 
 
 def test_chosen_clients_are_saved_as_checkpoints_that_give_their_numbers(federate, capsys):
@@ -23,9 +41,6 @@ def test_chosen_clients_are_saved_as_checkpoints_that_give_their_numbers(federat
         assert module.about["client"] == row["client"]
         assert torch.equal(module.model.state_dict()["body.0.0.weight"], shared["body.0.0.weight"])
         assert not torch.equal(module.model.head.weight, shared["head.weight"])
-        from lit_fedbabu.data import ClientData
-        from lit_fedbabu.training import evaluate
-
         evaluation = evaluate(module, ClientData(tiny_config(), row["client"], 0))
         assert evaluation.accuracy == row["personalized_accuracy"]
 

@@ -7,7 +7,7 @@ from lit_fedbabu import training
 from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import FourConvNet, build_model, parts_of, select, state_digest
 from lit_fedbabu.module import LitFedBABU
-from tests.conftest import tiny_config
+from tests.helpers import tiny_config
 
 
 def test_four_conv_net_has_the_papers_size():

@@ -12,7 +12,7 @@ from lit_fedbabu import runs
 from lit_fedbabu.data import ClientData, augment, normalize
 from lit_fedbabu.models import build_model, model_seed
 from lit_fedbabu.module import LitFedBABU
-from tests.conftest import FakeGrid, tiny_config
+from tests.helpers import FakeGrid, tiny_config
 
 
 def local_sgd(model, weights, config, client, seed, epochs, rate):
@@ -60,7 +60,7 @@ def algorithm_1(config) -> tuple[nn.Module, list[float], list[float]]:
 
 def test_a_federation_is_algorithm_1(federate):
     config = tiny_config(
-        num_clients=3, fraction_train=1.0, num_server_rounds=3, num_local_epochs=2, batch_size=64, weight_decay=0.0,
+        num_clients=3, fraction_train=1.0, num_server_rounds=3, num_local_epochs=2, weight_decay=0.0,
         num_finetune_epochs=3, finetune_learning_rate=0.01,
     )  # fmt: skip
     torch.set_num_threads(config.num_threads)
@@ -72,4 +72,4 @@ def test_a_federation_is_algorithm_1(federate):
     rows = json.loads((folder / "results.json").read_text())["clients"]
     assert [row["initial_accuracy"] for row in rows] == pytest.approx(initial, abs=1e-6)
     assert [row["personalized_accuracy"] for row in rows] == pytest.approx(personalized, abs=1e-6)
-    assert initial != personalized
+    assert len({*initial, *personalized}) > 2, "a problem that tells models apart"

@@ -9,7 +9,7 @@ from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData, augment, normalize
 from lit_fedbabu.models import build_model, model_seed, parts_of, select
-from tests.conftest import tiny_config
+from tests.helpers import tiny_config
 
 
 def batches(config, client, server_round):

@@ -1,0 +1,78 @@
+import random
+
+import datasets
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
+
+from lit_fedbabu import client_app
+from lit_fedbabu.config import Config
+
+
+def write_tiny_dataset(folder):
+    """Ten classes of noise around a colour of their own, 24 training and 10 test images each, as parquet files."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 25, (10, 1, 1, 3))
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list("abcdefghij"))})
+    for split, count in (("train", 24), ("test", 10)):
+        labels = list(range(10)) * count
+        images = [(colours[label] + rng.integers(0, 230, (32, 32, 3))).astype(np.uint8) for label in labels]
+        rows = {"img": [Image.fromarray(image) for image in images], "label": labels}
+        path = folder / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return folder
+
+
+def tiny_config(**changes):
+    """Six clients of the tiny dataset, two rounds."""
+    options = {
+        "dataset": tiny_config.dataset,
+        "num_clients": 6,
+        "num_server_rounds": 2,
+        "num_local_epochs": 1,
+        "fraction_train": 0.5,
+        "batch_size": 10,
+        "num_finetune_epochs": 1,
+        "evaluate_every": 1,
+        "precision": "32-true",
+        "weight_decay": 0.01,
+    }
+    return Config(**{**options, **changes})
+
+
+class FakeGrid:
+    """Flower's Grid in this process: real messages through the real ClientApp, without transport.
+
+    Node ids are random, as in Flower. ``messages`` and ``replies`` keep all that went over the wire.
+    """
+
+    def __init__(self, config, nodes=1, shuffle=False, run_config=None):
+        self.random = random.Random(nodes)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # as in a server's process
+        ids = [self.random.getrandbits(60) for _ in range(nodes)]
+        run_config = run_config or config.to_run_config()
+        self.contexts = {
+            node: Context(1, node, {"partition-id": place, "num-partitions": nodes}, RecordDict(), run_config)
+            for place, node in enumerate(ids)
+        }
+        self.shuffle = shuffle
+        self.messages, self.replies = [], []
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            replies.append(self.answer(message, self.contexts[node]))
+        self.messages += messages
+        self.replies += replies
+        if self.shuffle:
+            self.random.shuffle(replies)
+        return replies
+
+    def answer(self, message, context) -> Message:
+        return client_app.app(message, context)
