@@ -23,7 +23,9 @@ class FedBABUClient(NumPyClient):
         self.client = client
         self.shared_names = list(shared_state(config, update.initial_module(config).model.state_dict()))
 
-    def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[list[np.ndarray], int, dict[str, float]]:
+    def fit(
+        self, parameters: list[np.ndarray], config: dict[str, Any]
+    ) -> tuple[list[np.ndarray], int, dict[str, float]]:
         """Train for one round.
 
         Args:

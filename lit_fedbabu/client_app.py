@@ -36,7 +36,9 @@ def train(message: Message, context: Context) -> Message:
     metrics: dict[str, list] = defaultdict(list)
     for client in order["clients"]:
         participant = _participant(config, client)
-        arrays, count, told = participant.fit([received[name].numpy() for name in participant.shared_names], dict(order))
+        arrays, count, told = participant.fit(
+            [received[name].numpy() for name in participant.shared_names], dict(order)
+        )
         for name, array in zip(participant.shared_names, arrays, strict=True):
             stacks[name].append(array)
         for key, value in {"client": client, "num_train": count, **told}.items():

@@ -70,9 +70,7 @@ class Config:
     )
     momentum: float = _option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
     weight_decay: float = _option(0.0, "of SGD, on the trained part only", low=0)
-    finetune_part: str = _option(
-        "full", "what fine-tuning trains", choices=("head", "body", "full")
-    )
+    finetune_part: str = _option("full", "what fine-tuning trains", choices=("head", "body", "full"))
     num_finetune_epochs: int = _option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = _option(
         0.001, "of SGD while fine-tuning; the paper's is the decayed rate of the last rounds", above=0

@@ -33,7 +33,9 @@ def partition(config: Config) -> Partition:
     source = sources.load(config.dataset)
     classes = len(source.class_names)
     if config.num_clients > len(source.train.labels):
-        raise ConfigError("num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images")
+        raise ConfigError(
+            "num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images"
+        )
     if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological"):
         raise ConfigError("num-classes-per-client", config.num_classes_per_client, f"the dataset has {classes} classes")
     dealt = PARTITIONERS[config.partitioner](config, np.asarray(source.train.labels), np.asarray(source.test.labels))
@@ -99,7 +101,9 @@ def _with_flower(make: Callable) -> Callable[[Config, np.ndarray, np.ndarray], P
                 parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
         except ValueError as error:
             reason = " ".join(str(error).split())[:120]
-            raise ConfigError("partitioner", config.partitioner, f"{reason}; lower num-clients = {config.num_clients}") from None
+            raise ConfigError(
+                "partitioner", config.partitioner, f"{reason}; lower num-clients = {config.num_clients}"
+            ) from None
         train = tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
         return Partition(train, _test_like(train, train_labels, test_labels, rng))
 

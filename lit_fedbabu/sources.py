@@ -159,7 +159,8 @@ def _hugging_face(dataset: str) -> tuple[dict[str, Split], list[str]]:
 
 
 def _columns(dataset: str, features: dict[str, Any]) -> tuple[str, str]:
-    from datasets import ClassLabel, Image as ImageFeature
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
 
     images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]

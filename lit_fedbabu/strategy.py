@@ -134,7 +134,9 @@ class SharedParts(Strategy):
         rows.sort(key=lambda row: row[0])
         total = sum(count for _, count, _, _ in rows)
         averages = {
-            name: (sum(count * state[name].astype(np.float64) for _, count, _, state in rows) / total).astype(first.dtype)
+            name: (sum(count * state[name].astype(np.float64) for _, count, _, state in rows) / total).astype(
+                first.dtype
+            )
             for name, first in rows[0][3].items()
         }
         averaged = ArrayRecord({name: Array(values) for name, values in averages.items()})
@@ -221,7 +223,9 @@ class SharedParts(Strategy):
         answered: list[int] = []
         for reply in replies:
             if reply.has_error():
-                place = self.nodes.index(reply.metadata.src_node_id) if reply.metadata.src_node_id in self.nodes else "?"
+                place = (
+                    self.nodes.index(reply.metadata.src_node_id) if reply.metadata.src_node_id in self.nodes else "?"
+                )
                 runs.record_failure(self.folder, server_round, str(place), reply.error.reason)
                 raise RunError(f"round {server_round}: node {place} failed: {reply.error.reason}")
             answered += reply.content["metrics"]["client"]

@@ -58,7 +58,9 @@ def resolve_precision(precision: str) -> str:
 
 def hardware() -> dict[str, str]:
     """What decides the last bits of a result besides the configuration: device and PyTorch build."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    )
     return {"device": device, "torch": torch.__version__}
 
 

@@ -52,7 +52,10 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     shutil.copy(folder / runs.LAST_CHECKPOINT, alone)
     for _ in range(2):
         assert finetune.main([str(alone), "--clients", "0"]) == 0
-    assert {path.name for path in (alone.parent / "finetune").iterdir()} == {"full-1epochs-lr0.001", "full-1epochs-lr0.001-2"}
+    assert {path.name for path in (alone.parent / "finetune").iterdir()} == {
+        "full-1epochs-lr0.001",
+        "full-1epochs-lr0.001-2",
+    }
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_bad_options_are_refused_before_anything_starts(options, expected, tmp_p
 def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
     """The server refuses what only it can see: a folder that appeared after the first look."""
     script = (
-        "import sys; from lit_fedbabu import run, runs; runs.refuse_existing = lambda folder: folder.mkdir(parents=True);"
+        "import sys; from lit_fedbabu import run, runs; "
+        "runs.refuse_existing = lambda folder: folder.mkdir(parents=True);"
         "sys.exit(run.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, *words(output_dir=tmp_path, run_name="taken")]
