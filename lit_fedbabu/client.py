@@ -7,7 +7,6 @@ import torch
 from flwr.client import NumPyClient
 
 from lit_fedbabu import update
-from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.config import Config
 
 
@@ -21,7 +20,7 @@ class FedBABUClient(NumPyClient):
     def __init__(self, config: Config, client: int) -> None:
         self.config = config
         self.client = client
-        self.shared_names = list(shared_state(config, update.initial_module(config).model.state_dict()))
+        self.shared_names = update.shared_names(config)
 
     def fit(
         self, parameters: list[np.ndarray], config: dict[str, Any]

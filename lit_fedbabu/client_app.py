@@ -1,10 +1,11 @@
 """Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient after another."""
 
 from collections import defaultdict
-from functools import lru_cache
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from lit_fedbabu import runs
@@ -30,18 +31,13 @@ def place(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the asked clients; the reply has each shared array once per client, stacked in their order."""
-    config, order = _checked(message, context)
-    received = message.content["arrays"]
-    stacks: dict[str, list[np.ndarray]] = {name: [] for name in received}
+    stacks: dict[str, list[np.ndarray]] = defaultdict(list)
     metrics: dict[str, list] = defaultdict(list)
-    for client in order["clients"]:
-        participant = _participant(config, client)
-        arrays, count, told = participant.fit(
-            [received[name].numpy() for name in participant.shared_names], dict(order)
-        )
+    for participant, received, order in _asked(message, context):
+        arrays, count, told = participant.fit(received, order)
         for name, array in zip(participant.shared_names, arrays, strict=True):
             stacks[name].append(array)
-        for key, value in {"client": client, "num_train": count, **told}.items():
+        for key, value in {"client": participant.client, "num_train": count, **told}.items():
             metrics[key].append(value)
     trained = ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()})
     return Message(RecordDict({"arrays": trained, "metrics": MetricRecord(metrics)}), reply_to=message)
@@ -50,27 +46,24 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the asked clients, with personal models where the message says so."""
-    config, order = _checked(message, context)
-    received = message.content["arrays"]
     metrics: dict[str, list] = defaultdict(list)
-    for client in order["clients"]:
-        participant = _participant(config, client)
-        *_, row = participant.evaluate([received[name].numpy() for name in participant.shared_names], dict(order))
-        for key, value in {"client": client, **row}.items():
+    for participant, received, order in _asked(message, context):
+        *_, row = participant.evaluate(received, order)
+        for key, value in {"client": participant.client, **row}.items():
             metrics[key].append(value)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-@lru_cache(maxsize=1024)
-def _participant(config: Config, client: int) -> FedBABUClient:
-    return FedBABUClient(config, client)
-
-
-def _checked(message: Message, context: Context) -> tuple[Config, ConfigRecord]:
-    order = message.content["config"]
+def _asked(message: Message, context: Context) -> Iterator[tuple[FedBABUClient, list[np.ndarray], dict[str, Any]]]:
+    """The clients that a message is for, each with the received arrays and what the server asks."""
+    order = dict(message.content["config"])
     if order["source-digest"] != runs.source_digest():
         raise ValueError(
             f"the server runs {order['source-folder']} but this node runs {runs.package_folder()}, and their code"
             " differs; install the same version on both, or end the flower-superlink that was started elsewhere"
         )
-    return Config.from_run_config(context.run_config), order
+    config = Config.from_run_config(context.run_config)
+    received = message.content["arrays"]
+    for client in order["clients"]:
+        participant = FedBABUClient(config, client)
+        yield participant, [received[name].numpy() for name in participant.shared_names], order

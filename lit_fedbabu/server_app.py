@@ -31,9 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         federate(grid, config)
     except (ConfigError, RunError) as error:
         say(f"error: {error}")
-        # Flower prints the traceback of what its ServerApp raises; ours is the one line above.
-        sys.tracebacklimit = 0
-        raise
+        raise error.with_traceback(None) from None  # so that the run has failed; Flower logs it again
 
 
 def federate(grid: Grid, config: Config) -> Path:

@@ -1,6 +1,7 @@
 """What a client does with its model: train for a round, be evaluated, become personal."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -15,6 +16,12 @@ from lit_fedbabu.module import LitFedBABU
 def initial_module(config: Config) -> LitFedBABU:
     """The module as every participant builds it before the first round: random body, random head."""
     return training.new_module(config, len(sources.load(config.dataset).class_names), model_seed(config))
+
+
+@lru_cache(maxsize=4)
+def shared_names(config: Config) -> tuple[str, ...]:
+    """Names of what travels, in the order of the model's state."""
+    return tuple(shared_state(config, initial_module(config).model.state_dict()))
 
 
 def received_module(config: Config, received: Mapping[str, Tensor]) -> LitFedBABU:
