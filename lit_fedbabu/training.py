@@ -95,7 +95,9 @@ def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
     module.test_loss.reset()
     module.test_accuracy.reset()
     _trainer(data.config).test(module, datamodule=data, verbose=False)
-    return Evaluation(module.test_loss.compute().item(), module.test_accuracy.compute().item(), len(data.test_set))
+    count = len(data.test_set)
+    hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
+    return Evaluation(module.test_loss.compute().item(), hits / count, count)
 
 
 def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int, learning_rate: float) -> Personal:
