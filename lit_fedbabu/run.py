@@ -148,7 +148,7 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
                 told_error |= text.startswith("error:")
                 print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
         stream.wait()
-    status = _status(home)
+    status, details = _status(home)
     if folder.exists():
         shutil.copy(log, folder / "flower.log")
     if status == "finished:completed" and (folder / "results.json").exists():
@@ -157,19 +157,20 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
     if not told_error:
         kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
         shutil.copy(log, kept)
-        print(f"error: the run ended as {status!r}; Flower's log is {kept}", file=sys.stderr)
+        print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)
     return 1
 
 
-def _status(home: Path) -> str:
-    """Flower's own word on the only run there is."""
+def _status(home: Path) -> tuple[str, str]:
+    """Flower's own word on the only run there is, and its reason."""
     answer = subprocess.run(
         [_program("flwr"), "list", "own", "--format", "json"], env=_environment(home), capture_output=True, text=True
     )
     try:
-        return json.loads(answer.stdout)["runs"][0]["status"]
+        run = json.loads(answer.stdout)["runs"][0]
+        return run["status"], " ".join(run.get("status-details", "").split())
     except (ValueError, LookupError):
-        return "not submitted"
+        return "not submitted", " ".join(answer.stderr.split())[-200:]
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,25 +24,32 @@ TINY = {
 }
 
 
+@pytest.fixture
+def temp():
+    """A folder for a run's own files, short enough for the names of Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="lfb-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def words(**options):
     return [f"{key.replace('_', '-')}={value}" for key, value in {**TINY, **options}.items()]
 
 
-def ours(home_prefix="lit_fedbabu-"):
-    """Processes that a run has started and not ended."""
+def ours(folder):
+    """Processes of Flower whose home is in the folder."""
     found = []
     for process in psutil.process_iter():
         try:
-            if home_prefix in process.environ().get("FLWR_HOME", ""):
+            if folder in process.environ().get("FLWR_HOME", ""):
                 found.append(process)
         except psutil.Error:
             pass
     return found
 
 
-def test_flwr_run_from_command_to_personal_accuracies(tmp_path):
+def test_flwr_run_from_command_to_personal_accuracies(tmp_path, temp):
     """The real thing: a process tree of Flower and Ray, as a user starts it, and its offline twin."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(temp)}
     command = [sys.executable, "-m", "lit_fedbabu.run", *words(run_name="tiny", output_dir=tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,7 +58,7 @@ def test_flwr_run_from_command_to_personal_accuracies(tmp_path):
     folder = tmp_path / "out" / "tiny"
     assert len(json.loads((folder / "results.json").read_text())["clients"]) == 4
     assert "[ROUND 1/1]" in (folder / "flower.log").read_text()
-    assert ours(str(tmp_path)) == [], "processes were left running"
+    assert ours(str(temp)) == [], "processes were left running"
     command = [sys.executable, "-m", "lit_fedbabu.finetune", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,20 +66,20 @@ def test_flwr_run_from_command_to_personal_accuracies(tmp_path):
     assert again.read_text() == (folder / "results.json").read_text()
 
 
-def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path):
+def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path, temp):
     command = [sys.executable, "-m", "lit_fedbabu.run", *words(output_dir=tmp_path / "out", num_server_rounds=1000)]
     process = subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env={**os.environ, "TMPDIR": str(temp)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
         if "run folder" in line:
             break
-    assert ours(str(tmp_path))
+    assert ours(str(temp))
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read().splitlines()[-1] == "stopped"
-    assert ours(str(tmp_path)) == []
-    assert list(tmp_path.glob("lit_fedbabu-*")) == []
+    assert ours(str(temp)) == []
+    assert list(temp.glob("lit_fedbabu-*")) == []
 
 
 @pytest.mark.slow
