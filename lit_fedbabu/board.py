@@ -12,6 +12,8 @@ from lit_fedbabu import runs
 from lit_fedbabu.config import Config
 
 ACCURACIES = ("initial", "personalized")
+BAND = "accuracy_band"
+"""The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
 
 
 class Board:
@@ -22,7 +24,7 @@ class Board:
         options = "\n".join(f"| {key} | {value} |" for key, value in config.to_run_config().items())
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
-            name: ["Margin", [f"accuracy/{name}_{end}" for end in ("mean", "mean_minus_std", "mean_plus_std")]]
+            name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
             for name in ACCURACIES
         }
         self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
@@ -41,12 +43,12 @@ class Board:
         """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
         over = runs.spread(values)
         scalars = {
-            "mean": over["mean"],
-            "mean_minus_std": over["mean"] - over["std"],
-            "mean_plus_std": over["mean"] + over["std"],
-            "worst_decile": over["worst_decile"],
+            f"accuracy/{name}_mean": over["mean"],
+            f"accuracy/{name}_worst_decile": over["worst_decile"],
+            f"{BAND}/{name}_minus_std": over["mean"] - over["std"],
+            f"{BAND}/{name}_plus_std": over["mean"] + over["std"],
         }
-        self.round(server_round, {f"accuracy/{name}_{key}": value for key, value in scalars.items()})
+        self.round(server_round, scalars)
         edges = np.linspace(0, 1, 21)
         self._writer.add_histogram(f"accuracy/{name}_of_clients", np.asarray(values), server_round, bins=edges)
 

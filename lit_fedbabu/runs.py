@@ -56,7 +56,13 @@ def refuse_existing(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # this package itself, where Flower unpacked the app
+            found[name] = "not installed"
+    return found
 
 
 @lru_cache

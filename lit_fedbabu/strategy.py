@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,12 @@ class SharedParts(Strategy):
                 rows.append((*told, {name: stack[place] for name, stack in stacks.items()}))
         rows.sort(key=lambda row: row[0])
         total = sum(count for _, count, _, _ in rows)
-        averages = {
-            name: (sum(count * state[name].astype(np.float64) for _, count, _, state in rows) / total).astype(
-                first.dtype
-            )
-            for name, first in rows[0][3].items()
-        }
+
+        def average(name: str) -> np.ndarray:
+            weighted = sum(count * state[name].astype(np.float64) for _, count, _, state in rows)
+            return (weighted / total).astype(rows[0][3][name].dtype)
+
+        averages = {name: average(name) for name in rows[0][3]}
         averaged = ArrayRecord({name: Array(values) for name, values in averages.items()})
         if not all(np.isfinite(values).all() for values in averages.values()):
             raise RunError(
@@ -147,7 +148,7 @@ class SharedParts(Strategy):
         loss = sum(count * loss for _, count, loss, _ in rows) / total
         seconds = time.monotonic() - self._started
         self._seconds += seconds
-        minutes_left = self._seconds / server_round * (self.config.num_server_rounds - server_round) / 60
+        left = timedelta(seconds=round(self._seconds / server_round * (self.config.num_server_rounds - server_round)))
         self.save(server_round, averaged)
         self.board.round(
             server_round,
@@ -162,7 +163,7 @@ class SharedParts(Strategy):
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
             f"  learning rate {self.config.learning_rate_in(server_round):.3g}  {seconds:.1f} s"
-            f"  ({minutes_left:.0f} min of training left)"
+            f"  {left} of training left"
         )
         return averaged, None
 

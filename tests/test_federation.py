@@ -113,15 +113,20 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     each_round, last = [1, 2], [2]
-    over_clients = ("mean", "mean_plus_std", "mean_minus_std", "worst_decile")
+    over_clients = (
+        "accuracy/{}_mean",
+        "accuracy/{}_worst_decile",
+        "accuracy_band/{}_minus_std",
+        "accuracy_band/{}_plus_std",
+    )
     assert steps == {
         "train/loss": each_round,
         "train/learning_rate": each_round,
         "communication/bytes_up": each_round,
         "communication/bytes_down": each_round,
         "time/seconds_per_round": each_round,
-        **{f"accuracy/initial_{name}": each_round for name in over_clients},
-        **{f"accuracy/personalized_{name}": last for name in over_clients},
+        **{tag.format("initial"): each_round for tag in over_clients},
+        **{tag.format("personalized"): last for tag in over_clients},
     }
     assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
     assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
