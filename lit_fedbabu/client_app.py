@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from lit_fedbabu import runs
+from lit_fedbabu import runs, training
 from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.config import Config
 
@@ -17,15 +17,19 @@ app = ClientApp()
 
 @app.query("place")
 def place(message: Message, context: Context) -> Message:
-    """Tell which of how many nodes this is; it hosts the clients c with c mod nodes == node."""
+    """Tell which of how many nodes this is, and what it trains on. It hosts the clients c with c mod nodes == node."""
     node = context.node_config
     if "partition-id" not in node or "num-partitions" not in node:
         raise ValueError(
             "node-config has no partition-id and num-partitions; start the SuperNode with"
             " --node-config 'partition-id=0 num-partitions=3'"
         )
-    answer = MetricRecord({"node": int(node["partition-id"]), "nodes": int(node["num-partitions"])})
-    return Message(RecordDict({"place": answer}), reply_to=message)
+    answer = {
+        "node": int(node["partition-id"]),
+        "nodes": int(node["num-partitions"]),
+        "trains-on": training.trains_on(Config.from_run_config(context.run_config)),
+    }
+    return Message(RecordDict({"place": ConfigRecord(answer)}), reply_to=message)
 
 
 @app.train()

@@ -31,8 +31,8 @@ def default_run_name(config: Config) -> str:
     return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def create(config: Config, facts: Mapping[str, str]) -> Path:
-    """Make the run's folder and write ``config.toml``: every option, versions and hardware.
+def create(config: Config) -> Path:
+    """Make the run's folder, with the effective configuration in it.
 
     Raises:
         ConfigError: the folder exists already, or cannot be made.
@@ -43,9 +43,14 @@ def create(config: Config, facts: Mapping[str, str]) -> Path:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ConfigError("output-dir", config.output_dir, f"{folder} cannot be made: {error.strerror}") from None
+    write_config(folder, config, {})
+    return folder
+
+
+def write_config(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
+    """Write ``config.toml``: every option, versions, and the given facts about the machines."""
     about = {**config.to_run_config(), "environment": {**versions(), **facts}}
     write_whole(folder / "config.toml", tomli_w.dumps(about))
-    return folder
 
 
 def refuse_existing(folder: Path) -> None:

@@ -36,8 +36,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def federate(grid: Grid, config: Config) -> Path:
     """Run all rounds and personalize all clients; returns the run's folder."""
-    precision = training.resolve_precision(config.precision)
-    folder = runs.create(config, {**training.hardware(), "precision_on_server": precision})
+    folder = runs.create(config)
     say(f"run folder {folder}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
@@ -52,7 +51,11 @@ def federate(grid: Grid, config: Config) -> Path:
         if server_round == config.num_server_rounds:
             training.save_checkpoint(whole, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
 
-    strategy = SharedParts(config, find_nodes(grid), folder, board, save, say)
+    nodes = find_nodes(grid)
+    trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
+    runs.write_config(folder, config, {"trains-on": trains_on})
+    say(f"training on {trains_on}")
+    strategy = SharedParts(config, [node.id for node in nodes], folder, board, save, say)
     strategy.start(
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),

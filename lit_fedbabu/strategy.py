@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,8 +22,15 @@ class RunError(RuntimeError):
     """The run cannot go on; the message says in one line why and what to do."""
 
 
-def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[int]:
-    """Flower's node ids, which are random, ordered by the place that each node says it has.
+class Node(NamedTuple):
+    """A Flower node: its id, which is random, and what it says its device and precision are."""
+
+    id: int
+    trains_on: str
+
+
+def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
+    """All nodes, ordered by the place that each says it has.
 
     Waits until all nodes have registered: simulated ones appear while the server already runs.
 
@@ -36,7 +43,7 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[int]:
         ids = sorted(grid.get_node_ids())
         if ids and ids == asked:  # nobody came since the last look: ask them all
             places = [reply.content["place"] for reply in _answers(grid, "query.place", ids, timeout_s)]
-            expected = max(int(place["nodes"]) for place in places)
+            expected = max(place["nodes"] for place in places)
             if len(places) >= expected:
                 break
             while len(ids) < expected and time.monotonic() < deadline:
@@ -46,7 +53,7 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[int]:
             raise RunError(f"only {len(ids)} nodes came within {timeout_s:.0f} s; start the others first")
         asked = ids
         time.sleep(0.5)
-    by_place = {int(place["node"]): node for place, node in zip(places, asked, strict=True)}
+    by_place = {place["node"]: Node(node, place["trains-on"]) for place, node in zip(places, asked, strict=True)}
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; give each its own partition-id")
     return [by_place[place] for place in range(expected)]

@@ -56,12 +56,11 @@ def resolve_precision(precision: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def hardware() -> dict[str, str]:
-    """What decides the last bits of a result besides the configuration: device and PyTorch build."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    )
-    return {"device": device, "torch": torch.__version__}
+def trains_on(config: Config) -> str:
+    """What decides the last bits on this machine, as in "cpu AVX2 in 32-true with torch 2.15.0"."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device} in {resolve_precision(config.precision)} with torch {torch.__version__}"
 
 
 def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:

@@ -93,7 +93,8 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     saved = tomllib.loads((folder / "config.toml").read_text())
     environment = saved.pop("environment")
     assert saved == {**config.to_run_config(), "output-dir": str(folder.parent), "run-name": folder.name}
-    assert environment["precision_on_server"] == "32-true" and environment["torch"] == torch.__version__
+    assert environment["trains-on"].endswith(f"in 32-true with torch {torch.__version__}")
+    assert environment["torch"] == torch.__version__.partition("+")[0]
 
     outcome = json.loads((folder / "results.json").read_text())
     assert (outcome["algorithm"], outcome["round"]) == ("fedbabu", 2)
@@ -215,7 +216,7 @@ def test_nodes_are_ordered_by_their_place_even_if_they_register_late():
     grid = FakeGrid(tiny_config(), 4)
     late = iter([[], list(grid.contexts)[:1], list(grid.contexts)[:1], list(grid.contexts)[:3]])
     grid.get_node_ids = lambda: next(late, list(grid.contexts)[::-1])
-    assert find_nodes(grid) == list(grid.contexts)
+    assert [node.id for node in find_nodes(grid)] == list(grid.contexts)
 
 
 def test_nodes_that_never_come_are_named():
