@@ -1,11 +1,14 @@
+import itertools
 import json
 import re
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app, runs, server_app, update
@@ -65,6 +68,27 @@ def test_the_average_is_over_clients_weighted_by_their_images(federate, tmp_path
     for name in received:
         mean = sum(count * state[name].double() for state, count, _ in updates) / total
         assert torch.equal(final[name], mean.float()), name
+
+
+def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
+    config = tiny_config()
+    saved = []
+    board = SimpleNamespace(round=lambda *_: None)
+    strategy = SharedParts(config, [7], tmp_path, board, lambda _, arrays: saved.append(arrays["w"].numpy()), print)
+    clients = strategy.participants(1)
+    # In float64, 2^60 + 1 is 2^60: the sum is 0 in this order and 1 if the 1 comes last.
+    values = dict(zip(clients, np.float32([2.0**60, 1.0, -(2.0**60)]), strict=True))
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    asked = Message(RecordDict(), 7, "train")
+
+    def reply(client):
+        metrics = {"client": [client], "num_train": [1], "train_loss": [0.5]}
+        arrays = ArrayRecord({"w": Array(values[client].reshape(1, 1))})
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=asked)
+
+    for order in itertools.permutations(clients):
+        strategy.aggregate_train(1, [reply(client) for client in order])
+    assert [array.tolist() for array in saved] == [[0.0]] * 6
 
 
 def test_sampling_is_without_replacement_and_by_seed_and_round():
@@ -161,7 +185,7 @@ class BrokenGrid(FakeGrid):
 
 def error_reply(app):
     """What Flower does with a ClientApp that raises: an error instead of a reply."""
-    from flwr.app import Error, Message
+    from flwr.app import Error
 
     def answer(message, context):
         try:
