@@ -152,7 +152,7 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
     if folder.exists():
         shutil.copy(log, folder / "flower.log")
     if status == "finished:completed" and (folder / "results.json").exists():
-        print(f"TensorBoard: tensorboard --logdir {folder.parent}", flush=True)
+        print(f"TensorBoard: {_program('tensorboard')} --logdir {folder.parent}", flush=True)
         return 0
     if not told_error:
         kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
