@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_fedbabu.config import Config
+from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.data import ClientData
 from lit_fedbabu.module import LitFedBABU
 
@@ -47,7 +47,13 @@ class Personal:
 
 
 def resolve_precision(precision: str) -> str:
-    """The Lightning precision that "auto" stands for on this machine; any other is itself."""
+    """The Lightning precision that "auto" stands for on this machine; any other is itself.
+
+    Raises:
+        ConfigError: 16-mixed without a GPU, which Lightning would silently replace.
+    """
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        raise ConfigError("precision", precision, "needs a GPU, and this machine has none; take auto or 32-true")
     if precision != "auto":
         return precision
     if torch.cuda.is_available():

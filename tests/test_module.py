@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from lit_fedbabu import training
+from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import FourConvNet, build_model, parts_of, select, state_digest
 from lit_fedbabu.module import LitFedBABU
@@ -97,4 +98,19 @@ def test_auto_precision_follows_the_hardware(monkeypatch):
     for has_bf16, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16, **_: has_bf16)
         assert training.resolve_precision("auto") == expected
-    assert training.resolve_precision("64-true") == "64-true"
+    assert training.resolve_precision("32-true") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match='precision = "16-mixed": needs a GPU'):
+        training.resolve_precision("16-mixed")
+
+
+def test_mixed_precision_trains_float32_weights():
+    config = tiny_config(precision="bf16-mixed")
+    module = training.new_module(config, 10, model_seed=5)
+    before = state_digest(module.model.state_dict())
+    loss = training.fit(module, ClientData(config, 0, seed=1), mode="full", epochs=1, learning_rate=0.01)
+    full = training.new_module(config, 10, model_seed=5)
+    in_float32 = ClientData(tiny_config(precision="32-true"), 0, seed=1)
+    assert loss == pytest.approx(training.fit(full, in_float32, mode="full", epochs=1, learning_rate=0.01), rel=0.05)
+    assert {value.dtype for value in module.model.state_dict().values()} == {torch.float32}
+    assert len({before, state_digest(module.model.state_dict()), state_digest(full.model.state_dict())}) == 3
