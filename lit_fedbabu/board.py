@@ -12,7 +12,7 @@ from lit_fedbabu import runs
 from lit_fedbabu.config import Config
 
 ACCURACIES = ("initial", "personalized")
-BAND = "accuracy_band"
+BAND = "band"
 """The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
 
 

@@ -141,8 +141,8 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     over_clients = (
         "accuracy/{}_mean",
         "accuracy/{}_worst_decile",
-        "accuracy_band/{}_minus_std",
-        "accuracy_band/{}_plus_std",
+        "band/{}_minus_std",
+        "band/{}_plus_std",
     )
     assert steps == {
         "train/loss": each_round,
