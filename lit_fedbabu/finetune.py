@@ -125,8 +125,8 @@ def finetune(federated: Federated, clients: list[int], save_to: Path | None = No
         save_to: a folder for one checkpoint per client; None saves none.
     """
     work = partial(_personalize, federated, save_to)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = 1 if torch.cuda.is_available() else min(len(clients), max(1, cores // federated.config.num_threads))
+    side_by_side = max(1, runs.available_cores() // federated.config.num_threads)
+    workers = 1 if torch.cuda.is_available() else min(len(clients), side_by_side)
     with _mapper(workers) as mapped:
         rows = list(track(mapped(work, clients), description="fine-tuning", total=len(clients)))
     return runs.results(federated.config.algorithm, federated.server_round, rows)

@@ -1,6 +1,5 @@
 """Models of two parts: a ``body`` that extracts features and a ``head`` that classifies them."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -74,12 +73,3 @@ def select(state: Mapping[str, Tensor], parts: Iterable[str]) -> dict[str, Tenso
     """The entries of a model's state that lie in the given parts, in the state's order."""
     prefixes = tuple(f"{part}." for part in parts)
     return {name: value for name, value in state.items() if name.startswith(prefixes)}
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """A short digest of names, shapes and bits of a state: equal exactly if the weights are."""
-    digest = hashlib.sha256()
-    for name, value in state.items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

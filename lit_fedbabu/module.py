@@ -29,7 +29,7 @@ class LitFedBABU(L.LightningModule):
     """
 
     about: dict[str, Any]
-    """Where these weights come from (configuration, round, classes, client); travels in checkpoints."""
+    """Where these weights come from (configuration, round, client); travels in checkpoints."""
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ def _resources(config: Config) -> str:
     """Flower's --federation-config: a worker for every GPU, or for every ``num-threads`` cores."""
     import torch
 
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    cores = runs.available_cores()
     gpus = torch.cuda.device_count()
     workers = gpus or max(1, cores // config.num_threads)
     nodes = min(config.num_clients, NODES_PER_WORKER * workers)
@@ -149,14 +149,12 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
                 print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
         stream.wait()
     status, details = _status(home)
-    if folder.exists():
-        shutil.copy(log, folder / "flower.log")
+    kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
+    shutil.copy(log, kept)
     if status == "finished:completed" and (folder / "results.json").exists():
         print(f"TensorBoard: {_program('tensorboard')} --logdir {folder.parent}", flush=True)
         return 0
     if not told_error:
-        kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
-        shutil.copy(log, kept)
         print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)
     return 1
 

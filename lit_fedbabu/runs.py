@@ -84,6 +84,11 @@ def package_folder() -> Path:
     return Path(__file__).resolve().parent
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean, population standard deviation and worst decile over clients.
 

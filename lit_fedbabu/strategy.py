@@ -42,7 +42,7 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
     while True:
         ids = sorted(grid.get_node_ids())
         if ids and ids == asked:  # nobody came since the last look: ask them all
-            places = [reply.content["place"] for reply in _answers(grid, "query.place", ids, timeout_s)]
+            places = _places(grid, ids, timeout_s)
             expected = max(place["nodes"] for place in places)
             if len(places) >= expected:
                 break
@@ -59,15 +59,15 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
     return [by_place[place] for place in range(expected)]
 
 
-def _answers(grid: Grid, kind: str, nodes: list[int], timeout_s: float) -> list[Message]:
-    """Replies of the nodes, in the order of ``nodes``."""
-    messages = [Message(RecordDict(), node, kind) for node in nodes]
+def _places(grid: Grid, nodes: list[int], timeout_s: float) -> list[ConfigRecord]:
+    """What the nodes answer to "query.place", in the order of ``nodes``."""
+    messages = [Message(RecordDict(), node, "query.place") for node in nodes]
     replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
     for node in nodes:
         if node not in replies or replies[node].has_error():
             reason = replies[node].error.reason if node in replies else f"no answer within {timeout_s:.0f} s"
             raise RunError(f"a node did not say which clients it hosts: {reason}")
-    return [replies[node] for node in nodes]
+    return [replies[node].content["place"] for node in nodes]
 
 
 class SharedParts(Strategy):

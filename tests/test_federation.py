@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu import client_app, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.models import select, state_digest
+from lit_fedbabu.models import select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-from tests.helpers import FakeGrid, tiny_config
+from tests.helpers import FakeGrid, state_digest, tiny_config
 
 
 def final_digest(folder):

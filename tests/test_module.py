@@ -6,9 +6,9 @@ from torch.nn import functional
 from lit_fedbabu import training
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData
-from lit_fedbabu.models import FourConvNet, build_model, parts_of, select, state_digest
+from lit_fedbabu.models import FourConvNet, build_model, parts_of, select
 from lit_fedbabu.module import LitFedBABU
-from tests.helpers import tiny_config
+from tests.helpers import state_digest, tiny_config
 
 
 def test_four_conv_net_has_the_papers_size():
