@@ -21,7 +21,7 @@ class Board:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._writer = SummaryWriter(str(folder))
-        options = "\n".join(f"| {key} | {value} |" for key, value in config.to_run_config().items())
+        options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
             name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
@@ -29,7 +29,7 @@ class Board:
         }
         self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
         measures = {f"accuracy/{name}_mean": 0.0 for name in ACCURACIES}
-        experiment, start, self._end = hparams(config.to_run_config(), measures)
+        experiment, start, self._end = hparams(config.experiment(), measures)
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)
 

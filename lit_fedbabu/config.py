@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+PLACES = ("output-dir", "run-name")
+"""Keys that say where a run lies and nothing about its numbers."""
+
 
 class ConfigError(ValueError):
     """Bad input, told in one line that names the key, the value and the remedy."""
@@ -121,6 +124,10 @@ class Config:
     def to_run_config(self) -> dict[str, Any]:
         """The same options under their kebab-case keys."""
         return {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def experiment(self) -> dict[str, Any]:
+        """The options that decide numbers: all but those that name places."""
+        return {key: value for key, value in self.to_run_config().items() if key not in PLACES}
 
     def derived_seed(self, purpose: str, *ids: int) -> int:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""

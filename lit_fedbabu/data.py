@@ -41,6 +41,9 @@ class ClientData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return _batches(self.test_set, SequentialSampler(self.test_set), self.config.test_batch_size)
 
+    val_dataloader = test_dataloader
+    """While fine-tuning, the test images are looked at after every epoch; nothing is chosen by them."""
+
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if self.trainer.training:

@@ -23,10 +23,10 @@ from lit_fedbabu.config import Config, ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Federated:
-    """What a federation left: its configuration, its last round and the state that its clients share."""
+    """What a federation left: its configuration, its history and the state that its clients share."""
 
     config: Config
-    server_round: int
+    rounds: list[dict[str, Any]]
     shared: dict[str, torch.Tensor]
 
 
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> Federated:
         about = content["lit_fedbabu"]
         config = Config.from_run_config(about["config"])
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        return Federated(config, about["round"], shared_state(config, state))
+        return Federated(config, about["rounds"], shared_state(config, state))
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that a run of lit_fedbabu wrote ({reason})") from None
@@ -129,7 +129,7 @@ def finetune(federated: Federated, clients: list[int], save_to: Path | None = No
     workers = 1 if torch.cuda.is_available() else min(len(clients), side_by_side)
     with _mapper(workers) as mapped:
         rows = list(track(mapped(work, clients), description="fine-tuning", total=len(clients)))
-    return runs.results(federated.config.algorithm, federated.server_round, rows)
+    return runs.results(federated.config.algorithm, federated.rounds, rows)
 
 
 def _personalize(federated: Federated, save_to: Path | None, client: int) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def _personalize(federated: Federated, save_to: Path | None, client: int) -> dic
     module, outcome = update.personal_model(federated.config, client, federated.shared)
     if save_to is not None:
         module.about = {
-            "config": federated.config.to_run_config(),
-            "round": federated.server_round,
+            "config": federated.config.experiment(),
+            "round": federated.rounds[-1]["round"],
             "client": client,
         }
         training.save_checkpoint(module, save_to / f"client_{client:04d}.ckpt")

@@ -82,6 +82,8 @@ class LitFedBABU(L.LightningModule):
         self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
         self.test_accuracy.update(logits, labels)
 
+    validation_step = test_step
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lit_fedbabu"] = self.about
 

@@ -22,6 +22,7 @@ MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
+BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -99,13 +100,39 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(ordered.mean()), "std": float(ordered.std()), "worst_decile": float(worst.mean())}
 
 
-def results(algorithm: str, server_round: int, clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of results.json: every client's accuracies (0 to 1), and their spread over the clients."""
+def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        algorithm: a name of ``algorithms.ALGORITHMS``.
+        rounds: the history of the federation, one entry per round, as it is in checkpoints.
+        clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
+    """
     clients = sorted(clients, key=lambda client: client["client"])
+    curve = sorted(int(key.rpartition("_")[2]) for key in clients[0] if key.startswith("accuracy_epoch_"))
     summary = {
-        key: spread([client[key] for client in clients]) for key in ("initial_accuracy", "personalized_accuracy")
+        key: spread([client[key] for client in clients])
+        for key in (
+            "initial_accuracy",
+            "personalized_accuracy",
+            *(f"accuracy_epoch_{epoch}" for epoch in curve),
+        )
     }
-    return {"algorithm": algorithm, "round": server_round, "clients": clients, "summary": summary}
+    return {
+        "algorithm": algorithm,
+        "round": rounds[-1]["round"],
+        "summary": summary,
+        "best_round_on_test_data": best_round(rounds),
+        "rounds": list(rounds),
+        "clients": clients,
+    }
+
+
+def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
+    """Of the evaluated rounds, the first with the highest mean initial accuracy; the choice has seen test data."""
+    evaluated = [entry for entry in rounds if "initial_accuracy" in entry]
+    best = max(evaluated, key=lambda entry: entry["initial_accuracy"]["mean"], default=None)
+    return best and {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
 
 
 def table(outcome: Mapping[str, Any]) -> str:
@@ -115,9 +142,14 @@ def table(outcome: Mapping[str, Any]) -> str:
         f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
         f"{'accuracy (%)':<16}{'mean ± std':>16}{'worst decile':>16}",
     ]
-    for key, values in outcome["summary"].items():
-        mean, std, worst = (100 * values[name] for name in ("mean", "std", "worst_decile"))
-        lines.append(f"{key.removesuffix('_accuracy'):<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+    for name in ("initial", "personalized"):
+        mean, std, worst = (
+            100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
+        )
+        lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+    if best := outcome["best_round_on_test_data"]:
+        mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
+        lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")
     return "\n".join(lines)
 
 

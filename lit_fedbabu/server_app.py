@@ -44,18 +44,21 @@ def federate(grid: Grid, config: Config) -> Path:
     shared = shared_state(config, module.model.state_dict())
     board = Board(folder, config)
 
-    def save(server_round: int, arrays: ArrayRecord) -> None:
+    def keep(server_round: int, arrays: ArrayRecord) -> None:
         whole = update.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
-        whole.about = {"config": config.to_run_config(), "round": server_round}
-        training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
+        whole.about = {"config": config.experiment(), "round": server_round, "rounds": strategy.rounds}
+        best = runs.best_round(strategy.rounds)
+        if best and best["round"] == server_round:
+            training.save_checkpoint(whole, folder / runs.BEST_CHECKPOINT)
         if server_round == config.num_server_rounds:
             training.save_checkpoint(whole, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
+        training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
 
     nodes = find_nodes(grid)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     runs.write_config(folder, config, {"trains-on": trains_on})
     say(f"training on {trains_on}")
-    strategy = SharedParts(config, [node.id for node in nodes], folder, board, save, say)
+    strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say)
     strategy.start(
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
@@ -63,8 +66,9 @@ def federate(grid: Grid, config: Config) -> Path:
         timeout=MESSAGE_TIMEOUT_S,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
+        evaluate_fn=strategy.end_of_round,
     )
-    outcome = runs.results(config.algorithm, config.num_server_rounds, strategy.clients)
+    outcome = runs.results(config.algorithm, strategy.rounds, strategy.clients)
     runs.write_json(folder / "results.json", outcome)
     board.finish(outcome)
     say(f"results {folder / 'results.json'}")

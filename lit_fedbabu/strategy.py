@@ -81,7 +81,7 @@ class SharedParts(Strategy):
         nodes: Flower's node ids; client c lives on ``nodes[c % len(nodes)]``.
         folder: the run's folder.
         board: where scalars go.
-        save: called with (round, arrays) after every round.
+        finished: called with (round, arrays) when a round and its evaluation are over.
         say: prints a line for the person who watches.
     """
 
@@ -91,15 +91,17 @@ class SharedParts(Strategy):
         nodes: list[int],
         folder: Path,
         board: Board,
-        save: Callable[[int, ArrayRecord], None],
+        finished: Callable[[int, ArrayRecord], None],
         say: Callable[[str], None],
     ) -> None:
         self.config = config
         self.nodes = nodes
         self.folder = folder
         self.board = board
-        self.save = save
+        self.finished = finished
         self.say = say
+        self.rounds: list[dict[str, Any]] = []
+        """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation with personal models: one dict per client, as in results.json."""
         self._order = {"source-digest": runs.source_digest(), "source-folder": str(runs.package_folder())}
@@ -156,12 +158,13 @@ class SharedParts(Strategy):
         seconds = time.monotonic() - self._started
         self._seconds += seconds
         left = timedelta(seconds=round(self._seconds / server_round * (self.config.num_server_rounds - server_round)))
-        self.save(server_round, averaged)
+        rate = self.config.learning_rate_in(server_round)
+        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
         self.board.round(
             server_round,
             {
                 "train/loss": loss,
-                "train/learning_rate": self.config.learning_rate_in(server_round),
+                "train/learning_rate": rate,
                 "communication/bytes_down": self._bytes_down,
                 "communication/bytes_up": sum(_size(reply.content["arrays"]) for reply in replies),
                 "time/seconds_per_round": seconds,
@@ -169,7 +172,7 @@ class SharedParts(Strategy):
         )
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
-            f"  learning rate {self.config.learning_rate_in(server_round):.3g}  {seconds:.1f} s"
+            f"  learning rate {rate:.3g}  {seconds:.1f} s"
             f"  {left} of training left"
         )
         return averaged, None
@@ -203,7 +206,13 @@ class SharedParts(Strategy):
                     f"round {server_round}  {name} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
                     f" over {len(values)} clients"
                 )
+        self.rounds[-1]["initial_accuracy"] = runs.spread([row["initial_accuracy"] for row in rows])
         self.clients = rows
+
+    def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Flower's place for an evaluation on the server: here a round is over, and is kept."""
+        if server_round > 0:  # Flower also asks before the first round
+            self.finished(server_round, arrays)
 
     def _messages(
         self, kind: str, server_round: int, arrays: ArrayRecord, clients: Iterable[int], order: dict[str, Any]

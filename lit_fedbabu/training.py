@@ -30,10 +30,19 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Personal:
-    """A client's model before (*initial*) and after (*personalized*) fine-tuning on its own data."""
+    """A client's model while it is fine-tuned on its own data: evaluated before, and after every epoch."""
 
-    initial: Evaluation
-    personalized: Evaluation
+    curve: tuple[Evaluation, ...]
+
+    @property
+    def initial(self) -> Evaluation:
+        """Of the model as received."""
+        return self.curve[0]
+
+    @property
+    def personalized(self) -> Evaluation:
+        """Of the model after the last epoch."""
+        return self.curve[-1]
 
     def as_row(self) -> dict[str, float]:
         """As a client's entry in results.json, without the client's number."""
@@ -43,6 +52,7 @@ class Personal:
             "personalized_accuracy": self.personalized.accuracy,
             "initial_loss": self.initial.loss,
             "personalized_loss": self.personalized.loss,
+            **{f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)},
         }
 
 
@@ -80,8 +90,24 @@ def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:
     )
 
 
-def fit(module: LitFedBABU, data: ClientData, *, mode: str, epochs: int, learning_rate: float) -> float:
+def fit(
+    module: LitFedBABU,
+    data: ClientData,
+    *,
+    mode: str,
+    epochs: int,
+    learning_rate: float,
+    curve: list[Evaluation] | None = None,
+) -> float:
     """Train a part of the module in place, with a fresh optimizer.
+
+    Args:
+        module: what to train.
+        data: the client's images.
+        mode: "body", "head" or "full".
+        epochs: over the client's training images.
+        learning_rate: of SGD.
+        curve: takes an evaluation on the test images after every epoch; None evaluates nothing.
 
     Returns:
         The mean training loss over all images seen, in nats; nan if there was no epoch.
@@ -91,25 +117,22 @@ def fit(module: LitFedBABU, data: ClientData, *, mode: str, epochs: int, learnin
     module.train_loss.reset()
     if epochs == 0:
         return float("nan")
-    _trainer(data.config, max_epochs=epochs).fit(module, datamodule=data)
+    looks = {"limit_val_batches": 0} if curve is None else {"callbacks": [_Curve(curve)]}
+    _trainer(data.config, max_epochs=epochs, num_sanity_val_steps=0, **looks).fit(module, datamodule=data)
     return module.train_loss.compute().item()
 
 
 def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
     """Loss and accuracy of the module on the client's test images."""
-    module.test_loss.reset()
-    module.test_accuracy.reset()
     _trainer(data.config).test(module, datamodule=data, verbose=False)
-    count = len(data.test_set)
-    hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
-    return Evaluation(module.test_loss.compute().item(), hits / count, count)
+    return _evaluation(module, data)
 
 
 def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int, learning_rate: float) -> Personal:
-    """Evaluate, fine-tune a part of the module in place on the client's training images, evaluate again."""
-    initial = evaluate(module, data)
-    fit(module, data, mode=part, epochs=epochs, learning_rate=learning_rate)
-    return Personal(initial, evaluate(module, data))
+    """Fine-tune a part of the module in place on the client's training images; evaluate before and every epoch."""
+    curve = [evaluate(module, data)]
+    fit(module, data, mode=part, epochs=epochs, learning_rate=learning_rate, curve=curve)
+    return Personal(tuple(curve))
 
 
 def save_checkpoint(module: LitFedBABU, path: Path) -> None:
@@ -120,6 +143,26 @@ def save_checkpoint(module: LitFedBABU, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
     trainer.save_checkpoint(scratch, weights_only=True)
     os.replace(scratch, path)
+
+
+class _Curve(L.Callback):
+    """Notes an evaluation after every epoch."""
+
+    def __init__(self, curve: list[Evaluation]) -> None:
+        self.curve = curve
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: LitFedBABU) -> None:
+        self.curve.append(_evaluation(module, trainer.datamodule))
+
+
+def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
+    """What the module's metrics say of the test images since the last time."""
+    count = len(data.test_set)
+    hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
+    evaluation = Evaluation(module.test_loss.compute().item(), hits / count, count)
+    module.test_loss.reset()
+    module.test_accuracy.reset()
+    return evaluation
 
 
 def _trainer(config: Config, **options: Any) -> L.Trainer:
