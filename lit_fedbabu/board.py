@@ -17,10 +17,18 @@ BAND = "band"
 
 
 class Board:
-    """Writes one event file into the run's folder, however many clients there are."""
+    """Writes an event file into the run's folder, however many clients there are.
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self._writer = SummaryWriter(str(folder))
+    A resumed run writes a second file, which makes void what the first one has of ``first_round`` and later.
+    """
+
+    def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
+        resumed = any(folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
+        measures = {f"accuracy/{name}_mean": 0.0 for name in ACCURACIES}
+        experiment, start, self._end = hparams(config.experiment(), measures)
+        if resumed:
+            return
         options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
@@ -28,10 +36,9 @@ class Board:
             for name in ACCURACIES
         }
         self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
-        measures = {f"accuracy/{name}_mean": 0.0 for name in ACCURACIES}
-        experiment, start, self._end = hparams(config.experiment(), measures)
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)
+        self._writer.flush()
 
     def round(self, server_round: int, scalars: Mapping[str, float]) -> None:
         """Scalars of a round of training."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PLACES = ("output-dir", "run-name")
+PLACES = ("output-dir", "run-name", "resume")
 """Keys that say where a run lies and nothing about its numbers."""
 
 
@@ -97,6 +97,7 @@ class Config:
     )
     output_dir: str = _option("tb_logs", "folder of run folders")
     run_name: str = _option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
+    resume: str = _option("", "folder of a run that was stopped, to be continued after its last whole round")
     seed: int = _option(42, "of the split, the initial model, the sampling and every client", low=0)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
-import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,17 +16,8 @@ import torch
 from rich.progress import track
 
 from lit_fedbabu import preflight, runs
-from lit_fedbabu.algorithms import shared_state
+from lit_fedbabu.checkpoint import Federated, find_checkpoint, read_checkpoint
 from lit_fedbabu.config import Config, ConfigError
-
-
-@dataclasses.dataclass(frozen=True)
-class Federated:
-    """What a federation left: its configuration, its history and the state that its clients share."""
-
-    config: Config
-    rounds: list[dict[str, Any]]
-    shared: dict[str, torch.Tensor]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,42 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     outcome = finetune(federated, clients, folder / "personal" if arguments.save else None)
-    runs.write_json(folder / "results.json", outcome)
+    runs.write_json(folder / runs.RESULTS, outcome)
     for row in outcome["clients"]:
         accuracies = "  ".join(f"{name} {100 * row[f'{name}_accuracy']:6.2f} %" for name in ("initial", "personalized"))
         print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
     print(runs.table(outcome))
-    print(f"results {folder / 'results.json'}")
+    print(f"results {folder / runs.RESULTS}")
     return 0
-
-
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a run's folder or a file's path stands for.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = source / runs.LAST_CHECKPOINT if source.is_dir() else source
-    if not path.is_file():
-        raise ConfigError("RUN_OR_CHECKPOINT", str(source), "has no checkpoint; give a run's folder or a .ckpt file")
-    return path
-
-
-def read_checkpoint(path: Path) -> Federated:
-    """Read what fine-tuning needs from a checkpoint, without running any code that it may contain.
-
-    Raises:
-        ConfigError: the file is damaged, or no run of this package wrote it.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        about = content["lit_fedbabu"]
-        config = Config.from_run_config(about["config"])
-        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        return Federated(config, about["rounds"], shared_state(config, state))
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ConfigError("checkpoint", str(path), f"is not one that a run of lit_fedbabu wrote ({reason})") from None
 
 
 def chosen_clients(words: str, num_clients: int) -> list[int]:

@@ -1,5 +1,6 @@
 """LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise alone."""
 
+import json
 from typing import Any
 
 import lightning as L
@@ -85,7 +86,8 @@ class LitFedBABU(L.LightningModule):
     validation_step = test_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lit_fedbabu"] = self.about
+        # Pickle writes an object that it has seen as a reference: copied, equal contents make equal bytes.
+        checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.about))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.about = checkpoint.get("lit_fedbabu", {})

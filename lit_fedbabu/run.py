@@ -37,10 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         description="Run a federation on this machine. Options and defaults: [tool.flwr.app.config] in pyproject.toml.",
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="overrides, later ones win")
-    words = parser.parse_args(argv).words
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
+    arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(words)
+        return _run(arguments.words, arguments.resume)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,20 +53,27 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], resume: Path | None) -> int:
     overrides = parse_overrides(words)
-    config = Config.from_run_config(overrides)
     root = _app_folder()
-    overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
-    overrides["run-name"] = config.run_name or runs.default_run_name(config)
-    if Path(config.dataset).expanduser().is_dir():
-        overrides["dataset"] = str(Path(config.dataset).expanduser().resolve())
-    folder = Path(overrides["output-dir"]) / overrides["run-name"]
-    runs.refuse_existing(folder)
+    if resume:
+        overrides = {**runs.read_config(resume).to_run_config(), **overrides, "resume": str(resume.resolve())}
+        config = Config.from_run_config(overrides)
+        folder = resume.resolve()
+    else:
+        config = Config.from_run_config(overrides)
+        overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
+        overrides["run-name"] = config.run_name or runs.default_run_name(config)
+        if Path(config.dataset).expanduser().is_dir():
+            overrides["dataset"] = str(Path(config.dataset).expanduser().resolve())
+        folder = Path(overrides["output-dir"]) / overrides["run-name"]
+        runs.refuse_existing(folder)
     print("checking the dataset and the split", flush=True)
-    from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
+    from lit_fedbabu import checkpoint, preflight  # import PyTorch, which takes seconds: not before the cheap checks
 
     preflight.check(Config.from_run_config(overrides))
+    if resume:
+        checkpoint.resumable(config)
     with _superlink() as home:
         return _follow(root, home, overrides, folder, _resources(config))
 
@@ -151,7 +159,7 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
     status, details = _status(home)
     kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
     shutil.copy(log, kept)
-    if status == "finished:completed" and (folder / "results.json").exists():
+    if status == "finished:completed" and (folder / runs.RESULTS).exists():
         print(f"TensorBoard: {_program('tensorboard')} --logdir {folder.parent}", flush=True)
         return 0
     if not told_error:

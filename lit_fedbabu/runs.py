@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.config import Config, ConfigError, read_toml
 
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 MARK = "[lit_fedbabu]"
@@ -23,6 +23,8 @@ MARK = "[lit_fedbabu]"
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
+CONFIG = "config.toml"
+RESULTS = "results.json"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -51,7 +53,23 @@ def create(config: Config) -> Path:
 def write_config(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
     """Write ``config.toml``: every option, versions, and the given facts about the machines."""
     about = {**config.to_run_config(), "environment": {**versions(), **facts}}
-    write_whole(folder / "config.toml", tomli_w.dumps(about))
+    write_whole(folder / CONFIG, tomli_w.dumps(about))
+
+
+def read_config(folder: Path) -> Config:
+    """The effective configuration of the run in the folder.
+
+    Raises:
+        ConfigError: ``config.toml`` is missing, damaged, or not of this version.
+    """
+    values = read_toml(folder / CONFIG)
+    values.pop("environment", None)
+    return Config.from_run_config(values)
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """Versions and hardware of the run in the folder, from its ``config.toml``."""
+    return read_toml(folder / CONFIG).get("environment", {})
 
 
 def refuse_existing(folder: Path) -> None:
@@ -126,6 +144,19 @@ def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping
         "rounds": list(rounds),
         "clients": clients,
     }
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of the results.json in the folder.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError("results", str(path), f"cannot be read: {error}") from None
 
 
 def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:

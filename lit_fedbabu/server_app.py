@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from lit_fedbabu import preflight, runs, training, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.board import Board
+from lit_fedbabu.checkpoint import resumable
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
 
@@ -35,14 +36,16 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def federate(grid: Grid, config: Config) -> Path:
-    """Run all rounds and personalize all clients; returns the run's folder."""
-    folder = runs.create(config)
+    """Run all rounds that a run still needs and personalize all clients; returns the run's folder."""
+    begun = resumable(config) if config.resume else None
+    folder = Path(config.resume).resolve() if config.resume else runs.create(config)
+    rounds = begun.rounds if begun else []
     say(f"run folder {folder}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
     module = update.initial_module(config)
-    shared = shared_state(config, module.model.state_dict())
-    board = Board(folder, config)
+    shared = begun.shared if begun else shared_state(config, module.model.state_dict())
+    board = Board(folder, config, len(rounds) + 1)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         whole = update.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
@@ -51,27 +54,31 @@ def federate(grid: Grid, config: Config) -> Path:
         if best and best["round"] == server_round:
             training.save_checkpoint(whole, folder / runs.BEST_CHECKPOINT)
         if server_round == config.num_server_rounds:
+            # Before the last checkpoint: a run that was stopped here still has its last round to do.
+            runs.write_json(folder / runs.RESULTS, runs.results(config.algorithm, strategy.rounds, strategy.clients))
             training.save_checkpoint(whole, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
         training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
 
     nodes = find_nodes(grid)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
-    runs.write_config(folder, config, {"trains-on": trains_on})
     say(f"training on {trains_on}")
-    strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say)
+    if not config.resume:
+        runs.write_config(folder, config, {"trains-on": trains_on})
+    elif (before := runs.read_environment(folder).get("trains-on", trains_on)) != trains_on:
+        say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
+    strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say, rounds)
     strategy.start(
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
-        num_rounds=config.num_server_rounds,
+        num_rounds=config.num_server_rounds - len(rounds),
         timeout=MESSAGE_TIMEOUT_S,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
         evaluate_fn=strategy.end_of_round,
     )
-    outcome = runs.results(config.algorithm, strategy.rounds, strategy.clients)
-    runs.write_json(folder / "results.json", outcome)
+    outcome = runs.read_results(folder)
     board.finish(outcome)
-    say(f"results {folder / 'results.json'}")
+    say(f"results {folder / runs.RESULTS}")
     for line in runs.table(outcome).splitlines():
         say(line)
     return folder

@@ -1,7 +1,7 @@
 """The server's strategy: seeded sampling of clients, aggregation in a fixed order, evaluation of all clients."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +83,7 @@ class SharedParts(Strategy):
         board: where scalars go.
         finished: called with (round, arrays) when a round and its evaluation are over.
         say: prints a line for the person who watches.
+        rounds: the history of a run that is resumed: Flower counts from 1 what comes after it.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SharedParts(Strategy):
         board: Board,
         finished: Callable[[int, ArrayRecord], None],
         say: Callable[[str], None],
+        rounds: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.config = config
         self.nodes = nodes
@@ -100,11 +102,12 @@ class SharedParts(Strategy):
         self.board = board
         self.finished = finished
         self.say = say
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds = list(rounds)
         """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation with personal models: one dict per client, as in results.json."""
         self._order = {"source-digest": runs.source_digest(), "source-folder": str(runs.package_folder())}
+        self._before = len(self.rounds)
         self._started = 0.0
         self._seconds = 0.0
         self._bytes_down = 0
@@ -116,6 +119,7 @@ class SharedParts(Strategy):
         self.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {drawn} of {config.num_clients} clients each,"
             f" {config.num_local_epochs} local epochs, on {len(self.nodes)} nodes"
+            + (f"; resumed after round {self._before}" if self._before else "")
         )
 
     def participants(self, server_round: int) -> list[int]:
@@ -127,6 +131,7 @@ class SharedParts(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        server_round += self._before
         self._started = time.monotonic()
         clients = self.participants(server_round)
         order = {"learning-rate": self.config.learning_rate_in(server_round)}
@@ -135,6 +140,7 @@ class SharedParts(Strategy):
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
+        server_round += self._before
         replies = list(self._checked(server_round, self.participants(server_round), replies))
         rows = []
         for reply in replies:
@@ -157,7 +163,8 @@ class SharedParts(Strategy):
         loss = sum(count * loss for _, count, loss, _ in rows) / total
         seconds = time.monotonic() - self._started
         self._seconds += seconds
-        left = timedelta(seconds=round(self._seconds / server_round * (self.config.num_server_rounds - server_round)))
+        mean_seconds = self._seconds / (server_round - self._before)
+        left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
         rate = self.config.learning_rate_in(server_round)
         self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
         self.board.round(
@@ -180,6 +187,7 @@ class SharedParts(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        server_round += self._before
         last = server_round == self.config.num_server_rounds
         if not last and server_round % self.config.evaluate_every:
             return []
@@ -189,6 +197,7 @@ class SharedParts(Strategy):
         return self._messages(MessageType.EVALUATE, server_round, arrays, clients, {"personalize": last})
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        server_round += self._before
         replies = list(replies)
         if not replies:
             return
@@ -212,7 +221,7 @@ class SharedParts(Strategy):
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower's place for an evaluation on the server: here a round is over, and is kept."""
         if server_round > 0:  # Flower also asks before the first round
-            self.finished(server_round, arrays)
+            self.finished(server_round + self._before, arrays)
 
     def _messages(
         self, kind: str, server_round: int, arrays: ArrayRecord, clients: Iterable[int], order: dict[str, Any]

@@ -16,23 +16,31 @@ from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.models import select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-from tests.helpers import FakeGrid, state_digest, tiny_config
+from tests.helpers import FakeGrid, tiny_config
+
+CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
 
-def final_digest(folder):
-    return state_digest(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+def files_that_decide(folder):
+    """Checkpoints and results, byte for byte."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in [*folder.glob("checkpoints/*"), folder / runs.RESULTS]
+    }
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_run_is_the_same_to_the_bit_on_any_number_of_nodes_in_any_order(algorithm, federate):
+def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(algorithm, federate):
     config = tiny_config(algorithm=algorithm)
-    outcomes = set()
-    for nodes, shuffle in ((1, False), (2, False), (5, True), (5, False), (9, True)):
+    outcomes = []
+    for nodes, shuffle in ((1, False), (1, False), (2, False), (5, True), (5, False), (9, True)):
         folder, _ = federate(config, FakeGrid(config, nodes, shuffle))
-        outcomes.add((final_digest(folder), (folder / "results.json").read_text()))
-    assert len(outcomes) == 1
+        outcomes.append(files_that_decide(folder))
+    assert set(outcomes[0]) == {*CHECKPOINTS, "results.json"}
+    assert all(outcome == outcomes[0] for outcome in outcomes)
     folder, _ = federate(tiny_config(algorithm=algorithm, seed=7))
-    assert final_digest(folder) != outcomes.pop()[0]
+    other = files_that_decide(folder)
+    assert all(other[name] != outcomes[0][name] for name in other)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -110,9 +118,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     assert names - events == {
         "config.toml",
         "results.json",
-        "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
-        "checkpoints/round_0002.ckpt",
+        *CHECKPOINTS,
     }
     saved = tomllib.loads((folder / "config.toml").read_text())
     environment = saved.pop("environment")
@@ -161,16 +167,6 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     body_bytes = 4 * (115_658 - 2_570)
     assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
     assert events.Scalars("communication/bytes_down")[0].value == body_bytes
-
-
-def test_two_runs_of_one_configuration_leave_equal_checkpoints(federate):
-    config = tiny_config()
-    states = []
-    for _ in range(2):
-        folder, _ = federate(config)
-        content = torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)
-        states.append((final_digest(folder), content["lit_fedbabu"]["round"]))
-    assert states[0] == states[1]
 
 
 class BrokenGrid(FakeGrid):
@@ -277,3 +273,58 @@ def test_arrays_keep_their_names_and_types_on_the_wire():
     record = ArrayRecord({name: server_app.Array(value.contiguous().numpy()) for name, value in state.items()})
     assert all(np.array_equal(record[name].numpy(), value.numpy()) for name, value in state.items())
     assert {record[name].dtype for name in state} == {"float32"}
+
+
+class StoppedGrid(FakeGrid):
+    """A grid that dies when a round's messages of a kind are due, as a killed server does."""
+
+    def __init__(self, config, kind, server_round):
+        super().__init__(config)
+        self.stop_at = (kind, str(server_round))
+
+    def answer(self, message, context):
+        if (message.metadata.message_type, message.metadata.group_id) == self.stop_at:
+            raise KeyboardInterrupt
+        return super().answer(message, context)
+
+
+def curves(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag not in ("time/seconds_per_round", "communication/bytes_down")  # the latter grows with the nodes
+    }
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("server_round", [1, 3, 4])
+def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, federate):
+    config = tiny_config(algorithm=algorithm, num_server_rounds=4)
+    whole, _ = federate(config)
+    with pytest.raises(KeyboardInterrupt):
+        federate(config, StoppedGrid(config, kind, server_round))
+    stopped = whole.parent / "run2"
+    assert not (stopped / runs.RESULTS).exists()
+    resumed = tiny_config(algorithm=algorithm, num_server_rounds=4, resume=str(stopped))
+    folder, grid = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
+    assert folder == stopped
+    trained = {message.metadata.group_id for message in grid.messages if message.metadata.message_type == "train"}
+    assert trained == {str(each) for each in range(server_round, 5)}
+    assert files_that_decide(stopped) == files_that_decide(whole)
+    assert curves(stopped) == curves(whole)
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
+    config = tiny_config()
+    folder, _ = federate(config)
+    before = files_that_decide(folder)
+    for changes, words in (
+        ({"resume": str(folder)}, "the run is finished"),
+        ({"resume": str(folder), "learning_rate": 0.05}, "learning-rate = 0.05: the run in .* was begun with 0.1"),
+        ({"resume": str(tmp_path / "nowhere")}, "is no run's folder"),
+    ):
+        with pytest.raises(runs.ConfigError, match=words):
+            federate(tiny_config(**changes))
+    assert files_that_decide(folder) == before

@@ -6,7 +6,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
     "config", "models", "algorithms", "sources", "partition", "preflight", "data", "module", "training",
-    "update", "runs", "board", "strategy", "client", "client_app", "server_app", "run", "finetune",
+    "update", "runs", "checkpoint", "board", "strategy", "client", "client_app", "server_app", "run", "finetune",
 ]  # fmt: skip
 SERVER, CLIENT = {"strategy", "server_app", "board"}, {"client", "client_app"}
 
