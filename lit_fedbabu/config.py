@@ -89,8 +89,9 @@ class Config:
     )
     precision: str = _option(
         "auto",
-        "Lightning precision; auto is bf16-mixed where GPU or CPU have it, else 16-mixed on GPU, else 32-true",
-        choices=("auto", "bf16-mixed", "16-mixed", "32-true"),
+        "Lightning precision; auto is bf16-mixed where GPU or CPU have it, else 16-mixed on GPU, else 32-true;"
+        " 64-true also keeps, averages and sends weights in float64",
+        choices=("auto", "bf16-mixed", "16-mixed", "32-true", "64-true"),
     )
     num_threads: int = _option(
         1, "CPU threads of one client's training; part of what makes numbers repeat to the bit", low=1

@@ -22,7 +22,7 @@ class ClientData(L.LightningDataModule):
     """One client's images as batches: raw uint8 up to the device, augmented and normalized there.
 
     A batch is images (B, 32, 32, 3) of uint8 and labels (B,); after its transfer the images are
-    (B, 3, 32, 32) of float32, normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+    (B, 3, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
     """
 
     def __init__(self, config: Config, client: int, seed: int) -> None:
@@ -48,7 +48,7 @@ class ClientData(L.LightningDataModule):
         images, labels = batch
         if self.trainer.training:
             images = augment(images, self.config.augmentation, self._augmentation)
-        return normalize(images), labels
+        return normalize(images, torch.float64 if self.config.precision == "64-true" else torch.float32), labels
 
 
 def _gather(split: sources.Split, indices: np.ndarray) -> TensorDataset:
@@ -82,7 +82,7 @@ def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
     return padded[each, rows[:, :, None], columns[:, None, :]]
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Images (B, 32, 32, 3) of uint8 as (B, 3, 32, 32) of float32 with MEAN and STD taken off."""
-    mean, std = (torch.tensor(values, device=images.device) * 255 for values in (MEAN, STD))
+def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (B, 32, 32, 3) of uint8 as (B, 3, 32, 32) of the dtype with MEAN and STD taken off."""
+    mean, std = (torch.tensor(values, device=images.device, dtype=dtype) * 255 for values in (MEAN, STD))
     return ((images - mean) / std).permute(0, 3, 1, 2)

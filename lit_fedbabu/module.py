@@ -26,7 +26,8 @@ class LitFedBABU(L.LightningModule):
         learning_rate: of SGD.
         momentum: of SGD.
         weight_decay: of SGD.
-        model_seed: the seed of the initial weights.
+        model_seed: the seed of the initial weights, which are drawn in float32.
+        dtype: "float32" or "float64": of the weights.
     """
 
     about: dict[str, Any]
@@ -41,11 +42,13 @@ class LitFedBABU(L.LightningModule):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         model_seed: int = 0,
+        dtype: str = "float32",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.about = {}
-        self.model = build_model(model_name, num_classes, model_seed).to(memory_format=torch.channels_last)
+        initial = build_model(model_name, num_classes, model_seed)
+        self.model = initial.to(getattr(torch, dtype), memory_format=torch.channels_last)
         self.train_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -70,6 +73,12 @@ class LitFedBABU(L.LightningModule):
             momentum=self.hparams.momentum,
             weight_decay=self.hparams.weight_decay,
         )
+
+    def on_fit_start(self) -> None:
+        for metric in (self.train_loss, self.test_loss):  # on its way to the device a metric forgets its dtype
+            metric.set_dtype(getattr(torch, self.hparams.dtype))
+
+    on_test_start = on_fit_start
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

@@ -87,6 +87,7 @@ def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         model_seed=model_seed,
+        dtype="float64" if config.precision == "64-true" else "float32",
     )
 
 
@@ -137,7 +138,7 @@ def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int,
 
 def save_checkpoint(module: LitFedBABU, path: Path) -> None:
     """Write a Lightning checkpoint, whole or not at all; ``LitFedBABU.load_from_checkpoint(path)`` reads it."""
-    trainer = _trainer(Config(precision="32-true"))
+    trainer = _trainer(Config(precision="64-true" if module.hparams.dtype == "float64" else "32-true"))
     trainer.strategy.connect(module)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}")

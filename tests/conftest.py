@@ -7,6 +7,10 @@ from lit_fedbabu.config import Config
 from tests.helpers import FakeGrid, tiny_config, write_tiny_dataset
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden anew (make golden)")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine(tmp_path_factory):
     """A cache of the session's own, and a dataset so small that a federation takes a second."""

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu import update
+from lit_fedbabu import runs, update
 from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData, augment, normalize
 from lit_fedbabu.models import build_model, model_seed, parts_of, select
+from lit_fedbabu.module import LitFedBABU
 from tests.helpers import tiny_config
 
 
@@ -106,3 +107,19 @@ def test_what_is_not_shared_is_not_accepted():
 def test_an_unknown_algorithm_is_refused_with_the_names_there_are():
     with pytest.raises(ConfigError, match='algorithm = "fedbaboon": must be one of fedbabu, fedavg'):
         algorithm_of(tiny_config(algorithm="fedbaboon"))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_federation_of_one_client_is_sgd_by_hand(algorithm, federate):
+    config = tiny_config(
+        algorithm=algorithm, num_clients=1, num_classes_per_client=10, fraction_train=1.0, num_server_rounds=3
+    )
+    torch.set_num_threads(config.num_threads)
+    model = build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
+    trained = select(dict(model.named_parameters()), parts_of(algorithm_of(config).trained))
+    for server_round, rate in ((1, 0.1), (2, 0.1 * 0.1), (3, 0.1 * 0.1 * 0.1)):
+        sgd_by_hand(config, model, trained, batches(config, 0, server_round), rate)
+    folder, _ = federate(config)
+    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(final[name], value), name
