@@ -16,15 +16,16 @@ from lit_fedbabu.models import parts_of, select
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One row: the mode ("body", "head" or "full") that is shared, and the one that trains in a round."""
+    """One row: its name, the mode ("body", "head" or "full") that is shared, and the one that trains in a round."""
 
+    title: str
     shared: str
     trained: str
 
 
 ALGORITHMS = {
-    "fedbabu": Algorithm(shared="body", trained="body"),  # Oh et al. 2022, Algorithm 1
-    "fedavg": Algorithm(shared="full", trained="full"),  # McMahan et al. 2017, Algorithm 1
+    "fedbabu": Algorithm("FedBABU", shared="body", trained="body"),  # Oh et al. 2022, Algorithm 1
+    "fedavg": Algorithm("FedAvg", shared="full", trained="full"),  # McMahan et al. 2017, Algorithm 1
 }
 
 

@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    runs.write_config(folder, federated.config, {})
     outcome = finetune(federated, clients, folder / "personal" if arguments.save else None)
     runs.write_json(folder / runs.RESULTS, outcome)
     for row in outcome["clients"]:
@@ -123,7 +124,8 @@ def _mapper(workers: int) -> Iterator[Any]:
 def _new_folder(checkpoint: Path, config: Config) -> Path:
     """A folder for this fine-tuning beside the run's other files; an existing one is left alone."""
     run = checkpoint.parent.parent if checkpoint.parent.name == runs.LAST_CHECKPOINT.parent.name else checkpoint.parent
-    name = f"{config.finetune_part}-{config.num_finetune_epochs}epochs-lr{config.finetune_learning_rate:g}"
+    which = "" if checkpoint.name == runs.LAST_CHECKPOINT.name else f"{checkpoint.stem}-"
+    name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-lr{config.finetune_learning_rate:g}"
     for count in range(1, 10_000):
         folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
         try:

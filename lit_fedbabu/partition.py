@@ -1,6 +1,8 @@
 """Which images each client has: one assignment of classes for the training and the test split."""
 
+import csv
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -49,6 +51,19 @@ def partition(config: Config) -> Partition:
                 " take fewer clients or a less skewed partitioner",
             )
     return dealt
+
+
+def class_counts(config: Config) -> str:
+    """The split as CSV: for every client and split, the number of images of each class."""
+    source, dealt = sources.load(config.dataset), partition(config)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["client", "split", *source.class_names])
+    for name, split, parts in (("train", source.train, dealt.train), ("test", source.test, dealt.test)):
+        for client, part in enumerate(parts):
+            counts = np.bincount(split.labels[part], minlength=len(source.class_names))
+            writer.writerow([client, name, *counts.tolist()])
+    return file.getvalue()
 
 
 def _by_classes(config: Config, train_labels: np.ndarray, test_labels: np.ndarray) -> Partition:

@@ -25,6 +25,7 @@ MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.ma
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 CONFIG = "config.toml"
 RESULTS = "results.json"
+PARTITION = "partition.csv"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -184,9 +185,16 @@ def table(outcome: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all: a line for each key, and for each entry of a list."""
+
+    def lines(item: Any) -> str:
+        if not isinstance(item, list):
+            return json.dumps(item)
+        return "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in item) + "\n ]"
+
+    body = ",\n".join(f" {json.dumps(key)}: {lines(item)}" for key, item in value.items())
+    write_whole(path, f"{{\n{body}\n}}\n")
 
 
 def write_whole(path: Path, text: str) -> None:

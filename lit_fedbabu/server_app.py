@@ -12,6 +12,7 @@ from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.board import Board
 from lit_fedbabu.checkpoint import resumable
 from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.partition import class_counts
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
 
 MESSAGE_TIMEOUT_S = 12 * 3600
@@ -63,6 +64,7 @@ def federate(grid: Grid, config: Config) -> Path:
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     if not config.resume:
+        runs.write_whole(folder / runs.PARTITION, class_counts(config))
         runs.write_config(folder, config, {"trains-on": trains_on})
     elif (before := runs.read_environment(folder).get("trains-on", trains_on)) != trains_on:
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")

@@ -117,6 +117,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     assert len(events) == 1
     assert names - events == {
         "config.toml",
+        "partition.csv",
         "results.json",
         *CHECKPOINTS,
     }

@@ -53,8 +53,8 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     for _ in range(2):
         assert finetune.main([str(alone), "--clients", "0"]) == 0
     assert {path.name for path in (alone.parent / "finetune").iterdir()} == {
-        "full-1epochs-lr0.001",
-        "full-1epochs-lr0.001-2",
+        "body-full-1epochs-lr0.001",
+        "body-full-1epochs-lr0.001-2",
     }
 
 

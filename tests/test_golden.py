@@ -12,7 +12,7 @@ from tests.helpers import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-9
-"""Relative, of losses. Between AVX2 and plain x86 arithmetic 1.4e-15 was seen; other CPUs and PyTorchs may add to it."""
+"""Relative, of losses. Between AVX2 and plain x86 arithmetic 1.4e-15 was seen; others may add to it."""
 
 
 @pytest.fixture(autouse=True)

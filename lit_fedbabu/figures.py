@@ -1,0 +1,138 @@
+"""Figures of a report, for a journal's column: 3.5 inches wide (two columns: 7), 8 point, colours of Okabe and Ito."""
+
+import csv
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lit_fedbabu import runs
+from lit_fedbabu.compare import Run, finetunings
+
+COLUMN = 3.5
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dvp*"
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "lit_fedbabu",  # equal figures are equal files
+    "svg.fonttype": "none",
+}
+
+
+def draw(methods: dict[str, list[Run]], out: Path) -> Iterator[Path]:
+    """Draw every figure that the runs have data for, as PNG and as SVG.
+
+    Yields:
+        The path of each file written.
+    """
+    figures = {"rounds": rounds, "finetuning": finetuning, "clients": clients, "partition": partition}
+    with matplotlib.rc_context(STYLE):
+        for name, of in figures.items():
+            figure = of(methods)
+            if figure is None:
+                continue
+            for path, metadata in ((out / f"{name}.png", {"Software": None}), (out / f"{name}.svg", {"Date": None})):
+                figure.savefig(path, metadata=metadata)
+                yield path
+
+
+def rounds(methods: dict[str, list[Run]]) -> Figure:
+    """Initial accuracy over communication rounds: mean over clients and seeds, band of one std over clients."""
+    figure, axes = _one(2.4)
+    for number, (method, members) in enumerate(methods.items()):
+        histories = [
+            {
+                entry["round"]: entry["initial_accuracy"]
+                for entry in run.outcome["rounds"]
+                if "initial_accuracy" in entry
+            }
+            for run in members
+        ]
+        shared = sorted(set(histories[0]).intersection(*histories))
+        spreads = [
+            [{key: 100 * value for key, value in history[each].items()} for each in shared] for history in histories
+        ]
+        _line_with_band(axes, number, method, shared, spreads)
+    axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
+    axes.legend(loc="best")
+    return figure
+
+
+def finetuning(methods: dict[str, list[Run]]) -> Figure:
+    """Accuracy over epochs of fine-tuning, a panel for every part and learning rate."""
+    panels = finetunings(methods)
+    wide = min(3, len(panels))
+    high = -(-len(panels) // wide)
+    figure = Figure(figsize=(COLUMN if wide == 1 else 2 * COLUMN, 2.2 * high))
+    grid = figure.subplots(high, wide, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, ((part, rate), of_methods) in zip(grid.flat, panels.items()):
+        for number, method in enumerate(methods):
+            if members := of_methods.get(method):
+                epochs = range(min(len(run.curve) for run in members))
+                _line_with_band(axes, number, method, epochs, [run.curve[: len(epochs)] for run in members])
+        axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    grid[0, 0].legend(loc="lower right")
+    return figure
+
+
+def clients(methods: dict[str, list[Run]]) -> Figure:
+    """How accuracies are distributed over the clients of all seeds: the share of clients that reach no more."""
+    figure, axes = _one(2.8)
+    for (method, members), colour in zip(methods.items(), itertools.cycle(COLOURS)):
+        for name, dashes in (("initial", (0, (3, 1.5))), ("personalized", "-")):
+            values = [100 * row[f"{name}_accuracy"] for run in members for row in run.outcome["clients"]]
+            axes.ecdf(values, label=f"{method}, {name}", color=colour, linestyle=dashes)
+    axes.set(xlabel="accuracy on the client's test images (%)", ylabel="cumulative share of clients", xlim=(0, 100))
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def partition(methods: dict[str, list[Run]]) -> Figure | None:
+    """Training images of each client and class in the first run that has a ``partition.csv``."""
+    tables = (run.folder / runs.PARTITION for members in methods.values() for run in members)
+    path = next((path for path in tables if path.is_file()), None)
+    if path is None:
+        return None
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.pop("split") == "train"]
+    names = [name for name in rows[0] if name != "client"]
+    counts = np.array([[int(row[name]) for name in names] for row in rows])
+    figure, axes = _one(2.6)
+    axes.grid(False)
+    image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.set(xlabel="client", ylabel="class", yticks=range(len(names)), yticklabels=names)
+    figure.colorbar(image, label="training images")
+    return figure
+
+
+def _one(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN, height))
+    return figure, figure.subplots()
+
+
+def _line_with_band(
+    axes: Axes, number: int, label: str, x: Sequence[int], spreads: Sequence[Sequence[dict[str, float]]]
+) -> None:
+    """A line of means over seeds, and a band of one std over clients (mean over seeds) to either side."""
+    mean, std = (np.mean([[each[key] for each in one] for one in spreads], axis=0) for key in ("mean", "std"))
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    axes.plot(x, mean, color=colour, marker=marker, label=label)
+    axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)

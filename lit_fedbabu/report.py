@@ -1,0 +1,123 @@
+"""``python -m lit_fedbabu.report RUN...``: tables (Markdown, CSV) and figures (PNG, SVG) from run folders."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_fedbabu.compare import Run, by_method, finetunings, read_run
+from lit_fedbabu.config import ConfigError
+
+EPOCHS = (0, 1, 2, 3, 5, 10)
+"""Columns of the table of fine-tunings, where they were reached."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_fedbabu.report",
+        description="Make tables and figures from run folders; runs that differ in nothing but the seed make one row.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        methods = by_method([read_run(folder) for folder in arguments.folders])
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --out {arguments.out}: cannot be made: {error.strerror}", file=sys.stderr)
+        return 2
+    for name, rows in (("methods", method_table(methods)), ("finetuning", finetuning_table(methods))):
+        (arguments.out / f"{name}.md").write_text(markdown(rows))
+        with (arguments.out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        print(markdown(rows))
+    from lit_fedbabu import figures  # matplotlib takes long to import: not before bad input is refused
+
+    for path in figures.draw(methods, arguments.out):
+        print(path)
+    return 0
+
+
+def method_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """A row for every method and kind of accuracy; all numbers in percent, over clients and over seeds."""
+    rows = []
+    for method, members in methods.items():
+        best = [
+            {key: 100 * value for key, value in found["initial_accuracy"].items()}
+            for run in members
+            if (found := run.outcome["best_round_on_test_data"])
+        ]
+        kinds = {
+            "initial": [run.spreads("initial_accuracy") for run in members],
+            "personalized": [run.spreads("personalized_accuracy") for run in members],
+            "initial, best round on test data": best,
+            "personalized, best round on test data": [
+                tuned.spreads("personalized_accuracy")
+                for run in members
+                for tuned in run.finetunings
+                if _is_of_best_round(tuned, run)
+            ],
+        }
+        for kind, spreads in kinds.items():
+            if spreads:
+                rows.append({"method": method, "accuracy": kind, "seeds": len(spreads), **_over_seeds(spreads)})
+    return rows
+
+
+def _is_of_best_round(tuned: Run, run: Run) -> bool:
+    own = (run.config.finetune_part, run.config.num_finetune_epochs, run.config.finetune_learning_rate)
+    same = (tuned.config.finetune_part, tuned.config.num_finetune_epochs, tuned.config.finetune_learning_rate) == own
+    return same and tuned.outcome["round"] == run.outcome["best_round_on_test_data"]["round"] != run.outcome["round"]
+
+
+def _over_seeds(spreads: Sequence[dict[str, float]]) -> dict[str, str]:
+    def mean(key: str) -> float:
+        return float(np.mean([spread[key] for spread in spreads]))
+
+    means = [spread["mean"] for spread in spreads]
+    return {
+        "mean": f"{mean('mean'):.2f}",
+        "std over clients": f"{mean('std'):.2f}",
+        "std over seeds": f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "",
+        "worst decile": f"{mean('worst_decile'):.2f}",
+    }
+
+
+def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """A row for every fine-tuned part, learning rate and method: mean accuracy in percent after some epochs."""
+    rows = []
+    for (part, rate), of_methods in finetunings(methods).items():
+        for method, members in of_methods.items():
+            row: dict[str, Any] = {"trained": part, "learning rate": f"{rate:g}", "method": method}
+            row["seeds"] = len(members)
+            for epoch in EPOCHS:
+                reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
+                row[f"{epoch} epochs"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, numbers to the right."""
+
+    def line(cells: Iterable[Any]) -> str:
+        return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+
+    def is_number(column: str) -> bool:
+        return all(str(row[column]).replace(".", "").isdigit() or row[column] == "" for row in rows)
+
+    rule = ["---:" if is_number(column) else "---" for column in rows[0]]
+    return line(rows[0]) + line(rule) + "".join(line(row.values()) for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

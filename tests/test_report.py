@@ -1,0 +1,159 @@
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_fedbabu import report, runs
+from lit_fedbabu.compare import by_method, finetunings, read_run
+from tests.helpers import tiny_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4, **options):
+    """A run's folder as a federation of two clients would leave it; accuracies are drawn."""
+    rng = np.random.default_rng([seed, *algorithm.encode()])
+    folder.mkdir(parents=True)
+    config = tiny_config(algorithm=algorithm, seed=seed, num_finetune_epochs=epochs, num_clients=2, **options)
+    history = [
+        {
+            "round": each,
+            "train_loss": 1.0,
+            **({"initial_accuracy": runs.spread(0.5 + rng.random(2) / 2**each)} if each % 2 == 0 else {}),
+        }
+        for each in range(1, last + 1)
+    ]
+    clients = []
+    for client in range(2):
+        values = rng.random(epochs + 1).tolist()
+        row = {"client": client, "initial_accuracy": values[0], "personalized_accuracy": values[-1]}
+        clients.append(row | {f"accuracy_epoch_{epoch}": value for epoch, value in enumerate(values)})
+    runs.write_config(folder, config, {})
+    runs.write_json(folder / runs.RESULTS, runs.results(algorithm, history, clients))
+    (folder / runs.PARTITION).write_text("client,split,cat,dog\n0,train,5,0\n1,train,2,3\n0,test,1,0\n1,test,1,1\n")
+    return folder
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Two methods of two seeds, one of them fine-tuned otherwise as well."""
+    folders = [
+        made_up_run(tmp_path / f"{algorithm}{seed}", algorithm, seed)
+        for algorithm in ("fedbabu", "fedavg")
+        for seed in (2, 1)
+    ]
+    made_up_run(folders[0] / "finetune" / "longer", seed=2, epochs=10)
+    made_up_run(folders[0] / "finetune" / "head", seed=2, finetune_part="head", finetune_learning_rate=0.1)
+    return folders
+
+
+def test_tables_say_what_the_runs_say(found, tmp_path, capsys):
+    assert report.main([*map(str, found), "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "methods.csv").open(newline="") as file:
+        rows = {(row["method"], row["accuracy"]): row for row in csv.DictReader(file)}
+    assert {method for method, _ in rows} == {"FedBABU", "FedAvg"}
+    for method, folders in (("FedBABU", found[:2]), ("FedAvg", found[2:])):
+        summaries = [json.loads((folder / runs.RESULTS).read_text())["summary"] for folder in folders]
+        for kind in ("initial", "personalized"):
+            of_seeds = [summary[f"{kind}_accuracy"] for summary in summaries]
+            row = rows[method, kind]
+            assert row["seeds"] == "2"
+            means = [100 * each["mean"] for each in of_seeds]
+            assert float(row["mean"]) == pytest.approx(sum(means) / 2, abs=0.006)
+            assert float(row["std over seeds"]) == pytest.approx(abs(means[0] - means[1]) / 2**0.5, abs=0.006)
+            assert float(row["std over clients"]) == pytest.approx(
+                sum(50 * each["std"] for each in of_seeds), abs=0.006
+            )
+            worst = sum(50 * each["worst_decile"] for each in of_seeds)
+            assert float(row["worst decile"]) == pytest.approx(worst, abs=0.006)
+    written = (tmp_path / "out" / "methods.md").read_text()
+    assert written in capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines()]
+    assert [cells[0], *cells[2:]] == [list(row.values()) for row in [dict(zip(cells[0], cells[0])), *rows.values()]]
+
+
+def test_the_best_round_is_told_apart_from_the_last(tmp_path):
+    folder = made_up_run(tmp_path / "run", seed=3)
+    outcome = json.loads((folder / runs.RESULTS).read_text())
+    evaluated = {entry["round"]: entry["initial_accuracy"]["mean"] for entry in outcome["rounds"] if len(entry) > 2}
+    assert outcome["best_round_on_test_data"]["round"] == max(evaluated, key=evaluated.get) == 2
+    tuned = made_up_run(folder / "finetune" / "best", seed=3, last=2)
+    rows = report.method_table(by_method([read_run(folder)]))
+    told = {row["accuracy"]: row["mean"] for row in rows}
+    assert told["initial, best round on test data"] == f"{100 * max(evaluated.values()):.2f}"
+    of_best = runs.read_results(tuned)["summary"]["personalized_accuracy"]["mean"]
+    assert told["personalized, best round on test data"] == f"{100 * of_best:.2f}"
+    assert len(next(iter(finetunings(by_method([read_run(folder)])).values()))["FedBABU"]) == 1
+
+
+def test_finetunings_are_compared_by_part_and_rate(found):
+    methods = by_method([read_run(folder) for folder in found])
+    compared = finetunings(methods)
+    assert list(compared) == [("full", 0.001), ("head", 0.1)]
+    assert [run.config.num_finetune_epochs for run in compared["full", 0.001]["FedBABU"]] == [2, 10]
+    rows = report.finetuning_table(methods)
+    assert [(row["trained"], row["method"], row["seeds"]) for row in rows] == [
+        ("full", "FedBABU", 2),
+        ("full", "FedAvg", 2),
+        ("head", "FedBABU", 1),
+    ]
+    assert rows[0]["10 epochs"] == "", "one seed of two went that far"
+
+
+def test_methods_are_named_by_what_differs(tmp_path):
+    folders = [
+        made_up_run(tmp_path / "a", seed=1),
+        made_up_run(tmp_path / "b", seed=1, momentum=0.5),
+        made_up_run(tmp_path / "c", "fedavg", seed=1),
+    ]
+    names = by_method([read_run(folder) for folder in folders])
+    assert list(names) == ["FedBABU momentum=0.9", "FedBABU momentum=0.5", "FedAvg"]
+
+
+def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
+    names = {f"{name}.{kind}" for name in ("rounds", "finetuning", "clients", "partition") for kind in ("png", "svg")}
+    for out in ("one", "two"):
+        assert report.main([*map(str, found), "--out", str(tmp_path / out)]) == 0
+    assert names <= {path.name for path in (tmp_path / "one").iterdir()}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    for name, inches in (("rounds", 3.5), ("clients", 3.5), ("partition", 3.5), ("finetuning", 7)):
+        image = Image.open(tmp_path / "one" / f"{name}.png")
+        assert image.width == inches * 300
+        assert np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, "something is drawn"
+        text = (tmp_path / "one" / f"{name}.svg").read_text()
+        assert {"rounds": "initial accuracy (%)", "partition": "training images"}.get(name, "(%)") in text
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder / "nowhere", "configuration file"),
+        (lambda folder: shutil.copytree(folder / "a", folder / "b"), "leave one out"),
+        (lambda folder: (folder / "a" / runs.RESULTS).write_text("{") and folder / "a", "cannot be read"),
+        (lambda folder: (folder / "a" / runs.RESULTS).unlink() or folder / "a", "cannot be read"),
+    ],
+)
+def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words, tmp_path, capsys):
+    first = made_up_run(tmp_path / "a")
+    assert report.main([str(first), str(make(tmp_path)), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and words in told, told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path):
+    from lit_fedbabu import finetune
+
+    folder, _ = federate(tiny_config())
+    assert finetune.main([str(folder), "--epochs", "3", "--part", "head"]) == 0
+    assert report.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    counts = list(csv.DictReader((folder / runs.PARTITION).open(newline="")))
+    assert len(counts) == 12 and all(re.fullmatch(r"\d+", count[name]) for count in counts for name in "abcdefghij")
+    tuned = runs.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
+    assert f"{100 * tuned['accuracy_epoch_3']['mean']:.2f}" in (tmp_path / "out" / "finetuning.md").read_text()
