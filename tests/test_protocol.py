@@ -1,0 +1,119 @@
+"""Lines of the official code's protocol that no other test holds; docs/protocol.md says which test holds which line."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from lit_fedbabu import runs, training, update
+from lit_fedbabu.algorithms import ALGORITHMS, shared_state
+from lit_fedbabu.config import Config, parse_overrides
+from lit_fedbabu.data import ClientData
+from lit_fedbabu.models import build_model, model_seed, select
+from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.partition import partition
+from tests.helpers import tiny_config
+from tests.test_partition import BALANCED, cifar_like, counts  # noqa: F401
+from tests.test_update import batches
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_official_toml_is_the_official_codes_command_line():
+    config = Config.from_run_config(parse_overrides([str(ROOT / "configs" / "official.toml")]))
+    assert (config.num_server_rounds, config.num_local_epochs, config.fraction_train) == (80, 4, 0.1)
+    assert (config.num_clients, config.partitioner, config.num_classes_per_client) == (100, "shards", 2)
+    assert (config.learning_rate, config.momentum, config.weight_decay, config.batch_size) == (0.1, 0.9, 0.0, 50)
+    assert (config.finetune_part, config.num_finetune_epochs, config.finetune_learning_rate) == ("full", 5, 1e-3)
+    assert (config.evaluate_every, config.precision, config.augmentation) == (1, "32-true", "crop-flip")
+    assert config.finetune_learning_rate == pytest.approx(config.learning_rate_in(80))
+    assert config.test_batch_size >= 100, "a client's test images are one batch"
+
+
+@pytest.mark.parametrize(("per_client", "distinct"), [(10, 6.53), (5, 4.11), (2, 1.90)])
+def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, distinct, cifar_like):  # noqa: F811
+    seen = []
+    for seed in range(3):
+        dealt = partition(
+            dataclasses.replace(cifar_like, partitioner="shards", num_classes_per_client=per_client, seed=seed)
+        )
+        train = counts(dealt.train, BALANCED.train.labels)
+        assert set(np.unique(train % (500 // per_client))) == {0}, "shards are whole, and of one class"
+        seen.append((train > 0).sum(1).mean())
+    assert np.mean(seen) == pytest.approx(distinct, abs=0.1)
+
+
+def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
+    """One optimizer over body and head, head_lr = 0: the body goes the same way, to the bit."""
+    config = tiny_config(weight_decay=0.0)
+    torch.set_num_threads(config.num_threads)
+    model = build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
+    head = {name: value.clone() for name, value in model.head.state_dict().items()}
+    groups = [{"params": model.body.parameters(), "lr": 0.1}, {"params": model.head.parameters(), "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=0.0)
+    for images, labels in batches(config, 0, 1):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    received = shared_state(config, update.initial_module(config).model.state_dict())
+    ours, _, _ = update.client_update(config, 0, 1, received, 0.1)
+    official = select(model.state_dict(), ["body"])
+    assert all(torch.equal(ours[name], official[name]) for name in official)
+    assert all(torch.equal(model.head.state_dict()[name], head[name]) for name in head)
+
+
+def test_with_equal_sizes_the_average_is_the_plain_mean(federate):
+    config = tiny_config(num_server_rounds=1, fraction_train=1.0)
+    folder, _ = federate(config)
+    received = shared_state(config, update.initial_module(config).model.state_dict())
+    states, sizes, _ = zip(*(update.client_update(config, client, 1, received, 0.1) for client in range(6)))
+    assert len(set(sizes)) == 1
+    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    for name in received:
+        mean = torch.stack([state[name].double() for state in states]).mean(0)
+        torch.testing.assert_close(final[name].double(), mean, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_evaluating_changes_nothing(algorithm, federate):
+    outcomes = []
+    for every in (1, 10):
+        folder, _ = federate(tiny_config(algorithm=algorithm, num_server_rounds=3, evaluate_every=every))
+        outcome = json.loads((folder / runs.RESULTS).read_text())
+        assert [entry["round"] for entry in outcome["rounds"] if "initial_accuracy" in entry] == (
+            [1, 2, 3] if every == 1 else [3]
+        )
+        outcomes.append((outcome["clients"], [entry["train_loss"] for entry in outcome["rounds"]]))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_test_images_are_normalized_by_their_own_batch():
+    config = tiny_config()
+    module = training.new_module(config, 10, model_seed=5)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        in_training, in_evaluation = module.train()(images), module.eval()(images)
+        halves = torch.cat([module(images[:4]), module(images[4:])])
+    assert torch.equal(in_training, in_evaluation)
+    assert not torch.allclose(in_evaluation, halves, atol=1e-3)
+    whole, cut = (ClientData(dataclasses.replace(config, test_batch_size=size), 0, 0) for size in (1000, 3))
+    assert training.evaluate(module, whole).loss != pytest.approx(training.evaluate(module, cut).loss, rel=1e-3)
+
+
+def test_fine_tuning_sees_augmented_images():
+    plain, cropped = (tiny_config(augmentation=how, finetune_learning_rate=0.01) for how in ("none", "crop-flip"))
+    received = shared_state(plain, update.initial_module(plain).model.state_dict())
+    losses = [update.personal_model(config, 0, received)[1].personalized.loss for config in (plain, cropped)]
+    assert losses[0] != losses[1]
+
+
+def test_every_line_of_the_protocol_names_tests_that_exist():
+    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", (ROOT / "docs" / "protocol.md").read_text())
+    assert len(named) > 20
+    for module, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / f"{module}.py").read_text(), f"{module}.py::{name}"
