@@ -158,7 +158,8 @@ def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: st
         stream.wait()
     status, details = _status(home)
     kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
-    shutil.copy(log, kept)
+    with kept.open("ab") as file:  # a resumed run has a log already
+        file.write(log.read_bytes())
     if status == "finished:completed" and (folder / runs.RESULTS).exists():
         print(f"TensorBoard: {_program('tensorboard')} --logdir {folder.parent}", flush=True)
         return 0

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from lit_fedbabu import run, runs
+from lit_fedbabu.config import Config
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -80,6 +81,29 @@ def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path, temp):
     assert process.stderr.read().splitlines()[-1] == "stopped"
     assert ours(str(temp)) == []
     assert list(temp.glob("lit_fedbabu-*")) == []
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(tmp_path, temp, federate):
+    whole, _ = federate(Config.from_run_config({**TINY, "num-server-rounds": 3}))
+    environment = {**os.environ, "TMPDIR": str(temp)}
+    command = [sys.executable, "-m", "lit_fedbabu.run"]
+    first = [*command, *words(output_dir=tmp_path / "out", run_name="tiny", num_server_rounds=3)]
+    process = subprocess.Popen(first, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("round 2/3"):
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    folder = tmp_path / "out" / "tiny"
+    resume = [*command, "--resume", str(folder)]
+    refused = subprocess.run([*resume, "seed=7"], env=environment, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2 and "seed = 7: the run in" in refused.stderr, refused.stderr
+    done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and "resumed after round" in done.stdout, done.stdout + done.stderr
+    assert (folder / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "the run is finished" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
