@@ -1,8 +1,12 @@
-"""The algorithms as a table: which part of a model is shared, and which is trained in a round.
+"""The algorithms as a table: which part of a model is shared, and what is trained in a round.
 
-A client's model is made of overlays: the *initial* model, built from the seed and equal on every
-client, and over it what was *received* from the server. No message carries a part that is not shared.
-What a client does with its model is in update.py, the same for every row.
+A client's model is made of three overlays, in this order:
+
+    initial  <-  memory  <-  received
+
+*initial* is built from the seed and equal on every client, *memory* is what this client keeps for itself
+between rounds (what it trains and does not share), *received* is what the server sent. No message carries
+a part that is not shared. What a client does with its model is in update.py, the same for every row.
 """
 
 import dataclasses
@@ -11,21 +15,55 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lit_fedbabu.config import Config, ConfigError
-from lit_fedbabu.models import parts_of, select
+from lit_fedbabu.models import PARTS, parts_of, select
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One row: its name, the mode ("body", "head" or "full") that is shared, and the one that trains in a round."""
+    """One row of the table.
+
+    Args:
+        title: its name in tables and figures.
+        shared: the part that travels: "body", "head", "full" or "none".
+        phases: what a client trains in a round, one after the other: a part, and the key of its number of epochs.
+        step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
+        personal: the client also trains a whole model of its own, pulled towards the received one, and keeps it.
+        pooled: there is one participant, and it has the training images of all clients.
+    """
 
     title: str
     shared: str
-    trained: str
+    phases: tuple[tuple[str, str], ...]
+    step: str = "sgd"
+    personal: bool = False
+    pooled: bool = False
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The parts that a round trains."""
+        return tuple(part for part in PARTS if any(part in parts_of(phase) for phase, _ in self.phases))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The parts that a client keeps for itself: what it trains and does not share."""
+        return PARTS if self.personal else tuple(part for part in self.trained if part not in parts_of(self.shared))
+
+
+EPOCHS = "num-local-epochs"
+BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
 
 ALGORITHMS = {
-    "fedbabu": Algorithm("FedBABU", shared="body", trained="body"),  # Oh et al. 2022, Algorithm 1
-    "fedavg": Algorithm("FedAvg", shared="full", trained="full"),  # McMahan et al. 2017, Algorithm 1
+    "fedbabu": Algorithm("FedBABU", "body", BODY),  # Oh et al. 2022, Algorithm 1
+    "fedavg": Algorithm("FedAvg", "full", FULL),  # McMahan et al. 2017, Algorithm 1
+    "fedper": Algorithm("FedPer", "body", FULL),  # Arivazhagan et al. 2019, Algorithm 1
+    "fedrep": Algorithm("FedRep", "body", (("head", "num-head-epochs"), *BODY)),  # Collins et al. 2021, Algorithm 1
+    "lg-fedavg": Algorithm("LG-FedAvg", "head", FULL),  # Liang et al. 2020, Algorithm 1
+    "fedprox": Algorithm("FedProx", "full", FULL, step="proximal"),  # Li et al. 2020, Algorithm 2
+    "fedprox-babu": Algorithm("FedProx+BABU", "body", BODY, step="proximal"),  # Oh et al. 2022
+    "ditto": Algorithm("Ditto", "full", FULL, personal=True),  # Li et al. 2021, Algorithm 1
+    "per-fedavg": Algorithm("Per-FedAvg", "full", FULL, step="first-order-maml"),  # Fallah et al. 2020, Algorithm 1
+    "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
+    "centralized": Algorithm("Centralized", "full", FULL, pooled=True),  # no federation: all images in one place
 }
 
 
@@ -43,3 +81,8 @@ def algorithm_of(config: Config) -> Algorithm:
 def shared_state(config: Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What travels: the entries of a model's state that the algorithm shares, in the state's order."""
     return select(state, parts_of(algorithm_of(config).shared))
+
+
+def kept_state(config: Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a client keeps: the entries of a model's state that the algorithm trains and does not share."""
+    return select(state, algorithm_of(config).kept)

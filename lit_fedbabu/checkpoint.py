@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_fedbabu import runs
-from lit_fedbabu.algorithms import shared_state
+from lit_fedbabu.algorithms import algorithm_of, shared_state
 from lit_fedbabu.config import Config, ConfigError
 
 
@@ -19,6 +19,13 @@ class Federated:
     config: Config
     rounds: list[dict[str, Any]]
     shared: dict[str, torch.Tensor]
+    memories: Path | None = None
+    """The folder of what the clients kept, where the checkpoint lies in a run's folder."""
+
+    @property
+    def server_round(self) -> int:
+        """The last round, from 1."""
+        return self.rounds[-1]["round"]
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -44,10 +51,18 @@ def read_checkpoint(path: Path) -> Federated:
         about = content["lit_fedbabu"]
         config = Config.from_run_config(about["config"])
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        return Federated(config, about["rounds"], shared_state(config, state))
+        memories = path.resolve().parent.parent / runs.MEMORY
+        federated = Federated(
+            config, about["rounds"], shared_state(config, state), memories if memories.is_dir() else None
+        )
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that a run of lit_fedbabu wrote ({reason})") from None
+    if algorithm_of(config).kept and federated.memories is None:
+        raise ConfigError(
+            "checkpoint", str(path), f"{config.algorithm} needs the run's folder {runs.MEMORY}/ beside it"
+        )
+    return federated
 
 
 def resumable(config: Config) -> Federated | None:

@@ -1,5 +1,6 @@
 """FedBABUClient: one participant as a Flower NumPyClient, driving one Lightning Trainer per call."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,17 @@ class FedBABUClient(NumPyClient):
 
     Arrays in and out are the shared entries of the model's state, in the order of the state (for
     FedBABU: the body's). The head is built from the seed here and never travels.
+
+    Args:
+        config: the experiment.
+        client: its number.
+        memories: the folder of what clients keep between rounds.
     """
 
-    def __init__(self, config: Config, client: int) -> None:
+    def __init__(self, config: Config, client: int, memories: Path) -> None:
         self.config = config
         self.client = client
+        self.memories = memories
         self.shared_names = update.shared_names(config)
 
     def fit(
@@ -34,8 +41,9 @@ class FedBABUClient(NumPyClient):
         Returns:
             The trained shared arrays, the number of training images, and {"train_loss": nats}.
         """
+        received, rate = self._received(parameters), config["learning-rate"]
         state, count, loss = update.client_update(
-            self.config, self.client, config["server-round"], self._received(parameters), config["learning-rate"]
+            self.config, self.client, config["server-round"], received, rate, self.memories
         )
         return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train_loss": loss}
 
@@ -45,12 +53,12 @@ class FedBABUClient(NumPyClient):
         Returns:
             The initial loss in nats, the number of test images, and the client's entry in results.json.
         """
-        received = self._received(parameters)
+        what = self.config, self.client, config["server-round"], self._received(parameters), self.memories
         if config["personalize"]:
-            _, outcome = update.personal_model(self.config, self.client, received)
+            _, outcome = update.personal_model(*what)
             initial, row = outcome.initial, outcome.as_row()
         else:
-            initial = update.initial_evaluation(self.config, self.client, received)
+            initial = update.initial_evaluation(*what)
             row = {"num_test": initial.count, "initial_accuracy": initial.accuracy, "initial_loss": initial.loss}
         return initial.loss, initial.count, row
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,5 +70,5 @@ def _asked(message: Message, context: Context) -> Iterator[tuple[FedBABUClient, 
     config = Config.from_run_config(context.run_config)
     received = message.content["arrays"]
     for client in order["clients"]:
-        participant = FedBABUClient(config, client)
+        participant = FedBABUClient(config, client, Path(order["memory"]))
         yield participant, [received[name].numpy() for name in participant.shared_names], order

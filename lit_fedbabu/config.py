@@ -65,6 +65,7 @@ class Config:
     )
     num_server_rounds: int = _option(80, "K: communication rounds", low=1)
     num_local_epochs: int = _option(4, "tau: epochs of each participant in a round", low=1)
+    num_head_epochs: int = _option(4, "epochs on the head before those on the body; read by fedrep", low=0)
     fraction_train: float = _option(0.1, "f: share of the clients that train in a round", above=0, high=1)
     batch_size: int = _option(50, "training images per step", low=1)
     learning_rate: float = _option(0.1, "of SGD in the first round", above=0)
@@ -73,6 +74,10 @@ class Config:
     )
     momentum: float = _option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
     weight_decay: float = _option(0.0, "of SGD, on the trained part only", low=0)
+    proximal_mu: float = _option(
+        0.01, "strength of the pull to the received model; read by fedprox, fedprox-babu, and ditto as lambda", low=0
+    )
+    inner_learning_rate: float = _option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
     finetune_part: str = _option("full", "what fine-tuning trains", choices=("head", "body", "full"))
     num_finetune_epochs: int = _option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = _option(

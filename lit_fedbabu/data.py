@@ -1,10 +1,12 @@
 """A client's images as the batches that a Trainer sees."""
 
+from collections.abc import Iterator
+
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
 
 from lit_fedbabu import sources
 from lit_fedbabu.config import Config
@@ -23,20 +25,25 @@ class ClientData(L.LightningDataModule):
 
     A batch is images (B, 32, 32, 3) of uint8 and labels (B,); after its transfer the images are
     (B, 3, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+
+    Args:
+        config: the experiment.
+        client: its number.
+        seed: of order and augmentation.
+        pooled: take the training images of all clients.
     """
 
-    def __init__(self, config: Config, client: int, seed: int) -> None:
+    def __init__(self, config: Config, client: int, seed: int, pooled: bool = False) -> None:
         super().__init__()
         source, parts = sources.load(config.dataset), partition(config)
         self.config = config
-        self.train_set = _gather(source.train, parts.train[client])
+        self.train_set = _gather(source.train, np.concatenate(parts.train) if pooled else parts.train[client])
         self.test_set = _gather(source.test, parts.test[client])
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
 
     def train_dataloader(self) -> DataLoader:
-        shuffled = RandomSampler(self.train_set, generator=self._order)
-        return _batches(self.train_set, shuffled, self.config.batch_size)
+        return _batches(self.train_set, _Shuffled(len(self.train_set), self._order), self.config.batch_size)
 
     def test_dataloader(self) -> DataLoader:
         return _batches(self.test_set, SequentialSampler(self.test_set), self.config.test_batch_size)
@@ -51,11 +58,28 @@ class ClientData(L.LightningDataModule):
         return normalize(images, torch.float64 if self.config.precision == "64-true" else torch.float32), labels
 
 
+class _Shuffled(Sampler[int]):
+    """Every index once, in an order that takes one draw from the generator for each epoch.
+
+    RandomSampler takes a second one where its iterator is used up, which depends on how Lightning ends an epoch.
+    """
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count = count
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.count, generator=self.generator).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def _gather(split: sources.Split, indices: np.ndarray) -> TensorDataset:
     return TensorDataset(torch.from_numpy(split.images[indices]), torch.from_numpy(split.labels[indices]))
 
 
-def _batches(rows: TensorDataset, sampler: RandomSampler | SequentialSampler, size: int) -> DataLoader:
+def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader:
     # Batches of indices in, so that a batch is one look-up and not a list of images to be stacked.
     generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
     return DataLoader(rows, sampler=BatchSampler(sampler, size, drop_last=False), batch_size=None, generator=generator)

@@ -97,11 +97,13 @@ def finetune(federated: Federated, clients: list[int], save_to: Path | None = No
 def _personalize(federated: Federated, save_to: Path | None, client: int) -> dict[str, Any]:
     from lit_fedbabu import training, update  # Lightning takes long to import: not before the cheap checks
 
-    module, outcome = update.personal_model(federated.config, client, federated.shared)
+    module, outcome = update.personal_model(
+        federated.config, client, federated.server_round, federated.shared, federated.memories
+    )
     if save_to is not None:
         module.about = {
             "config": federated.config.experiment(),
-            "round": federated.rounds[-1]["round"],
+            "round": federated.server_round,
             "client": client,
         }
         training.save_checkpoint(module, save_to / f"client_{client:04d}.ckpt")

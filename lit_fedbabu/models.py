@@ -65,8 +65,8 @@ def model_seed(config: Config) -> int:
 
 
 def parts_of(part: str) -> tuple[str, ...]:
-    """The parts that a mode names: "full" is both, "body" and "head" are themselves."""
-    return PARTS if part == "full" else (part,)
+    """The parts that a mode names: "full" is both, "none" is none, "body" and "head" are themselves."""
+    return {"full": PARTS, "none": ()}.get(part, (part,))
 
 
 def select(state: Mapping[str, Tensor], parts: Iterable[str]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 CONFIG = "config.toml"
 RESULTS = "results.json"
 PARTITION = "partition.csv"
+MEMORY = "memory"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 

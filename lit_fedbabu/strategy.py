@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu import runs
+from lit_fedbabu.algorithms import algorithm_of
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config
 
@@ -106,7 +107,11 @@ class SharedParts(Strategy):
         """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation with personal models: one dict per client, as in results.json."""
-        self._order = {"source-digest": runs.source_digest(), "source-folder": str(runs.package_folder())}
+        self._order = {
+            "source-digest": runs.source_digest(),
+            "source-folder": str(runs.package_folder()),
+            "memory": str(folder / runs.MEMORY),
+        }
         self._before = len(self.rounds)
         self._started = 0.0
         self._seconds = 0.0
@@ -123,7 +128,12 @@ class SharedParts(Strategy):
         )
 
     def participants(self, server_round: int) -> list[int]:
-        """The clients that train in a round, drawn without replacement: int(f * N), at least one."""
+        """The clients that train in a round, drawn without replacement: int(f * N), at least one.
+
+        Where all images are in one place, it is client 0 that has them.
+        """
+        if algorithm_of(self.config).pooled:
+            return [0]
         rng = np.random.default_rng(self.config.derived_seed("sampling", server_round))
         count = max(1, int(self.config.fraction_train * self.config.num_clients + 1e-9))
         return sorted(rng.choice(self.config.num_clients, count, replace=False).tolist())

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def fit(
     epochs: int,
     learning_rate: float,
     curve: list[Evaluation] | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> float:
     """Train a part of the module in place, with a fresh optimizer.
 
@@ -109,6 +111,7 @@ def fit(
         epochs: over the client's training images.
         learning_rate: of SGD.
         curve: takes an evaluation on the test images after every epoch; None evaluates nothing.
+        callbacks: Lightning's, as of ``steps.callbacks_of``.
 
     Returns:
         The mean training loss over all images seen, in nats; nan if there was no epoch.
@@ -118,8 +121,10 @@ def fit(
     module.train_loss.reset()
     if epochs == 0:
         return float("nan")
-    looks = {"limit_val_batches": 0} if curve is None else {"callbacks": [_Curve(curve)]}
-    _trainer(data.config, max_epochs=epochs, num_sanity_val_steps=0, **looks).fit(module, datamodule=data)
+    looks = {"limit_val_batches": 0} if curve is None else {}
+    callbacks = [*callbacks, *([] if curve is None else [_Curve(curve)])]
+    trainer = _trainer(data.config, max_epochs=epochs, num_sanity_val_steps=0, callbacks=callbacks, **looks)
+    trainer.fit(module, datamodule=data)
     return module.train_loss.compute().item()
 
 

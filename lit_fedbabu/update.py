@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 from torch import Tensor
 
-from lit_fedbabu import sources, training
-from lit_fedbabu.algorithms import algorithm_of, shared_state
+from lit_fedbabu import memory, sources, training
+from lit_fedbabu.algorithms import algorithm_of, kept_state, shared_state
 from lit_fedbabu.config import Config
 from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import model_seed
 from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.steps import Proximal, callbacks_of
 
 
 def initial_module(config: Config) -> LitFedBABU:
@@ -24,8 +26,10 @@ def shared_names(config: Config) -> tuple[str, ...]:
     return tuple(shared_state(config, initial_module(config).model.state_dict()))
 
 
-def received_module(config: Config, received: Mapping[str, Tensor]) -> LitFedBABU:
-    """A client's model at the start of a round or of fine-tuning: what was received over the initial model.
+def received_module(
+    config: Config, received: Mapping[str, Tensor], remembered: Mapping[str, Tensor] | None = None
+) -> LitFedBABU:
+    """A client's model at the start of a round: what was received over what it remembers over the initial model.
 
     Raises:
         ValueError: what was received is not exactly what the algorithm shares.
@@ -34,39 +38,79 @@ def received_module(config: Config, received: Mapping[str, Tensor]) -> LitFedBAB
     expected = shared_state(config, module.model.state_dict())
     if received.keys() != expected.keys():
         raise ValueError(f"received {sorted(received)}, but {config.algorithm} shares {sorted(expected)}")
-    module.model.load_state_dict({**module.model.state_dict(), **received})
+    module.model.load_state_dict({**module.model.state_dict(), **(remembered or {}), **received})
+    return module
+
+
+def own_module(
+    config: Config, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None
+) -> LitFedBABU:
+    """The model that is the client's when a round is over: what is evaluated, and what fine-tuning starts from.
+
+    For an algorithm with personal models it is the personal one, for the others as at the start of a round.
+    """
+    remembered = _remembered(config, client, server_round, memories)
+    module = received_module(config, received, remembered)
+    if algorithm_of(config).personal:
+        module.model.load_state_dict({**module.model.state_dict(), **remembered})
     return module
 
 
 def client_update(
-    config: Config, client: int, server_round: int, received: Mapping[str, Tensor], learning_rate: float
+    config: Config,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    learning_rate: float,
+    memories: Path | None = None,
 ) -> tuple[dict[str, Tensor], int, float]:
-    """One client's part of one round: train what the algorithm trains, return what it shares.
+    """One client's part of one round: train what the algorithm trains, keep what it keeps, return what it shares.
 
     Randomness depends on (seed, round, client) alone.
 
+    Args:
+        config: the experiment.
+        client: its number.
+        server_round: the round's number, from 1.
+        received: the shared state.
+        learning_rate: of this round.
+        memories: the folder of what clients keep; only algorithms that keep something need it.
+
     Returns:
-        The shared state, the number of training images, and the mean training loss in nats.
+        The shared state, the number of training images, and the mean training loss of the last phase in nats.
     """
-    data = ClientData(config, client, config.derived_seed("train", server_round, client))
-    module = received_module(config, received)
-    loss = training.fit(
-        module,
-        data,
-        mode=algorithm_of(config).trained,
-        epochs=config.num_local_epochs,
-        learning_rate=learning_rate,
-    )
-    return shared_state(config, module.model.state_dict()), len(data.train_set), loss
+    algorithm = algorithm_of(config)
+    options = config.to_run_config()
+    data = ClientData(config, client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
+    remembered = _remembered(config, client, server_round - 1, memories)
+    module = received_module(config, received, None if algorithm.personal else remembered)
+    start = {name: value.clone() for name, value in module.model.state_dict().items()}
+    for part, epochs in algorithm.phases:
+        callbacks = callbacks_of(algorithm.step, config, start)
+        loss = training.fit(
+            module, data, mode=part, epochs=options[epochs], learning_rate=learning_rate, callbacks=callbacks
+        )
+    shared = shared_state(config, module.model.state_dict())
+    if algorithm.personal:
+        module = initial_module(config)
+        module.model.load_state_dict({**module.model.state_dict(), **remembered})
+        pull = Proximal(config.proximal_mu, start)
+        epochs = config.num_local_epochs
+        training.fit(module, data, mode="full", epochs=epochs, learning_rate=learning_rate, callbacks=[pull])
+    if kept := kept_state(config, module.model.state_dict()):
+        memory.keep(_folder(config, memories), client, server_round, kept)
+    return shared, len(data.train_set), loss
 
 
-def personal_model(config: Config, client: int, received: Mapping[str, Tensor]) -> tuple[LitFedBABU, training.Personal]:
-    """A client's own model: fine-tuned from what was received, as ``finetune-*`` and ``num-finetune-epochs`` say.
+def personal_model(
+    config: Config, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
+) -> tuple[LitFedBABU, training.Personal]:
+    """A client's own model after a round, fine-tuned as ``finetune-*`` and ``num-finetune-epochs`` say.
 
     Randomness depends on (seed, client) alone.
     """
     data = ClientData(config, client, config.derived_seed("finetune", client))
-    module = received_module(config, received)
+    module = own_module(config, client, server_round, received, memories)
     outcome = training.personalize(
         module,
         data,
@@ -77,7 +121,21 @@ def personal_model(config: Config, client: int, received: Mapping[str, Tensor]) 
     return module, outcome
 
 
-def initial_evaluation(config: Config, client: int, received: Mapping[str, Tensor]) -> training.Evaluation:
-    """Loss and accuracy on the client's test images of what was received, as it is."""
+def initial_evaluation(
+    config: Config, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
+) -> training.Evaluation:
+    """Loss and accuracy on the client's test images of its own model after a round, as it is."""
     data = ClientData(config, client, config.derived_seed("finetune", client))
-    return training.evaluate(received_module(config, received), data)
+    return training.evaluate(own_module(config, client, server_round, received, memories), data)
+
+
+def _remembered(config: Config, client: int, server_round: int, memories: Path | None) -> dict[str, Tensor]:
+    if not algorithm_of(config).kept:
+        return {}
+    return memory.recall(_folder(config, memories), client, server_round)
+
+
+def _folder(config: Config, memories: Path | None) -> Path:
+    if memories is None:
+        raise ValueError(f"{config.algorithm} keeps models between rounds and was given no folder for them")
+    return memories

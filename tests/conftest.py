@@ -31,3 +31,10 @@ def federate(tmp_path):
         return server_app.federate(grid, Config.from_run_config(options)), grid
 
     return run
+
+
+@pytest.fixture
+def one_core(monkeypatch):
+    """Work in this process; that many processes give the same numbers is tested in test_run.py."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)

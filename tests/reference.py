@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, RandomSampler
 
 from lit_fedbabu import partition, sources
 
@@ -31,8 +30,8 @@ def sgd(model, weights, images, labels, seed, epochs, rate, batch):
     """ClientUpdate; returns the mean loss over the images seen."""
     shuffling, cropping = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     optimizer, total = torch.optim.SGD(weights, rate, momentum=0.9), 0.0
-    order = BatchSampler(RandomSampler(labels, generator=shuffling), batch, drop_last=False)
-    for chosen in (chosen for _ in range(epochs) for chosen in order):
+    orders = [torch.randperm(len(labels), generator=shuffling) for _ in range(epochs)]
+    for chosen in (chosen for order in orders for chosen in order.split(batch)):
         corners = torch.randint(0, 9, (2, len(chosen), 1), generator=cropping).squeeze(2).T.tolist()
         flips = torch.rand(len(chosen), 1, generator=cropping) < 0.5
         padded = functional.pad(images[chosen], (0, 0, 4, 4, 4, 4))

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from lit_fedbabu import data, sources
+from lit_fedbabu import data, sources, training
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData, augment, normalize
+from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.partition import partition
 from tests.helpers import tiny_config
 
@@ -80,10 +81,17 @@ def test_an_epoch_is_the_clients_images_once_and_the_seed_orders_them():
     assert not torch.equal(first, epoch(6))
 
 
-def test_two_epochs_are_ordered_differently():
-    loader = ClientData(tiny_config(), 1, 5).train_dataloader()
-    one, two = (torch.cat([images for images, _ in loader]) for _ in range(2))
-    assert not torch.equal(one, two)
+@pytest.mark.parametrize("batch_size", [8, 10])
+def test_an_epoch_takes_one_draw_however_it_ends(batch_size, monkeypatch):
+    config = tiny_config(batch_size=batch_size, augmentation="none")
+    module_data = ClientData(config, 1, 5)
+    seen = []
+    monkeypatch.setattr(LitFedBABU, "on_train_batch_start", lambda module, batch, index: seen.append(batch[1].clone()))
+    training.fit(training.new_module(config, 10, 0), module_data, mode="head", epochs=3, learning_rate=0.1)
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(len(module_data.train_set), generator=generator) for _ in range(3)]
+    assert torch.equal(torch.cat(seen), module_data.train_set.tensors[1][torch.cat(orders)])
+    assert not torch.equal(orders[0], orders[1])
 
 
 def test_test_images_come_as_one_batch_in_order():

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import re
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu import client_app, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.models import select
+from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
 from tests.helpers import FakeGrid, tiny_config
@@ -25,22 +26,21 @@ def files_that_decide(folder):
     """Checkpoints and results, byte for byte."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in [*folder.glob("checkpoints/*"), folder / runs.RESULTS]
+        for path in [*folder.glob("checkpoints/*"), *folder.glob("memory/*/*.safetensors"), folder / runs.RESULTS]
     }
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(algorithm, federate):
-    config = tiny_config(algorithm=algorithm)
+def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(federate):
+    config = tiny_config(algorithm="fedper")
     outcomes = []
     for nodes, shuffle in ((1, False), (1, False), (2, False), (5, True), (5, False), (9, True)):
         folder, _ = federate(config, FakeGrid(config, nodes, shuffle))
         outcomes.append(files_that_decide(folder))
-    assert set(outcomes[0]) == {*CHECKPOINTS, "results.json"}
+    assert {*CHECKPOINTS, "results.json"} < set(outcomes[0]) and any("memory" in name for name in outcomes[0])
     assert all(outcome == outcomes[0] for outcome in outcomes)
-    folder, _ = federate(tiny_config(algorithm=algorithm, seed=7))
+    folder, _ = federate(tiny_config(algorithm="fedper", seed=7))
     other = files_that_decide(folder)
-    assert all(other[name] != outcomes[0][name] for name in other)
+    assert all(other[name] != outcomes[0].get(name) for name in other)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -48,9 +48,9 @@ def test_only_shared_parts_travel(algorithm, federate):
     config = tiny_config(algorithm=algorithm)
     folder, grid = federate(config, FakeGrid(config, 2))
     whole = update.initial_module(config).model.state_dict()
-    shared = set(select(whole, ["body"])) if algorithm == "fedbabu" else set(whole)
+    shared = set(select(whole, parts_of(ALGORITHMS[algorithm].shared)))
     trains = [message for message in grid.messages if message.metadata.message_type == "train"]
-    assert len(trains) == 4
+    assert len(trains) == (2 if algorithm == "centralized" else 4)
     for message in grid.messages:
         if message.metadata.message_type != "query.place":
             assert set(message.content["arrays"]) == shared
@@ -60,7 +60,9 @@ def test_only_shared_parts_travel(algorithm, federate):
             assert set(record) == shared
     head = select(whole, ["head"])
     final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
-    assert all(torch.equal(final[name], head[name]) for name in head) == (algorithm == "fedbabu")
+    assert all(torch.equal(final[name], head[name]) for name in head) == (
+        algorithm in ("fedbabu", "fedprox-babu", "fedper", "fedrep", "local")
+    )
 
 
 def test_the_average_is_over_clients_weighted_by_their_images(federate, tmp_path):
@@ -98,15 +100,15 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
         assert arrays["w"].numpy().tolist() == [0.0]
 
 
-def test_sampling_is_without_replacement_and_by_seed_and_round():
-    strategy = SharedParts(tiny_config(num_clients=100, fraction_train=0.1), [0], None, None, None, None)
+def test_sampling_is_without_replacement_and_by_seed_and_round(tmp_path):
+    strategy = SharedParts(tiny_config(num_clients=100, fraction_train=0.1), [0], tmp_path, None, None, None)
     draws = [strategy.participants(server_round) for server_round in range(1, 81)]
     assert all(len(set(draw)) == 10 for draw in draws)
     assert draws[0] != draws[1] and draws[0] == strategy.participants(1)
     assert set().union(*draws) == set(range(100))
     for fraction, count in ((0.001, 1), (0.29, 29), (1.0, 100)):
         config = tiny_config(num_clients=100, fraction_train=fraction)
-        assert len(SharedParts(config, [0], None, None, None, None).participants(1)) == count
+        assert len(SharedParts(config, [0], tmp_path, None, None, None).participants(1)) == count
 
 
 def test_a_run_folder_has_everything_and_it_agrees(federate):
@@ -298,22 +300,25 @@ def curves(folder):
     }
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("kind", ["train", "evaluate"])
-@pytest.mark.parametrize("server_round", [1, 3, 4])
-def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, federate):
-    config = tiny_config(algorithm=algorithm, num_server_rounds=4)
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "server_round", "rounds"),
+    [(name, "evaluate", 2, 2) for name in ALGORITHMS]
+    + [("fedper", kind, server_round, 4) for kind in ("train", "evaluate") for server_round in (1, 4)],
+)
+def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):
+    config = tiny_config(algorithm=algorithm, num_server_rounds=rounds, num_head_epochs=1)
     whole, _ = federate(config)
     with pytest.raises(KeyboardInterrupt):
         federate(config, StoppedGrid(config, kind, server_round))
     stopped = whole.parent / "run2"
     assert not (stopped / runs.RESULTS).exists()
-    resumed = tiny_config(algorithm=algorithm, num_server_rounds=4, resume=str(stopped))
-    folder, grid = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
+    resumed = dataclasses.replace(config, resume=str(stopped))
+    folder, grid = federate(resumed, FakeGrid(resumed, 5, shuffle=True))
     assert folder == stopped
     trained = {message.metadata.group_id for message in grid.messages if message.metadata.message_type == "train"}
-    assert trained == {str(each) for each in range(server_round, 5)}
+    assert trained == {str(each) for each in range(server_round, rounds + 1)}
     assert files_that_decide(stopped) == files_that_decide(whole)
+    assert any("memory" in name for name in files_that_decide(whole)) == bool(ALGORITHMS[algorithm].kept)
     assert curves(stopped) == curves(whole)
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 
 import pytest
@@ -11,12 +10,7 @@ from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.training import evaluate
 from tests.helpers import tiny_config
 
-
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch):
-    """Work in this process; that many processes give the same numbers is tested in test_run.py."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys):

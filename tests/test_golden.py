@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lit_fedbabu import models, module, runs
-from lit_fedbabu.algorithms import ALGORITHMS
 from tests.helpers import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,7 +45,7 @@ def course(federate, algorithm):
     return lines
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", "ditto"])
 def test_the_course_of_a_federation_is_as_written(algorithm, federate, request):
     path = GOLDEN / f"{algorithm}.txt"
     lines = course(federate, algorithm)

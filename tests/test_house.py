@@ -6,8 +6,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
     "config", "models", "algorithms", "sources", "partition", "preflight", "data", "module", "training",
-    "update", "runs", "checkpoint", "board", "strategy", "client", "client_app", "server_app", "run", "finetune",
-    "compare", "figures", "report",
+    "steps", "memory", "update", "runs", "checkpoint", "board", "strategy", "client", "client_app", "server_app",
+    "run", "finetune", "compare", "figures", "report",
 ]  # fmt: skip
 SERVER, CLIENT = {"strategy", "server_app", "board"}, {"client", "client_app"}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_fedbabu import report, runs
+from lit_fedbabu import finetune, report, runs
 from lit_fedbabu.compare import by_method, finetunings, read_run
 from tests.helpers import tiny_config
 
@@ -147,10 +147,8 @@ def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words
     assert not (tmp_path / "out").exists()
 
 
-def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path):
-    from lit_fedbabu import finetune
-
-    folder, _ = federate(tiny_config())
+def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, one_core):
+    folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune.main([str(folder), "--epochs", "3", "--part", "head"]) == 0
     assert report.main([str(folder), "--out", str(tmp_path / "out")]) == 0
     counts = list(csv.DictReader((folder / runs.PARTITION).open(newline="")))

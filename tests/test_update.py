@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu import runs, update
+from lit_fedbabu import memory, runs, update
 from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
+from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData, augment, normalize
 from lit_fedbabu.models import build_model, model_seed, parts_of, select
@@ -14,12 +15,20 @@ from tests.helpers import tiny_config
 
 
 def batches(config, client, server_round):
-    """The batches that a client sees in a round, drawn as the specification says: order, then augmentation."""
-    data = ClientData(config, client, config.derived_seed("train", server_round, client))
-    augmentation = torch.Generator().manual_seed(config.derived_seed("train", server_round, client) + 1)
-    for _ in range(config.num_local_epochs):
-        for images, labels in data.train_dataloader():
-            yield normalize(augment(images, config.augmentation, augmentation)), labels
+    """The batches that a client sees in a round, drawn as the specification says: order, then augmentation.
+
+    Returns a function that yields those of so many epochs more.
+    """
+    seed = config.derived_seed("train", server_round, client)
+    data = ClientData(config, client, seed)
+    augmentation = torch.Generator().manual_seed(seed + 1)
+
+    def more(epochs):
+        for _ in range(epochs):
+            for images, labels in data.train_dataloader():
+                yield normalize(augment(images, config.augmentation, augmentation)), labels
+
+    return more
 
 
 def sgd_by_hand(config, model, weights, stream, rate):
@@ -34,20 +43,165 @@ def sgd_by_hand(config, model, weights, stream, rate):
                 weight.add_(velocity[name], alpha=-rate)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm):
-    config = tiny_config(algorithm=algorithm, num_local_epochs=2, augmentation="crop-flip")
+def round_by_hand(config, model, client, server_round, rate):
+    """A round of plain SGD, phase by phase, each with momentum from zero."""
+    more = batches(config, client, server_round)
+    for part, epochs in algorithm_of(config).phases:
+        weights = select(dict(model.named_parameters()), parts_of(part))
+        sgd_by_hand(config, model, weights, more(config.to_run_config()[epochs]), rate)
+
+
+def model_by_hand(config):
     torch.set_num_threads(config.num_threads)
-    model = build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
-    trained = select(dict(model.named_parameters()), parts_of(algorithm_of(config).trained))
-    state = shared_state(config, update.initial_module(config).model.state_dict())
+    return build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
+
+
+def start(config):
+    """What a server sends in the first round."""
+    return shared_state(config, update.initial_module(config).model.state_dict())
+
+
+PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.personal and not row.pooled]
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
+def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm, tmp_path):
+    config = tiny_config(algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, augmentation="crop-flip")
+    model, state = model_by_hand(config), start(config)
     for server_round, rate in ((1, 0.1), (2, 0.01)):
-        state, _, _ = update.client_update(config, 3, server_round, state, rate)
-        sgd_by_hand(config, model, trained, batches(config, 3, server_round), rate)
-    by_hand = shared_state(config, model.state_dict())
-    assert state.keys() == by_hand.keys()
-    for name in state:
-        assert torch.equal(state[name], by_hand[name]), name
+        state, _, _ = update.client_update(config, 3, server_round, state, rate, tmp_path)
+        round_by_hand(config, model, 3, server_round, rate)
+    ours = update.own_module(config, 3, 2, state, tmp_path).model.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
+    config = tiny_config(algorithm=algorithm, num_head_epochs=1)
+    before = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
+    state, _, _ = update.client_update(config, 2, 5, start(config), 0.1, tmp_path)
+    kept = {
+        "fedper": ["head"], "fedrep": ["head"], "lg-fedavg": ["body"], "ditto": ["body", "head"],
+        "local": ["body", "head"],
+    }.get(algorithm, [])  # fmt: skip
+    shared = {"fedbabu": ["body"], "fedper": ["body"], "fedrep": ["body"], "fedprox-babu": ["body"],
+              "lg-fedavg": ["head"], "local": []}.get(algorithm, ["body", "head"])  # fmt: skip
+    assert state.keys() == select(before, shared).keys()
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
+    assert files == (["client_0002/round_0005.safetensors"] if kept else [])
+    remembered = memory.recall(tmp_path, 2, 5)
+    assert remembered.keys() == select(before, kept).keys()
+    trained = {name for name, value in {**state, **remembered}.items() if not torch.equal(value, before[name])}
+    assert {name.partition(".")[0] for name in trained} == {*shared, *kept}
+    assert memory.recall(tmp_path, 2, 4) == memory.recall(tmp_path, 1, 5) == {}
+
+
+def test_a_memory_is_whole_and_the_round_before_stays_until_it_is_not_needed(tmp_path):
+    for server_round in (1, 4, 6):
+        memory.keep(tmp_path, 0, server_round, {"head.bias": torch.full((2,), float(server_round))})
+    assert memory.recall(tmp_path, 0, 6)["head.bias"].tolist() == [6, 6]
+    assert memory.recall(tmp_path, 0, 5)["head.bias"].tolist() == [4, 4]
+    with pytest.raises(LookupError, match="client 0 no longer has what it kept in round 3"):
+        memory.recall(tmp_path, 0, 3)
+    memory.keep(tmp_path, 0, 6, {"head.bias": torch.zeros(2)})
+    assert memory.recall(tmp_path, 0, 6)["head.bias"].tolist() == [0, 0]
+    assert not list(tmp_path.rglob(".*.safetensors"))
+
+
+SAME = {
+    "FedProx without pull is FedAvg": ({"algorithm": "fedprox", "proximal_mu": 0.0}, {"algorithm": "fedavg"}),
+    "FedProx+BABU without pull is FedBABU": ({"algorithm": "fedprox-babu", "proximal_mu": 0.0}, {}),
+    "FedRep without head epochs is FedBABU": ({"algorithm": "fedrep", "num_head_epochs": 0}, {}),
+    "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
+}
+
+
+@pytest.mark.parametrize("changes", SAME.values(), ids=SAME)
+def test_algorithms_meet_where_they_are_the_same(changes, federate):
+    states = []
+    for change in changes:
+        folder, _ = federate(tiny_config(**change))
+        states.append(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("algorithm", ["fedprox", "ditto"])
+def test_the_proximal_pull_is_a_quadratic_loss(algorithm, tmp_path):
+    config = tiny_config(algorithm=algorithm, proximal_mu=0.7, num_local_epochs=2, weight_decay=0.0)
+    model = model_by_hand(config)
+    anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
+    more = batches(config, 0, 1)
+    if algorithm == "ditto":  # the shared model has seen its epochs before the personal one starts
+        list(more(config.num_local_epochs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=config.momentum)
+    for images, labels in more(config.num_local_epochs):
+        distance = sum((weight - anchor[name]).square().sum() for name, weight in model.named_parameters())
+        optimizer.zero_grad()
+        (functional.cross_entropy(model(images), labels) + 0.7 / 2 * distance).backward()
+        optimizer.step()
+    state, _, _ = update.client_update(config, 0, 1, start(config), 0.1, tmp_path)
+    ours = memory.recall(tmp_path, 0, 1) if algorithm == "ditto" else state
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_path):
+    config = tiny_config(algorithm="ditto", proximal_mu=0.0)
+    received, model = start(config), model_by_hand(config)
+    for server_round in (1, 2):
+        state, _, _ = update.client_update(config, 0, server_round, received, 0.1, tmp_path)
+        more = batches(config, 0, server_round)
+        list(more(config.num_local_epochs))
+        sgd_by_hand(config, model, dict(model.named_parameters()), more(config.num_local_epochs), 0.1)
+    ours = update.own_module(config, 0, 2, state, tmp_path).model.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert all(
+        torch.equal(update.own_module(config, 1, 2, state, tmp_path).model.state_dict()[name], state[name])
+        for name in state
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05])
+def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(rate):
+    config = tiny_config(algorithm="per-fedavg", inner_learning_rate=rate, num_local_epochs=2, weight_decay=0.0)
+    model = model_by_hand(config)
+    weights = list(model.parameters())
+    velocity = None
+    assert len(list(batches(config, 0, 1)(1))) % 2 == 1, "an epoch has a batch without a partner"
+    more = batches(config, 0, 1)
+    for _ in range(config.num_local_epochs):
+        epoch = list(more(1))
+        for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=False):
+            before = [weight.detach().clone() for weight in weights]
+            inner = torch.autograd.grad(functional.cross_entropy(model(images), labels), weights)
+            with torch.no_grad():
+                for weight, gradient in zip(weights, inner, strict=True):
+                    weight.sub_(gradient, alpha=rate)
+            outer = torch.autograd.grad(functional.cross_entropy(model(other_images), other_labels), weights)
+            velocity = [0.9 * old + new for old, new in zip(velocity, outer)] if velocity else list(outer)
+            with torch.no_grad():
+                for weight, old, step in zip(weights, before, velocity, strict=True):
+                    weight.copy_(old - 0.1 * step)
+    state, _, _ = update.client_update(config, 0, 1, start(config), 0.1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_centralized_training_sees_the_images_of_all_clients(federate):
+    config = tiny_config(algorithm="centralized", num_server_rounds=1)
+    _, count, _ = update.client_update(config, 0, 1, start(config), 0.1)
+    assert count == sum(len(ClientData(config, client, 0).train_set) for client in range(config.num_clients))
+    folder, grid = federate(config)
+    asked = [message for message in grid.messages if message.metadata.message_type == "train"]
+    assert [message.content["config"]["clients"] for message in asked] == [[0]]
+    one = {"num_clients": 1, "num_classes_per_client": 10, "num_server_rounds": 2}
+    states = []
+    for algorithm in ("centralized", "fedavg"):
+        folder, _ = federate(tiny_config(algorithm=algorithm, **one))
+        states.append(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "with one client it is FedAvg"
 
 
 def test_fedbabus_head_never_moves_and_never_travels():
@@ -82,18 +236,16 @@ def test_fine_tuning_starts_from_what_was_received_and_moves_its_part(part):
     config = tiny_config(finetune_part=part, finetune_learning_rate=0.05, num_finetune_epochs=3)
     received = shared_state(config, update.initial_module(config).model.state_dict())
     start = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
-    module, outcome = update.personal_model(config, 1, received)
+    module, outcome = update.personal_model(config, 1, 1, received)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, start[name]) == (name not in select(start, parts_of(part))), name
-    assert outcome.initial == update.initial_evaluation(config, 1, received)
+    assert outcome.initial == update.initial_evaluation(config, 1, 1, received)
     assert outcome.personalized.loss != outcome.initial.loss
 
 
 def test_no_epoch_of_fine_tuning_leaves_the_model_as_received():
     config = tiny_config(num_finetune_epochs=0)
-    _, outcome = update.personal_model(
-        config, 1, shared_state(config, update.initial_module(config).model.state_dict())
-    )
+    _, outcome = update.personal_model(config, 1, 1, start(config))
     assert outcome.initial == outcome.personalized
 
 
@@ -105,21 +257,21 @@ def test_what_is_not_shared_is_not_accepted():
 
 
 def test_an_unknown_algorithm_is_refused_with_the_names_there_are():
-    with pytest.raises(ConfigError, match='algorithm = "fedbaboon": must be one of fedbabu, fedavg'):
+    with pytest.raises(ConfigError, match='algorithm = "fedbaboon": must be one of fedbabu, fedavg, fedper'):
         algorithm_of(tiny_config(algorithm="fedbaboon"))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", "fedrep", "local"])
 def test_a_federation_of_one_client_is_sgd_by_hand(algorithm, federate):
     config = tiny_config(
-        algorithm=algorithm, num_clients=1, num_classes_per_client=10, fraction_train=1.0, num_server_rounds=3
-    )
-    torch.set_num_threads(config.num_threads)
-    model = build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
-    trained = select(dict(model.named_parameters()), parts_of(algorithm_of(config).trained))
+        algorithm=algorithm, num_clients=1, num_classes_per_client=10, fraction_train=1.0, num_server_rounds=3,
+        num_head_epochs=1,
+    )  # fmt: skip
+    model = model_by_hand(config)
     for server_round, rate in ((1, 0.1), (2, 0.1 * 0.1), (3, 0.1 * 0.1 * 0.1)):
-        sgd_by_hand(config, model, trained, batches(config, 0, server_round), rate)
+        round_by_hand(config, model, 0, server_round, rate)
     folder, _ = federate(config)
-    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT)
+    ours = update.own_module(config, 0, 3, federated.shared, federated.memories).model.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(final[name], value), name
+        assert torch.equal(ours[name], value), name

@@ -1,0 +1,55 @@
+"""What a client keeps for itself between rounds: ``memory/client_0007/round_0012.safetensors`` in the run's folder."""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
+    """What the client had kept when the round was over; empty if it had not taken part until then.
+
+    Raises:
+        LookupError: it had taken part, but memories that old are gone.
+    """
+    kept = _rounds(folder / _name(client))
+    known = [each for each in kept if each <= server_round]
+    if known:
+        return load_file(kept[max(known)])
+    if kept and _is_pruned(folder / _name(client)):
+        raise LookupError(f"client {client} no longer has what it kept in round {server_round}")
+    return {}
+
+
+def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor]) -> None:
+    """Keep the state of a round, whole or not at all, beside that of the client's round before.
+
+    The older one is what a run that is stopped in this round will be resumed from.
+    """
+    place = folder / _name(client)
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"round_{server_round:04d}.safetensors"
+    scratch = path.with_name(f".{path.name}")
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
+    os.replace(scratch, path)
+    kept = _rounds(place)
+    for older in sorted(each for each in kept if each < server_round)[:-1]:
+        (place / PRUNED).touch()
+        kept[older].unlink()
+
+
+PRUNED = "pruned"
+"""A mark that there were memories older than those that are left."""
+
+
+def _is_pruned(place: Path) -> bool:
+    return (place / PRUNED).exists()
+
+
+def _name(client: int) -> str:
+    return f"client_{client:04d}"
+
+
+def _rounds(place: Path) -> dict[int, Path]:
+    return {int(path.stem.removeprefix("round_")): path for path in place.glob("round_*.safetensors")}

@@ -1,0 +1,83 @@
+"""How a mini-batch moves the weights where it is not plain SGD: Lightning callbacks on the one training loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_fedbabu.config import Config
+
+
+class Proximal(L.Callback):
+    """A pull towards other weights: mu / 2 ||w - w_anchor||^2 in the loss, mu (w - w_anchor) in the gradient.
+
+    FedProx (Li et al. 2020, Eq. 2), where the anchor is what the server sent; the same pull makes Ditto's personal
+    models (Li et al. 2021, Eq. 1), where mu is called lambda.
+
+    Args:
+        mu: strength of the pull.
+        anchor: the weights pulled towards, by their names in the model.
+    """
+
+    def __init__(self, mu: float, anchor: Mapping[str, Tensor]) -> None:
+        self.mu = mu
+        self.anchor = {name: value.detach().clone() for name, value in anchor.items()}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        for name, weight in module.model.named_parameters():
+            if weight.requires_grad:
+                weight.grad.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
+
+
+class FirstOrderMaml(L.Callback):
+    """A step on the gradient that a batch has after an inner step on the batch before it.
+
+    Per-FedAvg, first order (Fallah et al. 2020, Algorithm 1 with Hessian left out): batches go in pairs, the first
+    moves the weights by the inner rate, the second gives the gradient there, and the optimizer applies it to the
+    weights as they were before. A batch without a partner at the end of an epoch is left out.
+
+    Args:
+        rate: of the inner step (alpha).
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.before: dict[str, Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._step_back(module)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._step_back(module)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        weights = {name: weight for name, weight in module.model.named_parameters() if weight.requires_grad}
+        if self.before:
+            self._step_back(module)
+            return
+        self.before = {name: weight.detach().clone() for name, weight in weights.items()}
+        with torch.no_grad():
+            for weight in weights.values():
+                weight.sub_(weight.grad, alpha=self.rate)
+                weight.grad = None  # the optimizer leaves a weight without gradient alone, and its momentum too
+
+    def _step_back(self, module: L.LightningModule) -> None:
+        for name, weight in module.model.named_parameters():
+            if name in self.before:
+                weight.data.copy_(self.before[name])
+        self.before = {}
+
+
+STEPS = {
+    "sgd": lambda config, received: [],
+    "proximal": lambda config, received: [Proximal(config.proximal_mu, received)],
+    "first-order-maml": lambda config, received: [FirstOrderMaml(config.inner_learning_rate)],
+}
+"""Callbacks for (configuration, the client's model at the start of the round)."""
+
+
+def callbacks_of(step: str, config: Config, start: Mapping[str, Tensor]) -> list[L.Callback]:
+    """Fresh callbacks of a kind of step, for a client whose round starts from these weights."""
+    return STEPS[step](config, start)
