@@ -1,13 +1,16 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: demo test golden setup tensorboard
+.PHONY: demo test results golden setup tensorboard
 
 demo: setup
 	$(RUN) lit_fedbabu.run configs/demo.toml
 
 test: setup
 	$(RUN) pytest
+
+results: setup
+	$(RUN) lit_fedbabu.report results/cifar10-* --out results
 
 golden: setup
 	$(RUN) pytest tests/test_golden.py --rewrite-golden

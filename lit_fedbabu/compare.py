@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu import runs
-from lit_fedbabu.algorithms import algorithm_of
+from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of
 from lit_fedbabu.config import Config, ConfigError
 
 
@@ -41,7 +41,7 @@ def read_run(folder: Path) -> Run:
 
 
 def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but the seed, in order of seeds, under the name of their method.
+    """Runs that differ in nothing but the seed, under the name of their method, in the order of the table.
 
     Where one algorithm was run with several options, the name says which.
 
@@ -49,7 +49,7 @@ def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
         ConfigError: two of the runs have the same options and the same seed.
     """
     groups: dict[tuple, list[Run]] = defaultdict(list)
-    for run in found:
+    for run in sorted(found, key=lambda run: list(ALGORITHMS).index(run.config.algorithm)):
         groups[tuple((key, value) for key, value in run.config.experiment().items() if key != "seed")].append(run)
     options = [dict(key) for key in groups]
     varied = [key for key in options[0] if len({each[key] for each in options}) > 1 and key != "algorithm"]

@@ -101,7 +101,7 @@ def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
             row["seeds"] = len(members)
             for epoch in EPOCHS:
                 reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
-                row[f"{epoch} epochs"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
+                row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
             rows.append(row)
     return rows
 

@@ -102,7 +102,7 @@ def test_finetunings_are_compared_by_part_and_rate(found):
         ("full", "FedAvg", 2),
         ("head", "FedBABU", 1),
     ]
-    assert rows[0]["10 epochs"] == "", "one seed of two went that far"
+    assert rows[0]["epoch 10"] == "", "one seed of two went that far"
 
 
 def test_methods_are_named_by_what_differs(tmp_path):
@@ -155,3 +155,15 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
     assert len(counts) == 12 and all(re.fullmatch(r"\d+", count[name]) for count in counts for name in "abcdefghij")
     tuned = runs.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
     assert f"{100 * tuned['accuracy_epoch_3']['mean']:.2f}" in (tmp_path / "out" / "finetuning.md").read_text()
+
+
+def test_the_readme_shows_what_results_hold(tmp_path):
+    runs_of_results = [str(path) for path in sorted((ROOT / "results").glob("cifar10-*"))]
+    assert report.main([*runs_of_results, "--out", str(tmp_path)]) == 0
+    readme = (ROOT / "README.md").read_text()
+    for name in ("methods", "finetuning"):
+        table = (tmp_path / f"{name}.md").read_text()
+        assert table == (ROOT / "results" / f"{name}.md").read_text(), "run make results"
+        assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in readme, f"results/{name}.md is not what README.md shows"
+    shown = re.findall(r"\]\((results/\w+\.png)\)", readme)
+    assert len(shown) == 4 and all((ROOT / path).is_file() for path in shown)
