@@ -40,8 +40,12 @@ def find_checkpoint(source: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> Federated:
+def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
     """Read what fine-tuning needs from a checkpoint, without running any code that it may contain.
+
+    Args:
+        path: the checkpoint.
+        trusted_model: the import path of a model of the user's own that may be imported.
 
     Raises:
         ConfigError: the file is damaged, or no run of this package wrote it.
@@ -58,6 +62,10 @@ def read_checkpoint(path: Path) -> Federated:
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that a run of lit_fedbabu wrote ({reason})") from None
+    if ":" in config.model_name and config.model_name != trusted_model:
+        raise ConfigError(
+            "model-name", config.model_name, "is code that the checkpoint names; give --model-name to trust it"
+        )
     if algorithm_of(config).kept and federated.memories is None:
         raise ConfigError(
             "checkpoint", str(path), f"{config.algorithm} needs the run's folder {runs.MEMORY}/ beside it"
@@ -80,7 +88,7 @@ def resumable(config: Config) -> Federated | None:
             raise ConfigError(key, value, f"the run in {folder} was begun with {begun[key]!r}; give it the same")
     if not (folder / runs.LAST_CHECKPOINT).exists():
         return None
-    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT)
+    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT, config.model_name)
     if len(federated.rounds) >= config.num_server_rounds:
         raise ConfigError("resume", config.resume, f"the run is finished; see {folder / runs.RESULTS}")
     return federated

@@ -47,7 +47,15 @@ class Config:
     """
 
     algorithm: str = _option("fedbabu", "row of the table in algorithms.py")
-    model_name: str = _option("FourConvNet", "model of models.py")
+    model_name: str = _option(
+        "FourConvNet", "model of models.py, or your own build(num_classes, norm), as in my_package.my_module:build"
+    )
+    norm: str = _option(
+        "batch",
+        "of the models here: batch is batch norm with each batch's own statistics, as in the paper; batch-running has"
+        " running statistics, which are shared, kept and frozen with the part they are in",
+        choices=("batch", "batch-running"),
+    )
     dataset: str = _option(
         "uoft-cs/cifar10",
         'hub name "owner/name", a folder (Hugging Face parquet or image-folder layout), or "digits"',

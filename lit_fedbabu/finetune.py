@@ -32,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clients", default="all", help="all, or numbers as in 0,3,7")
     parser.add_argument("--save", action="store_true", help="save one Lightning checkpoint per client")
     parser.add_argument("--dataset", help="where the run's dataset is on this machine")
+    parser.add_argument("--model-name", default="", help="the run's model, where it is an import path: it is run")
     arguments = parser.parse_args(argv)
     try:
         checkpoint = find_checkpoint(arguments.source)
-        federated = read_checkpoint(checkpoint)
+        federated = read_checkpoint(checkpoint, arguments.model_name)
         given = {
             "finetune_part": arguments.part,
             "num_finetune_epochs": arguments.epochs,

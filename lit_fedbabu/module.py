@@ -22,6 +22,7 @@ class LitFedBABU(L.LightningModule):
     Args:
         model_name: a name of ``models.MODELS``.
         num_classes: outputs of the head.
+        norm: a name of ``models.NORMS``.
         mode: "body", "head" or "full": what trains.
         learning_rate: of SGD.
         momentum: of SGD.
@@ -37,6 +38,7 @@ class LitFedBABU(L.LightningModule):
         self,
         model_name: str = "FourConvNet",
         num_classes: int = 10,
+        norm: str = "batch",
         mode: str = "body",
         learning_rate: float = 0.1,
         momentum: float = 0.9,
@@ -47,7 +49,7 @@ class LitFedBABU(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.about = {}
-        initial = build_model(model_name, num_classes, model_seed)
+        initial = build_model(model_name, num_classes, model_seed, norm)
         self.model = initial.to(getattr(torch, dtype), memory_format=torch.channels_last)
         self.train_loss = MeanMetric()
         self.test_loss = MeanMetric()
@@ -79,6 +81,11 @@ class LitFedBABU(L.LightningModule):
             metric.set_dtype(getattr(torch, self.hparams.dtype))
 
     on_test_start = on_fit_start
+
+    def on_train_epoch_start(self) -> None:
+        """What does not train keeps its running statistics, if it has any, as it keeps its weights."""
+        for part in PARTS:
+            getattr(self.model, part).train(part in parts_of(self.hparams.mode))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

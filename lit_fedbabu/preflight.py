@@ -14,6 +14,6 @@ def check(config: Config) -> None:
         ConfigError: one line that names the key, the value and the remedy.
     """
     algorithm_of(config)
-    build_model(config.model_name, 1, model_seed(config))
+    build_model(config.model_name, 1, model_seed(config), config.norm)
     sources.load(config.dataset)
     partition(config)

@@ -162,7 +162,7 @@ class SharedParts(Strategy):
 
         def average(name: str) -> np.ndarray:
             weighted = sum(count * state[name].astype(np.float64) for _, count, _, state in rows)
-            return (weighted / total).astype(rows[0][3][name].dtype)
+            return np.asarray(weighted / total).astype(rows[0][3][name].dtype)  # counts of batches are 0-d
 
         averages = {name: average(name) for name in rows[0][3]}
         averaged = ArrayRecord({name: Array(values) for name, values in averages.items()})

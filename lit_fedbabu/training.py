@@ -85,6 +85,7 @@ def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:
     return LitFedBABU(
         model_name=config.model_name,
         num_classes=num_classes,
+        norm=config.norm,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         model_seed=model_seed,

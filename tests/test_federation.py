@@ -11,10 +11,13 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from lit_fedbabu import client_app, runs, server_app, update
+from examples import shapes
+from lit_fedbabu import client_app, finetune, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.models import parts_of, select
+from lit_fedbabu.checkpoint import read_checkpoint
+from lit_fedbabu.models import Sandwich, parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
 from tests.helpers import FakeGrid, tiny_config
@@ -334,3 +337,46 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
         with pytest.raises(runs.ConfigError, match=words):
             federate(tiny_config(**changes))
     assert files_that_decide(folder) == before
+
+
+def narrow_model(num_classes, norm):
+    return Sandwich(
+        nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), norm(8), nn.ReLU(), nn.Flatten()), nn.Linear(512, num_classes)
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "lg-fedavg"])
+def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, federate, one_core):
+    name = "tests.test_federation:narrow_model"
+    config = tiny_config(algorithm=algorithm, model_name=name, norm="batch-running", num_finetune_epochs=2)
+    folder, grid = federate(config, FakeGrid(config, 2))
+    buffers = {"body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"}
+    shared = set(
+        next(message for message in grid.messages if message.metadata.message_type == "train").content["arrays"]
+    )
+    assert buffers <= shared if algorithm != "lg-fedavg" else not buffers & shared
+    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT, trusted_model=name)
+    own = [update.own_module(config, client, 2, federated.shared, federated.memories) for client in range(6)]
+    counts = {int(module.model.body[1].num_batches_tracked) for module in own}
+    assert max(counts) > 0 and (len(counts) == 1) == (algorithm != "lg-fedavg")
+    again = finetune.finetune(federated, [0, 1])["clients"]
+    assert again == runs.read_results(folder)["clients"][:2]
+
+
+def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
+    folder, _ = federate(tiny_config(model_name="tests.test_federation:narrow_model", num_server_rounds=1))
+    capsys.readouterr()
+    assert finetune.main([str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: model-name") and told.count("\n") == 1 and "--model-name to trust it" in told
+    assert not (folder / "finetune").exists()
+
+
+def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
+    shapes.write(tmp_path / "shapes", train=30, test=10)
+    options = {"dataset": str(tmp_path / "shapes"), "model_name": "examples.shapes:build", "num_clients": 4}
+    rates = {"learning_rate": 0.02, "finetune_learning_rate": 0.02, "num_finetune_epochs": 4, "num_server_rounds": 1}
+    folder, _ = federate(tiny_config(**options, **rates))
+    assert runs.read_results(folder)["summary"]["personalized_accuracy"]["mean"] > 0.65, (
+        "two classes each: chance is 0.5"
+    )

@@ -6,7 +6,7 @@ from torch.nn import functional
 from lit_fedbabu import training
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.data import ClientData
-from lit_fedbabu.models import FourConvNet, build_model, parts_of, select
+from lit_fedbabu.models import NORMS, FourConvNet, Sandwich, build_model, parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from tests.helpers import state_digest, tiny_config
 
@@ -36,6 +36,62 @@ def test_pooling_before_relu_is_the_papers_block_to_the_bit():
         gradients = torch.autograd.grad(functional.cross_entropy(logits, labels), list(model.parameters()))
         outcomes.append([logits, *gradients])
     assert all(torch.equal(ours, papers) for ours, papers in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("FourConvNet", 115_658), ("MobileNet", 3_217_226), ("ResNet18", 11_173_962)]
+)
+def test_every_model_is_a_body_and_a_head(name, parameters, norm):
+    model = build_model(name, 10, seed=1, norm=norm)
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert bool(list(model.buffers())) == (norm == "batch-running")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = model(images)
+    assert logits.shape == (4, 10)
+    assert torch.equal(logits, model.head(model.body(images))) or norm == "batch-running"
+    functional.cross_entropy(logits, torch.arange(4)).backward()
+    for weight_name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), weight_name
+    state = model.state_dict()
+    assert [*select(state, ["body"]), *select(state, ["head"])] == list(state)
+    assert len(select(state, ["head"])) == 2
+
+
+@pytest.mark.parametrize("mode", ["body", "head", "full"])
+def test_running_statistics_move_with_their_part(mode):
+    config = tiny_config(norm="batch-running")
+    module = training.new_module(config, 10, model_seed=5)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    curve = []
+    training.fit(module, ClientData(config, 0, seed=1), mode=mode, epochs=2, learning_rate=0.1, curve=curve)
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in select(before, parts_of(mode))), name
+    assert curve[-1] == training.evaluate(module, ClientData(config, 0, seed=1))
+
+
+def own_model(num_classes, norm):
+    return Sandwich(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+
+
+def odd_model(num_classes, norm):
+    return nn.Linear(2, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("FiveConvNet", "must be one of FourConvNet, MobileNet, ResNet18, or an import path"),
+        ("nowhere.at_all:build", "No module named"),
+        ("tests.test_module:nothing", "has no attribute"),
+        ("tests.test_module:odd_model", "whose weights are in a body and a head"),
+        ("tests.test_module:own_model", "whose weights are in a body and a head"),
+    ],
+)
+def test_what_is_no_model_of_a_body_and_a_head_is_refused_in_one_line(name, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_model(name, 10, seed=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_initial_model_depends_on_the_seed_alone():
