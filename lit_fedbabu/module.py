@@ -87,6 +87,9 @@ class LitFedBABU(L.LightningModule):
         for part in PARTS:
             getattr(self.model, part).train(part in parts_of(self.hparams.mode))
 
+    def on_fit_end(self) -> None:
+        self.train()
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         loss = functional.cross_entropy(self(images), labels)

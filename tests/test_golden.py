@@ -31,7 +31,7 @@ def weights_drawn_in_float64(monkeypatch):
 def course(federate, algorithm):
     """A line for every round and for every client, with losses in nats and accuracies between 0 and 1."""
     config = tiny_config(
-        algorithm=algorithm, num_server_rounds=6, learning_rate=0.01, num_finetune_epochs=3, precision="64-true"
+        algorithm=algorithm, num_server_rounds=4, learning_rate=0.01, num_finetune_epochs=3, precision="64-true"
     )
     folder, _ = federate(config)
     outcome = json.loads((folder / runs.RESULTS).read_text())
