@@ -83,12 +83,16 @@ def test_the_best_round_is_told_apart_from_the_last(tmp_path):
     evaluated = {entry["round"]: entry["initial_accuracy"]["mean"] for entry in outcome["rounds"] if len(entry) > 2}
     assert outcome["best_round_on_test_data"]["round"] == max(evaluated, key=evaluated.get) == 2
     tuned = made_up_run(folder / "finetune" / "best", seed=3, last=2)
+    made_up_run(folder / "finetune" / "best-longer", seed=3, last=2, epochs=10)
+    made_up_run(folder / "finetune" / "last", seed=3, last=4)
     rows = report.method_table(by_method([read_run(folder)]))
+    assert {row["seeds"] for row in rows} == {1}
     told = {row["accuracy"]: row["mean"] for row in rows}
     assert told["initial, best round on test data"] == f"{100 * max(evaluated.values()):.2f}"
     of_best = runs.read_results(tuned)["summary"]["personalized_accuracy"]["mean"]
     assert told["personalized, best round on test data"] == f"{100 * of_best:.2f}"
-    assert len(next(iter(finetunings(by_method([read_run(folder)])).values()))["FedBABU"]) == 1
+    (compared,) = finetunings(by_method([read_run(folder)])).values()
+    assert [run.outcome["round"] for run in compared["FedBABU"]] == [4]
 
 
 def test_finetunings_are_compared_by_part_and_rate(found):
