@@ -25,7 +25,7 @@ class Algorithm:
     Args:
         title: its name in tables and figures.
         shared: the part that travels: "body", "head", "full" or "none".
-        phases: what a client trains in a round, one after the other: a part, and the key of its number of epochs.
+        phases: what a client trains in a round, one after the other: a part, and the option with its number of epochs.
         step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
         personal: the client also trains a whole model of its own, pulled towards the received one, and keeps it.
         pooled: there is one participant, and it has the training images of all clients.
@@ -49,14 +49,14 @@ class Algorithm:
         return PARTS if self.personal else tuple(part for part in self.trained if part not in parts_of(self.shared))
 
 
-EPOCHS = "num-local-epochs"
+EPOCHS = "num_local_epochs"
 BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
 
 ALGORITHMS = {
     "fedbabu": Algorithm("FedBABU", "body", BODY),  # Oh et al. 2022, Algorithm 1
     "fedavg": Algorithm("FedAvg", "full", FULL),  # McMahan et al. 2017, Algorithm 1
     "fedper": Algorithm("FedPer", "body", FULL),  # Arivazhagan et al. 2019, Algorithm 1
-    "fedrep": Algorithm("FedRep", "body", (("head", "num-head-epochs"), *BODY)),  # Collins et al. 2021, Algorithm 1
+    "fedrep": Algorithm("FedRep", "body", (("head", "num_head_epochs"), *BODY)),  # Collins et al. 2021, Algorithm 1
     "lg-fedavg": Algorithm("LG-FedAvg", "head", FULL),  # Liang et al. 2020, Algorithm 1
     "fedprox": Algorithm("FedProx", "full", FULL, step="proximal"),  # Li et al. 2020, Algorithm 2
     "fedprox-babu": Algorithm("FedProx+BABU", "body", BODY, step="proximal"),  # Oh et al. 2022

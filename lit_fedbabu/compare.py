@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ class Run:
 
     def spreads(self, key: str) -> dict[str, float]:
         """Mean, std and worst decile over the clients, in percent, of a kind of accuracy."""
-        return {name: 100 * value for name, value in self.outcome["summary"][key].items()}
+        return percent(self.outcome["summary"][key])
 
     @property
     def curve(self) -> list[dict[str, float]]:
         """Spreads in percent before fine-tuning and after each of its epochs."""
         return [self.spreads(f"accuracy_epoch_{epoch}") for epoch in range(self.config.num_finetune_epochs + 1)]
+
+
+def percent(spread: Mapping[str, float]) -> dict[str, float]:
+    """A spread of accuracies between 0 and 1, as ``runs.spread`` has it, in percent."""
+    return {name: 100 * value for name, value in spread.items()}
 
 
 def read_run(folder: Path) -> Run:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_fedbabu import runs
-from lit_fedbabu.compare import Run, finetunings
+from lit_fedbabu.compare import Run, finetunings, percent
 
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,17 +55,14 @@ def rounds(methods: dict[str, list[Run]]) -> Figure:
     for number, (method, members) in enumerate(methods.items()):
         histories = [
             {
-                entry["round"]: entry["initial_accuracy"]
+                entry["round"]: percent(entry["initial_accuracy"])
                 for entry in run.outcome["rounds"]
                 if "initial_accuracy" in entry
             }
             for run in members
         ]
         shared = sorted(set(histories[0]).intersection(*histories))
-        spreads = [
-            [{key: 100 * value for key, value in history[each].items()} for each in shared] for history in histories
-        ]
-        _line_with_band(axes, number, method, shared, spreads)
+        _line_with_band(axes, number, method, shared, [[history[each] for each in shared] for history in histories])
     axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
     axes.legend(loc="best")
     return figure

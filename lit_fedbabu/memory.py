@@ -6,6 +6,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+PRUNED = "pruned"
+"""Marks the folder of a client that had memories older than those that are left."""
+
 
 def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
     """What the client had kept when the round was over; empty if it had not taken part until then.
@@ -13,11 +16,12 @@ def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
     Raises:
         LookupError: it had taken part, but memories that old are gone.
     """
-    kept = _rounds(folder / _name(client))
+    place = folder / _name(client)
+    kept = _rounds(place)
     known = [each for each in kept if each <= server_round]
     if known:
         return load_file(kept[max(known)])
-    if kept and _is_pruned(folder / _name(client)):
+    if (place / PRUNED).exists():
         raise LookupError(f"client {client} no longer has what it kept in round {server_round}")
     return {}
 
@@ -37,14 +41,6 @@ def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor])
     for older in sorted(each for each in kept if each < server_round)[:-1]:
         (place / PRUNED).touch()
         kept[older].unlink()
-
-
-PRUNED = "pruned"
-"""A mark that there were memories older than those that are left."""
-
-
-def _is_pruned(place: Path) -> bool:
-    return (place / PRUNED).exists()
 
 
 def _name(client: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.compare import Run, by_method, finetunings, read_run
+from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run
 from lit_fedbabu.config import ConfigError
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
@@ -52,9 +52,7 @@ def method_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
     rows = []
     for method, members in methods.items():
         best = [
-            {key: 100 * value for key, value in found["initial_accuracy"].items()}
-            for run in members
-            if (found := run.outcome["best_round_on_test_data"])
+            percent(found["initial_accuracy"]) for run in members if (found := run.outcome["best_round_on_test_data"])
         ]
         kinds = {
             "initial": [run.spreads("initial_accuracy") for run in members],

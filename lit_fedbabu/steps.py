@@ -1,6 +1,6 @@
 """How a mini-batch moves the weights where it is not plain SGD: Lightning callbacks on the one training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -70,14 +70,9 @@ class FirstOrderMaml(L.Callback):
         self.before = {}
 
 
-STEPS = {
-    "sgd": lambda config, received: [],
-    "proximal": lambda config, received: [Proximal(config.proximal_mu, received)],
-    "first-order-maml": lambda config, received: [FirstOrderMaml(config.inner_learning_rate)],
+STEPS: dict[str, Callable[[Config, Mapping[str, Tensor]], list[L.Callback]]] = {
+    "sgd": lambda config, start: [],
+    "proximal": lambda config, start: [Proximal(config.proximal_mu, start)],
+    "first-order-maml": lambda config, start: [FirstOrderMaml(config.inner_learning_rate)],
 }
-"""Callbacks for (configuration, the client's model at the start of the round)."""
-
-
-def callbacks_of(step: str, config: Config, start: Mapping[str, Tensor]) -> list[L.Callback]:
-    """Fresh callbacks of a kind of step, for a client whose round starts from these weights."""
-    return STEPS[step](config, start)
+"""Fresh callbacks for a client whose round starts from the weights ``start``."""

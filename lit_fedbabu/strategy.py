@@ -225,7 +225,8 @@ class SharedParts(Strategy):
                     f"round {server_round}  {name} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
                     f" over {len(values)} clients"
                 )
-        self.rounds[-1]["initial_accuracy"] = runs.spread([row["initial_accuracy"] for row in rows])
+                if name == "initial":
+                    self.rounds[-1]["initial_accuracy"] = over
         self.clients = rows
 
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:

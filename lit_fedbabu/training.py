@@ -112,7 +112,7 @@ def fit(
         epochs: over the client's training images.
         learning_rate: of SGD.
         curve: takes an evaluation on the test images after every epoch; None evaluates nothing.
-        callbacks: Lightning's, as of ``steps.callbacks_of``.
+        callbacks: Lightning's, as of ``steps.STEPS``.
 
     Returns:
         The mean training loss over all images seen, in nats; nan if there was no epoch.
@@ -122,9 +122,14 @@ def fit(
     module.train_loss.reset()
     if epochs == 0:
         return float("nan")
-    looks = {"limit_val_batches": 0} if curve is None else {}
-    callbacks = [*callbacks, *([] if curve is None else [_Curve(curve)])]
-    trainer = _trainer(data.config, max_epochs=epochs, num_sanity_val_steps=0, callbacks=callbacks, **looks)
+    watch = [] if curve is None else [_Curve(curve)]
+    trainer = _trainer(
+        data.config,
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if watch else 0,
+        callbacks=[*callbacks, *watch],
+    )
     trainer.fit(module, datamodule=data)
     return module.train_loss.compute().item()
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -12,7 +13,9 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import model_seed
 from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.steps import Proximal, callbacks_of
+from lit_fedbabu.steps import STEPS, Proximal
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def initial_module(config: Config) -> LitFedBABU:
@@ -27,19 +30,20 @@ def shared_names(config: Config) -> tuple[str, ...]:
 
 
 def received_module(
-    config: Config, received: Mapping[str, Tensor], remembered: Mapping[str, Tensor] | None = None
+    config: Config,
+    received: Mapping[str, Tensor],
+    under: Mapping[str, Tensor] = NOTHING,
+    over: Mapping[str, Tensor] = NOTHING,
 ) -> LitFedBABU:
-    """A client's model at the start of a round: what was received over what it remembers over the initial model.
+    """The initial model with what was received laid over it, and what lies under and over that.
 
     Raises:
         ValueError: what was received is not exactly what the algorithm shares.
     """
-    module = initial_module(config)
-    expected = shared_state(config, module.model.state_dict())
-    if received.keys() != expected.keys():
+    expected = shared_names(config)
+    if received.keys() != set(expected):
         raise ValueError(f"received {sorted(received)}, but {config.algorithm} shares {sorted(expected)}")
-    module.model.load_state_dict({**module.model.state_dict(), **(remembered or {}), **received})
-    return module
+    return _overlaid(config, under, received, over)
 
 
 def own_module(
@@ -50,10 +54,9 @@ def own_module(
     For an algorithm with personal models it is the personal one, for the others as at the start of a round.
     """
     remembered = _remembered(config, client, server_round, memories)
-    module = received_module(config, received, remembered)
     if algorithm_of(config).personal:
-        module.model.load_state_dict({**module.model.state_dict(), **remembered})
-    return module
+        return received_module(config, received, over=remembered)
+    return received_module(config, received, under=remembered)
 
 
 def client_update(
@@ -80,23 +83,21 @@ def client_update(
         The shared state, the number of training images, and the mean training loss of the last phase in nats.
     """
     algorithm = algorithm_of(config)
-    options = config.to_run_config()
     data = ClientData(config, client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
     remembered = _remembered(config, client, server_round - 1, memories)
-    module = received_module(config, received, None if algorithm.personal else remembered)
-    start = {name: value.clone() for name, value in module.model.state_dict().items()}
+    module = received_module(config, received, under=NOTHING if algorithm.personal else remembered)
+    start = module.model.state_dict()
+    step = STEPS[algorithm.step](config, start)
+    pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
     for part, epochs in algorithm.phases:
-        callbacks = callbacks_of(algorithm.step, config, start)
         loss = training.fit(
-            module, data, mode=part, epochs=options[epochs], learning_rate=learning_rate, callbacks=callbacks
+            module, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
         )
     shared = shared_state(config, module.model.state_dict())
     if algorithm.personal:
-        module = initial_module(config)
-        module.model.load_state_dict({**module.model.state_dict(), **remembered})
-        pull = Proximal(config.proximal_mu, start)
+        module = _overlaid(config, remembered)
         epochs = config.num_local_epochs
-        training.fit(module, data, mode="full", epochs=epochs, learning_rate=learning_rate, callbacks=[pull])
+        training.fit(module, data, mode="full", epochs=epochs, learning_rate=learning_rate, callbacks=pull)
     if kept := kept_state(config, module.model.state_dict()):
         memory.keep(_folder(config, memories), client, server_round, kept)
     return shared, len(data.train_set), loss
@@ -127,6 +128,16 @@ def initial_evaluation(
     """Loss and accuracy on the client's test images of its own model after a round, as it is."""
     data = ClientData(config, client, config.derived_seed("finetune", client))
     return training.evaluate(own_module(config, client, server_round, received, memories), data)
+
+
+def _overlaid(config: Config, *states: Mapping[str, Tensor]) -> LitFedBABU:
+    """The initial model with the states laid over it, one after the other."""
+    module = initial_module(config)
+    whole = dict(module.model.state_dict())
+    for state in states:
+        whole |= state
+    module.model.load_state_dict(whole)
+    return module
 
 
 def _remembered(config: Config, client: int, server_round: int, memories: Path | None) -> dict[str, Tensor]:

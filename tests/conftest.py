@@ -2,9 +2,10 @@ import os
 
 import pytest
 
-from lit_fedbabu import server_app
+from lit_fedbabu import server_app, sources
 from lit_fedbabu.config import Config
-from tests.helpers import FakeGrid, tiny_config, write_tiny_dataset
+from lit_fedbabu.partition import partition
+from tests.helpers import BALANCED, FakeGrid, tiny_config, write_tiny_dataset
 
 
 def pytest_addoption(parser):
@@ -38,3 +39,12 @@ def one_core(monkeypatch):
     """Work in this process; that many processes give the same numbers is tested in test_run.py."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+@pytest.fixture
+def cifar_like(monkeypatch):
+    """Labels of CIFAR-10's sizes, without its images."""
+    partition.cache_clear()
+    monkeypatch.setattr(sources, "load", lambda dataset: BALANCED)
+    yield Config()
+    partition.cache_clear()

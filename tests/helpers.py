@@ -3,12 +3,16 @@ import random
 
 import datasets
 import numpy as np
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
-from lit_fedbabu import client_app
+from lit_fedbabu import client_app, sources, update
+from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.config import Config
+from lit_fedbabu.data import ClientData, augment, normalize
+from lit_fedbabu.models import build_model, model_seed
 
 
 def write_tiny_dataset(folder):
@@ -86,3 +90,41 @@ def state_digest(state):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+BALANCED = sources.Source(
+    train=sources.Split(np.empty((50_000, 0)), np.arange(50_000) % 10),
+    test=sources.Split(np.empty((10_000, 0)), np.arange(10_000) % 10),
+    class_names=tuple("abcdefghij"),
+)
+
+
+def counts(parts, labels):
+    return np.stack([np.bincount(labels[part], minlength=10) for part in parts])
+
+
+def batches(config, client, server_round):
+    """The batches that a client sees in a round, drawn as the specification says: order, then augmentation.
+
+    Returns a function that yields those of so many epochs more.
+    """
+    seed = config.derived_seed("train", server_round, client)
+    data = ClientData(config, client, seed)
+    augmentation = torch.Generator().manual_seed(seed + 1)
+
+    def more(epochs):
+        for _ in range(epochs):
+            for images, labels in data.train_dataloader():
+                yield normalize(augment(images, config.augmentation, augmentation)), labels
+
+    return more
+
+
+def model_by_hand(config):
+    torch.set_num_threads(config.num_threads)
+    return build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
+
+
+def start(config):
+    """What a server sends in the first round."""
+    return shared_state(config, update.initial_module(config).model.state_dict())

@@ -6,25 +6,7 @@ import pytest
 from lit_fedbabu import sources
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.partition import PARTITIONERS, partition
-
-BALANCED = sources.Source(
-    train=sources.Split(np.empty((50_000, 0)), np.arange(50_000) % 10),
-    test=sources.Split(np.empty((10_000, 0)), np.arange(10_000) % 10),
-    class_names=tuple("abcdefghij"),
-)
-
-
-@pytest.fixture
-def cifar_like(monkeypatch):
-    """Labels of CIFAR-10's sizes, without its images."""
-    partition.cache_clear()
-    monkeypatch.setattr(sources, "load", lambda dataset: BALANCED)
-    yield Config()
-    partition.cache_clear()
-
-
-def counts(parts, labels):
-    return np.stack([np.bincount(labels[part], minlength=10) for part in parts])
+from tests.helpers import BALANCED, counts
 
 
 @pytest.mark.parametrize("partitioner", PARTITIONERS)

@@ -11,15 +11,12 @@ import torch
 from torch.nn import functional
 
 from lit_fedbabu import runs, training, update
-from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.config import Config, parse_overrides
 from lit_fedbabu.data import ClientData
-from lit_fedbabu.models import build_model, model_seed, select
+from lit_fedbabu.models import select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.partition import partition
-from tests.helpers import tiny_config
-from tests.test_partition import BALANCED, cifar_like, counts  # noqa: F401
-from tests.test_update import batches
+from tests.helpers import BALANCED, batches, counts, model_by_hand, start, tiny_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +33,7 @@ def test_official_toml_is_the_official_codes_command_line():
 
 
 @pytest.mark.parametrize(("per_client", "distinct"), [(10, 6.53), (5, 4.11), (2, 1.90)])
-def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, distinct, cifar_like):  # noqa: F811
+def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, distinct, cifar_like):
     seen = []
     for seed in range(3):
         dealt = partition(
@@ -51,8 +48,7 @@ def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, dist
 def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
     """One optimizer over body and head, head_lr = 0: the body goes the same way, to the bit."""
     config = tiny_config(weight_decay=0.0)
-    torch.set_num_threads(config.num_threads)
-    model = build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
+    model = model_by_hand(config)
     head = {name: value.clone() for name, value in model.head.state_dict().items()}
     groups = [{"params": model.body.parameters(), "lr": 0.1}, {"params": model.head.parameters(), "lr": 0.0}]
     optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=0.0)
@@ -60,7 +56,7 @@ def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
         optimizer.zero_grad()
         functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
-    received = shared_state(config, update.initial_module(config).model.state_dict())
+    received = start(config)
     ours, _, _ = update.client_update(config, 0, 1, received, 0.1)
     official = select(model.state_dict(), ["body"])
     assert all(torch.equal(ours[name], official[name]) for name in official)
@@ -70,7 +66,7 @@ def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
 def test_with_equal_sizes_the_average_is_the_plain_mean(federate):
     config = tiny_config(num_server_rounds=1, fraction_train=1.0)
     folder, _ = federate(config)
-    received = shared_state(config, update.initial_module(config).model.state_dict())
+    received = start(config)
     states, sizes, _ = zip(*(update.client_update(config, client, 1, received, 0.1) for client in range(6)))
     assert len(set(sizes)) == 1
     final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
@@ -109,7 +105,7 @@ def test_test_images_are_normalized_by_their_own_batch():
 
 def test_fine_tuning_sees_augmented_images():
     plain, cropped = (tiny_config(augmentation=how, finetune_learning_rate=0.01) for how in ("none", "crop-flip"))
-    received = shared_state(plain, update.initial_module(plain).model.state_dict())
+    received = start(plain)
     losses = [update.personal_model(config, 0, 1, received)[1].personalized.loss for config in (plain, cropped)]
     assert losses[0] != losses[1]
 

@@ -8,27 +8,10 @@ from lit_fedbabu import memory, runs, update
 from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
 from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.config import ConfigError
-from lit_fedbabu.data import ClientData, augment, normalize
-from lit_fedbabu.models import build_model, model_seed, parts_of, select
+from lit_fedbabu.data import ClientData
+from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
-from tests.helpers import tiny_config
-
-
-def batches(config, client, server_round):
-    """The batches that a client sees in a round, drawn as the specification says: order, then augmentation.
-
-    Returns a function that yields those of so many epochs more.
-    """
-    seed = config.derived_seed("train", server_round, client)
-    data = ClientData(config, client, seed)
-    augmentation = torch.Generator().manual_seed(seed + 1)
-
-    def more(epochs):
-        for _ in range(epochs):
-            for images, labels in data.train_dataloader():
-                yield normalize(augment(images, config.augmentation, augmentation)), labels
-
-    return more
+from tests.helpers import batches, model_by_hand, start, tiny_config
 
 
 def sgd_by_hand(config, model, weights, stream, rate):
@@ -48,17 +31,7 @@ def round_by_hand(config, model, client, server_round, rate):
     more = batches(config, client, server_round)
     for part, epochs in algorithm_of(config).phases:
         weights = select(dict(model.named_parameters()), parts_of(part))
-        sgd_by_hand(config, model, weights, more(config.to_run_config()[epochs]), rate)
-
-
-def model_by_hand(config):
-    torch.set_num_threads(config.num_threads)
-    return build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
-
-
-def start(config):
-    """What a server sends in the first round."""
-    return shared_state(config, update.initial_module(config).model.state_dict())
+        sgd_by_hand(config, model, weights, more(getattr(config, epochs)), rate)
 
 
 PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.personal and not row.pooled]
@@ -218,7 +191,7 @@ def test_fedbabus_head_never_moves_and_never_travels():
 
 def test_a_clients_update_depends_on_seed_round_and_client_alone():
     config = tiny_config()
-    received = shared_state(config, update.initial_module(config).model.state_dict())
+    received = start(config)
 
     def weights(seed=config.seed, server_round=1, client=0):
         changed = dataclasses.replace(config, seed=seed)
@@ -234,11 +207,11 @@ def test_a_clients_update_depends_on_seed_round_and_client_alone():
 @pytest.mark.parametrize("part", ["head", "body", "full"])
 def test_fine_tuning_starts_from_what_was_received_and_moves_its_part(part):
     config = tiny_config(finetune_part=part, finetune_learning_rate=0.05, num_finetune_epochs=3)
-    received = shared_state(config, update.initial_module(config).model.state_dict())
-    start = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
+    received = start(config)
+    before = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
     module, outcome = update.personal_model(config, 1, 1, received)
     for name, value in module.model.state_dict().items():
-        assert torch.equal(value, start[name]) == (name not in select(start, parts_of(part))), name
+        assert torch.equal(value, before[name]) == (name not in select(before, parts_of(part))), name
     assert outcome.initial == update.initial_evaluation(config, 1, 1, received)
     assert outcome.personalized.loss != outcome.initial.loss
 
