@@ -12,10 +12,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 SHAPES = ("circle", "square", "triangle", "cross")
 
 
-def build(num_classes: int, norm) -> nn.Module:
+def build(num_classes: int, norm, channels: int) -> nn.Module:
     """A small ResNet of torchvision, cut into a body and a head; ``norm`` makes its normalization layers."""
     body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm)
-    body.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)  # the images are small
+    body.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=2, padding=1, bias=False)  # the images are small
     body.fc = nn.Identity()
     return nn.Sequential(OrderedDict(body=body, head=nn.Linear(512, num_classes)))
 

@@ -53,6 +53,9 @@ def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content["lit_fedbabu"]
+        if missing := sorted(Config().experiment().keys() - about["config"].keys()):
+            remedy = f"was written by another version of lit_fedbabu: it does not say {', '.join(missing)}"
+            raise ConfigError("checkpoint", str(path), remedy)
         config = Config.from_run_config(about["config"])
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
         memories = path.resolve().parent.parent / runs.MEMORY

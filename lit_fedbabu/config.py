@@ -48,7 +48,8 @@ class Config:
 
     algorithm: str = _option("fedbabu", "row of the table in algorithms.py")
     model_name: str = _option(
-        "FourConvNet", "model of models.py, or your own build(num_classes, norm), as in my_package.my_module:build"
+        "FourConvNet",
+        "model of models.py, or your own build(num_classes, norm, channels), as in my_package.my_module:build",
     )
     norm: str = _option(
         "batch",
@@ -58,14 +59,25 @@ class Config:
     )
     dataset: str = _option(
         "uoft-cs/cifar10",
-        'hub name "owner/name", a folder (Hugging Face parquet or image-folder layout), or "digits"',
+        'hub name "owner/name" or "owner/name:subset", a folder (Hugging Face parquet or image-folder layout), or'
+        ' "digits"',
     )
-    partitioner: str = _option("classes", "how images are dealt to clients, see data.py")
+    label_column: str = _option("", "column of the dataset with the labels; empty: the only one there is")
+    normalization: str = _option(
+        "data",
+        "of images, by channel: mean and standard deviation of the dataset's training images, or ImageNet's constants,"
+        " as in the paper's code",
+        choices=("data", "imagenet"),
+    )
+    partitioner: str = _option("classes", "how images are dealt to clients: a name of partition.PARTITIONERS")
     num_clients: int = _option(100, "participants with data of their own", low=1)
     num_classes_per_client: int = _option(
-        2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological", low=1
+        2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological, distribution", low=1
     )
-    dirichlet_alpha: float = _option(0.5, "concentration; read by dirichlet", above=0)
+    dirichlet_alpha: float = _option(0.5, "concentration; read by dirichlet, inner-dirichlet", above=0)
+    lognormal_sigma: float = _option(2.0, "spread of the sizes of a class's pieces; read by distribution", low=0)
+    natural_id_column: str = _option("", "column of the dataset that says whose an image is; read by natural-id")
+    min_client_images: int = _option(10, "training images that every client must have at least", low=1)
     augmentation: str = _option(
         "crop-flip",
         "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",

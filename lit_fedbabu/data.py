@@ -1,112 +1,64 @@
-"""A client's images as the batches that a Trainer sees."""
+"""``python -m lit_fedbabu.data [CONFIG.toml] [key=value ...]``: who has which images, as a table and a figure."""
 
-from collections.abc import Iterator
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
 
-import lightning as L
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
+from lit_fedbabu import runs
+from lit_fedbabu.config import Config, ConfigError, parse_overrides
 
-from lit_fedbabu import sources
-from lit_fedbabu.config import Config
-from lit_fedbabu.models import IMAGE_SIZE
-from lit_fedbabu.partition import partition
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Per channel, of images scaled to 0..1: the constants of the official code for CIFAR-10."""
-PADDING = 4
-"""Black pixels around an image before its random crop."""
+ROWS = 100
+"""Clients in the printed table; the file has all."""
 
 
-class ClientData(L.LightningDataModule):
-    """One client's images as batches: raw uint8 up to the device, augmented and normalized there.
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_fedbabu.data",
+        description="Deal the dataset as a run with these options would, print the split and draw it.",
+    )
+    parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        config = Config.from_run_config(parse_overrides(arguments.words))
+        from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
 
-    A batch is images (B, 32, 32, 3) of uint8 and labels (B,); after its transfer the images are
-    (B, 3, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+        preflight.check(config)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --out {arguments.out}: cannot be made: {error.strerror}", file=sys.stderr)
+        return 2
+    from lit_fedbabu import figures, partition
 
-    Args:
-        config: the experiment.
-        client: its number.
-        seed: of order and augmentation.
-        pooled: take the training images of all clients.
-    """
-
-    def __init__(self, config: Config, client: int, seed: int, pooled: bool = False) -> None:
-        super().__init__()
-        source, parts = sources.load(config.dataset), partition(config)
-        self.config = config
-        self.train_set = _gather(source.train, np.concatenate(parts.train) if pooled else parts.train[client])
-        self.test_set = _gather(source.test, parts.test[client])
-        self._order = torch.Generator().manual_seed(seed)
-        self._augmentation = torch.Generator().manual_seed(seed + 1)
-
-    def train_dataloader(self) -> DataLoader:
-        return _batches(self.train_set, _Shuffled(len(self.train_set), self._order), self.config.batch_size)
-
-    def test_dataloader(self) -> DataLoader:
-        return _batches(self.test_set, SequentialSampler(self.test_set), self.config.test_batch_size)
-
-    val_dataloader = test_dataloader
-    """While fine-tuning, the test images are looked at after every epoch; nothing is chosen by them."""
-
-    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        if self.trainer.training:
-            images = augment(images, self.config.augmentation, self._augmentation)
-        return normalize(images, torch.float64 if self.config.precision == "64-true" else torch.float32), labels
+    counts = partition.class_counts(config)
+    print(table(counts))
+    print(f"{config.dataset} by {config.partitioner}: {partition.summary(config)}")
+    (arguments.out / runs.PARTITION).write_text(counts)
+    for path in (arguments.out / runs.PARTITION, *figures.draw_split(counts, arguments.out)):
+        print(path)
+    return 0
 
 
-class _Shuffled(Sampler[int]):
-    """Every index once, in an order that takes one draw from the generator for each epoch.
-
-    RandomSampler takes a second one where its iterator is used up, which depends on how Lightning ends an epoch.
-    """
-
-    def __init__(self, count: int, generator: torch.Generator) -> None:
-        self.count = count
-        self.generator = generator
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.count, generator=self.generator).tolist())
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def _gather(split: sources.Split, indices: np.ndarray) -> TensorDataset:
-    return TensorDataset(torch.from_numpy(split.images[indices]), torch.from_numpy(split.labels[indices]))
+def table(class_counts: str) -> str:
+    """A line for every client, the first ROWS of them: its training images by class, and its test images."""
+    rows = list(csv.DictReader(io.StringIO(class_counts)))
+    named = [name for name in rows[0] if name not in ("client", "split")]
+    images: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
+    for row in rows:
+        images[row["split"]][row["client"]] = {name: int(row[name]) for name in named if row[name] != "0"}
+    lines = [f"{'client':>6}  {'train':>6}  {'test':>6}  training images by class"]
+    for client, train in list(images["train"].items())[:ROWS]:
+        classes = ", ".join(f"{name} {count}" for name, count in train.items())
+        lines.append(f"{client:>6}  {sum(train.values()):>6}  {sum(images['test'][client].values()):>6}  {classes}")
+    if len(images["train"]) > ROWS:
+        lines.append(f"and {len(images['train']) - ROWS} more clients, in {runs.PARTITION}")
+    return "\n".join(lines)
 
 
-def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader:
-    # Batches of indices in, so that a batch is one look-up and not a list of images to be stacked.
-    generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
-    return DataLoader(rows, sampler=BatchSampler(sampler, size, drop_last=False), batch_size=None, generator=generator)
-
-
-def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    """Random crop with padding 4 and, with "crop-flip", horizontal flip, drawn for each image.
-
-    Shapes: images (B, 32, 32, 3) to the same. The draws are made on the CPU, so every device sees the same.
-    """
-    if how == "none":
-        return images
-    count = len(images)
-    pad = (0, 0, PADDING, PADDING, PADDING, PADDING)
-    padded = torch.nn.functional.pad(images, pad)
-    span = torch.arange(IMAGE_SIZE)
-    top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
-    columns = span.expand(count, -1)
-    if how == "crop-flip":
-        flipped = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(flipped, IMAGE_SIZE - 1 - span, span)
-    rows, columns = (top + span).to(images.device), (left + columns).to(images.device)
-    each = torch.arange(count, device=images.device)[:, None, None]
-    return padded[each, rows[:, :, None], columns[:, None, :]]
-
-
-def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images (B, 32, 32, 3) of uint8 as (B, 3, 32, 32) of the dtype with MEAN and STD taken off."""
-    mean, std = (torch.tensor(values, device=images.device, dtype=dtype) * 255 for values in (MEAN, STD))
-    return ((images - mean) / std).permute(0, 3, 1, 2)
+if __name__ == "__main__":
+    sys.exit(main())

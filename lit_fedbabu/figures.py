@@ -1,6 +1,7 @@
 """Figures of a report, for a journal's column: 3.5 inches wide (two columns: 7), 8 point, colours of Okabe and Ito."""
 
 import csv
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,11 +43,24 @@ def draw(methods: dict[str, list[Run]], out: Path) -> Iterator[Path]:
     with matplotlib.rc_context(STYLE):
         for name, of in figures.items():
             figure = of(methods)
-            if figure is None:
-                continue
-            for path, metadata in ((out / f"{name}.png", {"Software": None}), (out / f"{name}.svg", {"Date": None})):
-                figure.savefig(path, metadata=metadata)
-                yield path
+            if figure is not None:
+                yield from _saved(figure, out / name)
+
+
+def draw_split(class_counts: str, out: Path) -> Iterator[Path]:
+    """Draw the heat map of a split as ``partition.png`` and ``partition.svg``.
+
+    Yields:
+        The path of each file written.
+    """
+    with matplotlib.rc_context(STYLE):
+        yield from _saved(heat_map(class_counts), out / "partition")
+
+
+def _saved(figure: Figure, path: Path) -> Iterator[Path]:
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        figure.savefig(path.with_suffix(suffix), metadata=metadata)
+        yield path.with_suffix(suffix)
 
 
 def rounds(methods: dict[str, list[Run]]) -> Figure:
@@ -106,13 +120,15 @@ def partition(methods: dict[str, list[Run]]) -> Figure | None:
     """Training images of each client and class in the first run that has a ``partition.csv``."""
     tables = (run.folder / runs.PARTITION for members in methods.values() for run in members)
     path = next((path for path in tables if path.is_file()), None)
-    if path is None:
-        return None
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.pop("split") == "train"]
+    return None if path is None else heat_map(path.read_text())
+
+
+def heat_map(class_counts: str) -> Figure:
+    """Training images of each client and class, from the content of a ``partition.csv``."""
+    rows = [row for row in csv.DictReader(io.StringIO(class_counts)) if row.pop("split") == "train"]
     names = [name for name in rows[0] if name != "client"]
     counts = np.array([[int(row[name]) for name in names] for row in rows])
-    figure, axes = _one(2.6)
+    figure, axes = _one(min(8, max(2.6, 0.13 * len(names))))
     axes.grid(False)
     image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
     axes.set(xlabel="client", ylabel="class", yticks=range(len(names)), yticklabels=names)

@@ -40,16 +40,16 @@ class FourConvNet(Sandwich):
     Four blocks of 3x3 convolution with 64 channels, batch norm, ReLU and 2x2 max pooling, then one linear layer
     on 256 features. Weights start as PyTorch's defaults.
 
-    Shapes: images (N, 3, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
     """
 
-    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"]) -> None:
+    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
         def block(channels_in: int) -> nn.Sequential:
             convolution = nn.Conv2d(channels_in, 64, kernel_size=3, padding=1)
             # Pooling and ReLU commute, values and gradients alike, and so ReLU has a quarter of the work.
             return nn.Sequential(convolution, norm(64), nn.MaxPool2d(2), nn.ReLU())
 
-        body = nn.Sequential(*map(block, (3, 64, 64, 64)), nn.Flatten())
+        body = nn.Sequential(*map(block, (channels, 64, 64, 64)), nn.Flatten())
         super().__init__(body, nn.Linear(64 * 2 * 2, num_classes))
 
 
@@ -58,49 +58,49 @@ class MobileNet(Sandwich):
 
     A 3x3 convolution and 13 depthwise separable ones, of which four halve the size; the features are 1024.
 
-    Shapes: images (N, 3, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
     """
 
-    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"]) -> None:
-        def convolution(channels_in: int, channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-            layer = nn.Conv2d(channels_in, channels, size, stride, size // 2, groups=groups, bias=False)
-            return nn.Sequential(layer, norm(channels), nn.ReLU())
+    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
+        def convolution(channels_in: int, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+            layer = nn.Conv2d(channels_in, width, size, stride, size // 2, groups=groups, bias=False)
+            return nn.Sequential(layer, norm(width), nn.ReLU())
 
-        layers = [convolution(3, 32, 3)]
+        layers = [convolution(channels, 32, 3)]
         channels_in = 32
-        for channels, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * [(512, 1)], (1024, 2),
+        for width, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * [(512, 1)], (1024, 2),
                                  (1024, 1)):  # fmt: skip
             layers += [
                 convolution(channels_in, channels_in, 3, stride, channels_in),
-                convolution(channels_in, channels, 1),
+                convolution(channels_in, width, 1),
             ]
-            channels_in = channels
+            channels_in = width
         super().__init__(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(1024, num_classes))
 
 
 class ResNet18(Sandwich):
     """ResNet-18 (He et al. 2016) for small images: torchvision's, with a 3x3 stem and no pooling after it.
 
-    Shapes: images (N, 3, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
     """
 
-    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"]) -> None:
+    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
         from torchvision.models import resnet18  # takes seconds to import
 
         body = resnet18(norm_layer=norm)
-        body.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        body.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
         body.maxpool = body.fc = nn.Identity()
         super().__init__(body, nn.Linear(512, num_classes))
 
 
-MODELS: dict[str, Callable[[int, Norm], nn.Module]] = {
+MODELS: dict[str, Callable[[int, Norm, int], nn.Module]] = {
     "FourConvNet": FourConvNet,
     "MobileNet": MobileNet,
     "ResNet18": ResNet18,
 }
 
 
-def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch") -> nn.Module:
+def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch", channels: int = 3) -> nn.Module:
     """The initial model: the same weights wherever the same PyTorch builds it from the same seed.
 
     The caller's random state is left as it was.
@@ -111,7 +111,7 @@ def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch
     make = MODELS.get(model_name) or _imported(model_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make(num_classes, NORMS[norm])
+        model = make(num_classes, NORMS[norm], channels)
     parts = {name.partition(".")[0] for name in model.state_dict()} if isinstance(model, nn.Module) else set()
     if parts != set(PARTS):
         raise ConfigError("model-name", model_name, "must give a module whose weights are in a body and a head")
@@ -123,8 +123,8 @@ def model_seed(config: Config) -> int:
     return config.derived_seed("model")
 
 
-def _imported(model_name: str) -> Callable[[int, Norm], nn.Module]:
-    """The user's own ``build(num_classes, norm)``, named as in ``my_package.my_module:build``."""
+def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
+    """The user's own ``build(num_classes, norm, channels)``, named as in ``my_package.my_module:build``."""
     module, colon, name = model_name.partition(":")
     remedy = f"must be one of {', '.join(MODELS)}, or an import path as in my_package.my_module:build"
     if not colon:

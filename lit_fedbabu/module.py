@@ -23,6 +23,7 @@ class LitFedBABU(L.LightningModule):
         model_name: a name of ``models.MODELS``.
         num_classes: outputs of the head.
         norm: a name of ``models.NORMS``.
+        channels: of the images.
         mode: "body", "head" or "full": what trains.
         learning_rate: of SGD.
         momentum: of SGD.
@@ -39,6 +40,7 @@ class LitFedBABU(L.LightningModule):
         model_name: str = "FourConvNet",
         num_classes: int = 10,
         norm: str = "batch",
+        channels: int = 3,
         mode: str = "body",
         learning_rate: float = 0.1,
         momentum: float = 0.9,
@@ -49,7 +51,7 @@ class LitFedBABU(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.about = {}
-        initial = build_model(model_name, num_classes, model_seed, norm)
+        initial = build_model(model_name, num_classes, model_seed, norm, channels)
         self.model = initial.to(getattr(torch, dtype), memory_format=torch.channels_last)
         self.train_loss = MeanMetric()
         self.test_loss = MeanMetric()
@@ -63,7 +65,7 @@ class LitFedBABU(L.LightningModule):
             getattr(self.model, part).requires_grad_(part in parts_of(mode))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of normalized images (N, 3, 32, 32)."""
+        """Logits (N, num_classes) of normalized images (N, channels, 32, 32)."""
         return self.model(images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -6,11 +6,14 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from lit_fedbabu import sources
 from lit_fedbabu.config import Config, ConfigError
+
+REMEDY = "take fewer clients, a less skewed partitioner, or a lower min-client-images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +31,46 @@ def partition(config: Config) -> Partition:
     Depends on dataset, partitioner, its parameters, the number of clients and the seed alone.
 
     Raises:
-        ConfigError: no such partitioner, impossible parameters, or a client that would have no image.
+        ConfigError: no such partitioner, impossible parameters, or a client that would have too few images.
     """
     if config.partitioner not in PARTITIONERS:
         raise ConfigError("partitioner", config.partitioner, f"must be one of {', '.join(PARTITIONERS)}")
-    source = sources.load(config.dataset)
+    source = sources.source_of(config)
     classes = len(source.class_names)
     if config.num_clients > len(source.train.labels):
         raise ConfigError(
             "num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images"
         )
-    if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological"):
+    if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological", "distribution"):
         raise ConfigError("num-classes-per-client", config.num_classes_per_client, f"the dataset has {classes} classes")
-    dealt = PARTITIONERS[config.partitioner](config, np.asarray(source.train.labels), np.asarray(source.test.labels))
-    for split, parts in (("training", dealt.train), ("test", dealt.test)):
-        empty = [client for client, part in enumerate(parts) if len(part) == 0]
-        if empty:
+    dealt = PARTITIONERS[config.partitioner](config, source)
+    for split, parts, least in (("training", dealt.train, config.min_client_images), ("test", dealt.test, 1)):
+        poor = [client for client, part in enumerate(parts) if len(part) < least]
+        if poor:
             raise ConfigError(
                 "num-clients",
                 config.num_clients,
-                f"{len(empty)} clients (the first is {empty[0]}) would have no {split} image;"
-                " take fewer clients or a less skewed partitioner",
+                f"{len(poor)} clients (the first is {poor[0]}) would have fewer {split} images than {least}; {REMEDY}",
             )
     return dealt
 
 
+def summary(config: Config) -> str:
+    """The split in one line: the least and the most images and classes that a client has."""
+    source, dealt = sources.source_of(config), partition(config)
+    classes = [len(np.unique(source.train.labels[part])) for part in dealt.train]
+    extents = {
+        "training images": [len(part) for part in dealt.train],
+        "test images": [len(part) for part in dealt.test],
+        f"of {len(source.class_names)} classes": classes,
+    }
+    ranges = [f"{_range(values)} {name}" for name, values in extents.items()]
+    return f"{config.num_clients} clients with {ranges[0]}, {ranges[1]} and {ranges[2]} each"
+
+
 def class_counts(config: Config) -> str:
     """The split as CSV: for every client and split, the number of images of each class."""
-    source, dealt = sources.load(config.dataset), partition(config)
+    source, dealt = sources.source_of(config), partition(config)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["client", "split", *source.class_names])
@@ -66,13 +81,17 @@ def class_counts(config: Config) -> str:
     return file.getvalue()
 
 
-def _by_classes(config: Config, train_labels: np.ndarray, test_labels: np.ndarray) -> Partition:
+def _range(values: list[int]) -> str:
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def _by_classes(config: Config, source: sources.Source) -> Partition:
     """Exactly s different classes for every client, and the same number of images for all.
 
     Every class goes to equally many clients, to within one. What does not divide evenly is left out.
     """
     rng = np.random.default_rng(config.derived_seed("partition"))
-    classes = int(train_labels.max()) + 1
+    classes = len(source.class_names)
     clients, per_client = config.num_clients, config.num_classes_per_client
     owners: list[list[int]] = [[] for _ in range(classes)]
     left = np.full(classes, clients * per_client // classes)
@@ -96,43 +115,49 @@ def _by_classes(config: Config, train_labels: np.ndarray, test_labels: np.ndarra
                 parts[client].append(images[place * size : (place + 1) * size])
         return tuple(np.sort(np.concatenate(part)) for part in parts)
 
-    return Partition(deal(train_labels), deal(test_labels))
+    return Partition(deal(source.train.labels), deal(source.test.labels))
 
 
-def _with_flower(make: Callable) -> Callable[[Config, np.ndarray, np.ndarray], Partition]:
-    """Let a Flower partitioner deal the training split; the test split follows its class counts."""
+def _by_flower(make: Callable[[Config, np.ndarray, int], Any]) -> Callable[[Config, sources.Source], Partition]:
+    """Let a partitioner of Flower Datasets deal the training split; the test split follows its class counts.
 
-    def deal(config: Config, train_labels: np.ndarray, test_labels: np.ndarray) -> Partition:
-        from datasets import Dataset
+    Args:
+        make: the partitioner, for a configuration, the training labels and a seed.
+    """
 
+    def deal(config: Config, source: sources.Source) -> Partition:
         rng = np.random.default_rng(config.derived_seed("partition"))
-        order = rng.permutation(len(train_labels))
-        rows = Dataset.from_dict({"label": train_labels[order], "index": order})
-        partitioner = make(config, int(rng.integers(2**31)))
-        partitioner.dataset = rows
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
-                parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ConfigError(
-                "partitioner", config.partitioner, f"{reason}; lower num-clients = {config.num_clients}"
-            ) from None
-        train = tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
-        return Partition(train, _test_like(train, train_labels, test_labels, rng))
+        order = rng.permutation(len(source.train.labels))
+        partitioner = make(config, source.train.labels, int(rng.integers(2**31)))
+        train = _dealt(config, partitioner, {"label": source.train.labels[order], "index": order})
+        return Partition(train, _test_like(train, source, rng))
 
     return deal
 
 
+def _dealt(config: Config, partitioner: Any, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The column "index" as the partitioner deals it to the clients."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict(columns)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
+            parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
+    except ValueError as error:
+        reason = str(error).split(". ")[0].strip()
+        raise ConfigError("partitioner", config.partitioner, f"{' '.join(reason.split())}; {REMEDY}") from None
+    return tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
+
+
 def _test_like(
-    train: tuple[np.ndarray, ...], train_labels: np.ndarray, test_labels: np.ndarray, rng: np.random.Generator
+    train: tuple[np.ndarray, ...], source: sources.Source, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
     """Deal each class of the test split in the proportions of the training split (largest remainder)."""
     parts: list[list[np.ndarray]] = [[] for _ in train]
-    for label in range(int(train_labels.max()) + 1):
-        images = rng.permutation(np.flatnonzero(test_labels == label))
-        owned = np.array([np.count_nonzero(train_labels[part] == label) for part in train])
+    for label in range(len(source.class_names)):
+        images = rng.permutation(np.flatnonzero(source.test.labels == label))
+        owned = np.array([np.count_nonzero(source.train.labels[part] == label) for part in train])
         quota = owned * len(images) / max(owned.sum(), 1)
         counts = np.floor(quota).astype(int)
         ties = rng.permutation(len(train))
@@ -143,7 +168,26 @@ def _test_like(
     return tuple(np.sort(np.concatenate(part)) for part in parts)
 
 
-def _shards(config: Config, seed: int):
+def _by_owner(config: Config, source: sources.Source) -> Partition:
+    """Every client is an owner of images, or a group of as many owners as all others; owners left over are left out."""
+    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
+
+    owners, test_owners = source.train.owners, source.test.owners
+    if owners is None or test_owners is None:
+        remedy = "natural-id needs the dataset's column that says whose an image is, as in natural-id-column=writer_id"
+        raise ConfigError("natural-id-column", config.natural_id_column, remedy)
+    found = len(np.unique(owners))
+    if config.num_clients > found:
+        remedy = f"{config.natural_id_column} has {found} values in the training split; take as many clients or fewer"
+        raise ConfigError("num-clients", config.num_clients, remedy)
+    partitioner = GroupedNaturalIdPartitioner("owner", found // config.num_clients, "drop-reminder")
+    order = np.random.default_rng(config.derived_seed("partition")).permutation(len(owners))
+    train = _dealt(config, partitioner, {"owner": owners[order], "index": order})
+    test = (np.flatnonzero(np.isin(test_owners, np.unique(owners[part]))) for part in train)
+    return Partition(train, tuple(test))
+
+
+def _shards(config: Config, labels: np.ndarray, seed: int) -> Any:
     from flwr_datasets.partitioner import ShardPartitioner
 
     return ShardPartitioner(
@@ -151,7 +195,7 @@ def _shards(config: Config, seed: int):
     )
 
 
-def _pathological(config: Config, seed: int):
+def _pathological(config: Config, labels: np.ndarray, seed: int) -> Any:
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     return PathologicalPartitioner(
@@ -159,22 +203,56 @@ def _pathological(config: Config, seed: int):
     )
 
 
-def _dirichlet(config: Config, seed: int):
+def _dirichlet(config: Config, labels: np.ndarray, seed: int) -> Any:
     from flwr_datasets.partitioner import DirichletPartitioner
 
-    return DirichletPartitioner(config.num_clients, "label", config.dirichlet_alpha, seed=seed)
+    return DirichletPartitioner(
+        config.num_clients, "label", config.dirichlet_alpha, config.min_client_images, seed=seed
+    )
 
 
-def _iid(config: Config, seed: int):
-    from flwr_datasets.partitioner import IidPartitioner
+def _inner_dirichlet(config: Config, labels: np.ndarray, seed: int) -> Any:
+    from flwr_datasets.partitioner import InnerDirichletPartitioner
 
-    return IidPartitioner(config.num_clients)
+    sizes = [len(labels) // config.num_clients] * config.num_clients
+    return InnerDirichletPartitioner(sizes, "label", config.dirichlet_alpha, seed=seed)
 
 
-PARTITIONERS = {
+def _distribution(config: Config, labels: np.ndarray, seed: int) -> Any:
+    from flwr_datasets.partitioner import DistributionPartitioner
+
+    classes, clients, per_client = len(np.unique(labels)), config.num_clients, config.num_classes_per_client
+    if clients % classes:
+        remedy = f"distribution needs a multiple of the dataset's {classes} classes"
+        raise ConfigError("num-clients", clients, remedy)
+    pieces = np.random.default_rng(seed).lognormal(
+        0, config.lognormal_sigma, (classes, clients * per_client // classes)
+    )
+    least = -(-config.min_client_images // per_client)
+    return DistributionPartitioner(pieces, clients, per_client, "label", least, seed=seed)
+
+
+def _sized(name: str) -> Callable[[Config, np.ndarray, int], Any]:
+    """A partitioner that needs nothing but the number of clients."""
+
+    def make(config: Config, labels: np.ndarray, seed: int) -> Any:
+        from flwr_datasets import partitioner
+
+        return getattr(partitioner, name)(config.num_clients)
+
+    return make
+
+
+PARTITIONERS: dict[str, Callable[[Config, sources.Source], Partition]] = {
     "classes": _by_classes,
-    "shards": _with_flower(_shards),
-    "pathological": _with_flower(_pathological),
-    "dirichlet": _with_flower(_dirichlet),
-    "iid": _with_flower(_iid),
+    "shards": _by_flower(_shards),
+    "pathological": _by_flower(_pathological),
+    "dirichlet": _by_flower(_dirichlet),
+    "inner-dirichlet": _by_flower(_inner_dirichlet),
+    "distribution": _by_flower(_distribution),
+    "iid": _by_flower(_sized("IidPartitioner")),
+    "linear": _by_flower(_sized("LinearPartitioner")),
+    "square": _by_flower(_sized("SquarePartitioner")),
+    "exponential": _by_flower(_sized("ExponentialPartitioner")),
+    "natural-id": _by_owner,
 }

@@ -2,7 +2,7 @@
 
 from lit_fedbabu import sources
 from lit_fedbabu.algorithms import algorithm_of
-from lit_fedbabu.config import Config
+from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.models import build_model, model_seed
 from lit_fedbabu.partition import partition
 
@@ -14,6 +14,10 @@ def check(config: Config) -> None:
         ConfigError: one line that names the key, the value and the remedy.
     """
     algorithm_of(config)
-    build_model(config.model_name, 1, model_seed(config), config.norm)
-    sources.load(config.dataset)
+    source = sources.source_of(config)
+    build_model(config.model_name, len(source.class_names), model_seed(config), config.norm, source.channels)
+    if config.normalization == "imagenet" and source.channels != 3:
+        raise ConfigError(
+            "normalization", config.normalization, "is of colour images; the dataset's are grey: take data"
+        )
     partition(config)

@@ -15,6 +15,7 @@ from lit_fedbabu import runs
 from lit_fedbabu.algorithms import algorithm_of
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config
+from lit_fedbabu.partition import summary
 
 NODES_TIMEOUT_S = 600.0
 
@@ -121,6 +122,7 @@ class SharedParts(Strategy):
         """Say what is about to run."""
         config = self.config
         drawn = len(self.participants(1))
+        self.say(f"{config.dataset} by {config.partitioner}: {summary(config)}")
         self.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {drawn} of {config.num_clients} clients each,"
             f" {config.num_local_epochs} local epochs, on {len(self.nodes)} nodes"

@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, ConfigError
-from lit_fedbabu.data import ClientData
 from lit_fedbabu.module import LitFedBABU
 
 # A Trainer is built for every client and round: its greetings and advice are silenced here, once.
@@ -80,12 +80,13 @@ def trains_on(config: Config) -> str:
     return f"{device} in {resolve_precision(config.precision)} with torch {torch.__version__}"
 
 
-def new_module(config: Config, num_classes: int, model_seed: int) -> LitFedBABU:
+def new_module(config: Config, num_classes: int, model_seed: int, channels: int = 3) -> LitFedBABU:
     """The module with its initial weights, not yet told what to train."""
     return LitFedBABU(
         model_name=config.model_name,
         num_classes=num_classes,
         norm=config.norm,
+        channels=channels,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         model_seed=model_seed,

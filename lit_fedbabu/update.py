@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lit_fedbabu import memory, sources, training
 from lit_fedbabu.algorithms import algorithm_of, kept_state, shared_state
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config
-from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import model_seed
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.steps import STEPS, Proximal
@@ -20,7 +20,8 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 def initial_module(config: Config) -> LitFedBABU:
     """The module as every participant builds it before the first round: random body, random head."""
-    return training.new_module(config, len(sources.load(config.dataset).class_names), model_seed(config))
+    source = sources.source_of(config)
+    return training.new_module(config, len(source.class_names), model_seed(config), source.channels)
 
 
 @lru_cache(maxsize=4)

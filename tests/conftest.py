@@ -45,6 +45,6 @@ def one_core(monkeypatch):
 def cifar_like(monkeypatch):
     """Labels of CIFAR-10's sizes, without its images."""
     partition.cache_clear()
-    monkeypatch.setattr(sources, "load", lambda dataset: BALANCED)
+    monkeypatch.setattr(sources, "load", lambda *_: BALANCED)
     yield Config()
     partition.cache_clear()

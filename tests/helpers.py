@@ -10,8 +10,8 @@ from PIL import Image
 
 from lit_fedbabu import client_app, sources, update
 from lit_fedbabu.algorithms import shared_state
+from lit_fedbabu.batches import ClientData, augment, mean_and_std, normalize
 from lit_fedbabu.config import Config
-from lit_fedbabu.data import ClientData, augment, normalize
 from lit_fedbabu.models import build_model, model_seed
 
 
@@ -96,6 +96,8 @@ BALANCED = sources.Source(
     train=sources.Split(np.empty((50_000, 0)), np.arange(50_000) % 10),
     test=sources.Split(np.empty((10_000, 0)), np.arange(10_000) % 10),
     class_names=tuple("abcdefghij"),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
 )
 
 
@@ -115,7 +117,8 @@ def batches(config, client, server_round):
     def more(epochs):
         for _ in range(epochs):
             for images, labels in data.train_dataloader():
-                yield normalize(augment(images, config.augmentation, augmentation)), labels
+                augmented = augment(images, config.augmentation, augmentation)
+                yield normalize(augmented, *mean_and_std(config)), labels
 
     return more
 

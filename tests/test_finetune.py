@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_fedbabu import finetune, runs
-from lit_fedbabu.data import ClientData
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.training import evaluate
 from tests.helpers import tiny_config

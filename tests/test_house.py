@@ -5,9 +5,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
-    "config", "models", "algorithms", "sources", "partition", "preflight", "data", "module", "training",
+    "config", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module", "training",
     "steps", "memory", "update", "runs", "checkpoint", "board", "strategy", "client", "client_app", "server_app",
-    "run", "finetune", "compare", "figures", "report",
+    "run", "finetune", "compare", "figures", "report", "data",
 ]  # fmt: skip
 SERVER, CLIENT = {"strategy", "server_app", "board"}, {"client", "client_app"}
 

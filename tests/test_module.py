@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional
 
 from lit_fedbabu import training
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import ConfigError
-from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import NORMS, FourConvNet, Sandwich, build_model, parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from tests.helpers import state_digest, tiny_config
@@ -70,11 +70,11 @@ def test_running_statistics_move_with_their_part(mode):
     assert curve[-1] == training.evaluate(module, ClientData(config, 0, seed=1))
 
 
-def own_model(num_classes, norm):
+def own_model(num_classes, norm, channels):
     return Sandwich(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
 
 
-def odd_model(num_classes, norm):
+def odd_model(num_classes, norm, channels):
     return nn.Linear(2, num_classes)
 
 
@@ -130,7 +130,7 @@ def test_checkpoint_round_trip_needs_no_argument(tmp_path):
 
 
 def test_accuracy_and_loss_are_those_of_the_whole_test_set():
-    config = tiny_config(test_batch_size=1000)
+    config = tiny_config(test_batch_size=1000, normalization="imagenet")
     module = training.new_module(config, 10, model_seed=5)
     data = ClientData(config, 2, seed=1)
     evaluation = training.evaluate(module, data)

@@ -5,14 +5,16 @@ import pytest
 
 from lit_fedbabu import sources
 from lit_fedbabu.config import Config, ConfigError
-from lit_fedbabu.partition import PARTITIONERS, partition
+from lit_fedbabu.partition import PARTITIONERS, class_counts, partition, summary
 from tests.helpers import BALANCED, counts
 
+ANYWHERE = [name for name in PARTITIONERS if name != "natural-id"]  # which needs a column of owners
 
-@pytest.mark.parametrize("partitioner", PARTITIONERS)
+
+@pytest.mark.parametrize("partitioner", ANYWHERE)
 @pytest.mark.parametrize("dataset", ["digits", "cifar_like"])
 def test_no_image_has_two_owners_and_classes_agree_between_the_splits(partitioner, dataset, request):
-    clients = 10 if dataset == "digits" else 100
+    clients = {"exponential": 4, "square": 6, "linear": 10}.get(partitioner, 10 if dataset == "digits" else 100)
     config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
     if dataset == "cifar_like":
         request.getfixturevalue("cifar_like")
@@ -26,7 +28,8 @@ def test_no_image_has_two_owners_and_classes_agree_between_the_splits(partitione
     train, test = counts(dealt.train, source.train.labels), counts(dealt.test, source.test.labels)
     assert not (test > 0)[train == 0].any(), "a test image of a class that the client never trains on"
     shares = [values / values.sum(1, keepdims=True) for values in (train, test)]
-    assert np.abs(shares[0] - shares[1]).sum(1).mean() / 2 < 0.1
+    distances = np.abs(shares[0] - shares[1]).sum(1) / 2
+    assert np.average(distances, weights=test.sum(1)) < 0.1
 
 
 def test_default_split_is_equal_in_size_and_has_exactly_s_classes(cifar_like):
@@ -58,9 +61,10 @@ def test_shards_are_the_papers(cifar_like):
     assert 0 < ((train > 0).sum(1) == 1).sum() < 25, "some clients draw one class twice"
 
 
-@pytest.mark.parametrize("partitioner", PARTITIONERS)
+@pytest.mark.parametrize("partitioner", ANYWHERE)
 def test_the_seed_decides_the_split(partitioner):
-    config = Config(dataset="digits", partitioner=partitioner, num_clients=10, dirichlet_alpha=1.0)
+    clients = {"exponential": 4, "square": 6}.get(partitioner, 10)
+    config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
     first = partition(config)
     partition.cache_clear()
     again, other = partition(config), partition(dataclasses.replace(config, seed=43))
@@ -75,12 +79,87 @@ def test_the_seed_decides_the_split(partitioner):
         ({"partitioner": "alphabet"}, "partitioner = .* must be one of classes"),
         ({"num_classes_per_client": 11}, "num-classes-per-client = 11: the dataset has 10 classes"),
         ({"num_clients": 2000}, "num-clients = 2000: the dataset has 1433 training images"),
-        ({"num_clients": 1000}, "num-clients = 1000: 1000 clients .* no training image"),
-        ({"partitioner": "iid", "num_clients": 1000}, "num-clients = 1000: .* no test image"),
-        ({"partitioner": "dirichlet", "num_clients": 1000}, "partitioner = .*dirichlet.*num-clients"),
+        ({"num_clients": 200}, "num-clients = 200: 200 clients .* fewer training images than 10; .*min-client-images"),
+        ({"partitioner": "iid", "num_clients": 1000, "min_client_images": 1}, "clients .* fewer test images than 1;"),
+        ({"partitioner": "exponential", "num_clients": 6}, "fewer training images than 10;"),
+        ({"partitioner": "exponential", "num_clients": 20}, "partitioner = .*num_partitions=20 .*; take fewer"),
+        (
+            {"partitioner": "distribution", "num_clients": 25},
+            "num-clients = 25: .* multiple of .* 10 classes",
+        ),
+        (
+            {"partitioner": "natural-id"},
+            'natural-id-column = "": natural-id needs .* natural-id-column=writer_id',
+        ),
+        (
+            {"partitioner": "dirichlet", "num_clients": 1000},
+            "partitioner = .*dirichlet.*attempts .* was reached; take fewer",
+        ),
     ],
 )
 def test_impossible_splits_are_refused_in_one_line(options, words):
     with pytest.raises(ConfigError, match=words) as caught:
         partition(Config(dataset="digits", **options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Labels of 30 writers, 20 training and 4 test images each, of which writer 7 writes class 7 and so on."""
+    partition.cache_clear()
+    train, test = np.repeat(np.arange(30), 20), np.repeat(np.arange(30), 4)
+    source = dataclasses.replace(
+        BALANCED,
+        train=sources.Split(np.empty((600, 0)), train % 10, train),
+        test=sources.Split(np.empty((120, 0)), test % 10, test),
+    )
+    monkeypatch.setattr(sources, "load", lambda *_: source)
+    return source
+
+
+@pytest.mark.parametrize(("clients", "owners_each"), [(30, 1), (15, 2), (8, 3)])
+def test_natural_owners_stay_whole_and_equally_many_make_a_client(clients, owners_each, written):
+    dealt = partition(Config(partitioner="natural-id", num_clients=clients, natural_id_column="writer_id"))
+    owned = [set(written.train.owners[part]) for part in dealt.train]
+    assert [len(owners) for owners in owned] == [owners_each] * clients
+    assert len(set().union(*owned)) == clients * owners_each, "no owner is in two clients"
+    for owners, train, test in zip(owned, dealt.train, dealt.test, strict=True):
+        assert len(train) == 20 * owners_each and len(test) == 4 * owners_each
+        assert set(written.test.owners[test]) == owners
+
+
+def test_more_clients_than_natural_owners_are_refused(written):
+    with pytest.raises(ConfigError, match="num-clients = 31: writer_id has 30 values in the training split"):
+        partition(Config(partitioner="natural-id", num_clients=31, natural_id_column="writer_id"))
+
+
+def test_unequal_sizes_grow_as_their_names_say(cifar_like):
+    for name, size_of in (("linear", float), ("square", np.square), ("exponential", np.exp)):
+        config = dataclasses.replace(cifar_like, partitioner=name, num_clients=5, min_client_images=1)
+        sizes = np.array([len(part) for part in partition(config).train])
+        expected = np.array([size_of(place) for place in range(1, 6)])
+        assert np.abs(sizes / sizes.sum() - expected / expected.sum()).max() < 1e-3, name
+
+
+def test_dirichlet_gives_every_client_what_it_needs_and_alpha_decides_the_skew(cifar_like):
+    config = dataclasses.replace(cifar_like, partitioner="dirichlet", dirichlet_alpha=0.5, min_client_images=80)
+    skewed = counts(partition(config).train, BALANCED.train.labels)
+    assert skewed.sum(1).min() >= 60
+    for partitioner in ("dirichlet", "inner-dirichlet"):
+        largest = []
+        for alpha in (0.1, 100.0):
+            config = dataclasses.replace(cifar_like, partitioner=partitioner, dirichlet_alpha=alpha)
+            table = counts(partition(config).train, BALANCED.train.labels)
+            largest.append((table.max(1) / table.sum(1)).mean())
+            assert partitioner == "dirichlet" or set(table.sum(1)) == {500}
+        assert largest[0] > 0.5 > 0.2 > largest[1]
+
+
+def test_a_split_is_told_in_a_line_and_in_a_table(cifar_like):
+    told = "100 clients with 500 training images, 100 test images and 2 of 10 classes each"
+    assert summary(cifar_like) == told
+    uneven = dataclasses.replace(cifar_like, partitioner="linear", num_clients=4)
+    assert summary(uneven).startswith("4 clients with 5000 to 20000 training images, ")
+    lines = class_counts(cifar_like).splitlines()
+    assert lines[0] == "client,split,a,b,c,d,e,f,g,h,i,j" and len(lines) == 201
+    assert sum(map(int, lines[1].split(",")[2:])) == 500

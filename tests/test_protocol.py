@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from lit_fedbabu import runs, training, update
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, parse_overrides
-from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.partition import partition

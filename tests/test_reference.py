@@ -15,6 +15,7 @@ def test_a_federation_and_its_fine_tuning_are_algorithm_1(precision, federate):
     config = tiny_config(
         num_clients=3, fraction_train=1.0, num_server_rounds=3, num_local_epochs=2, weight_decay=0.0,
         num_finetune_epochs=3, finetune_learning_rate=0.01, precision=precision,
+        normalization="imagenet",
     )  # fmt: skip
     torch.set_num_threads(config.num_threads)
     dtype = torch.float32 if precision == "32-true" else torch.float64

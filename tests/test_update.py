@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from lit_fedbabu import memory, runs, update
 from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
+from lit_fedbabu.batches import ClientData
 from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.config import ConfigError
-from lit_fedbabu.data import ClientData
 from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from tests.helpers import batches, model_by_hand, start, tiny_config
@@ -49,24 +49,41 @@ def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm,
         assert torch.equal(ours[name], value), name
 
 
+PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers say
+    "fedbabu": ({"body"}, {"body"}, set()),
+    "fedavg": ({"body", "head"}, {"body", "head"}, set()),
+    "fedper": ({"body"}, {"body", "head"}, {"head"}),
+    "fedrep": ({"body"}, {"body", "head"}, {"head"}),
+    "lg-fedavg": ({"head"}, {"body", "head"}, {"body"}),
+    "fedprox": ({"body", "head"}, {"body", "head"}, set()),
+    "fedprox-babu": ({"body"}, {"body"}, set()),
+    "ditto": ({"body", "head"}, {"body", "head"}, {"body", "head"}),
+    "per-fedavg": ({"body", "head"}, {"body", "head"}, set()),
+    "local": (set(), {"body", "head"}, {"body", "head"}),
+    "centralized": ({"body", "head"}, {"body", "head"}, set()),
+}
+
+
+@pytest.mark.parametrize("algorithm", PARTS_OF)
+def test_the_table_is_as_the_papers_say(algorithm):
+    row = ALGORITHMS[algorithm]
+    assert (set(parts_of(row.shared)), set(row.trained), set(row.kept)) == PARTS_OF[algorithm]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     config = tiny_config(algorithm=algorithm, num_head_epochs=1)
     before = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
     state, _, _ = update.client_update(config, 2, 5, start(config), 0.1, tmp_path)
-    kept = {
-        "fedper": ["head"], "fedrep": ["head"], "lg-fedavg": ["body"], "ditto": ["body", "head"],
-        "local": ["body", "head"],
-    }.get(algorithm, [])  # fmt: skip
-    shared = {"fedbabu": ["body"], "fedper": ["body"], "fedrep": ["body"], "fedprox-babu": ["body"],
-              "lg-fedavg": ["head"], "local": []}.get(algorithm, ["body", "head"])  # fmt: skip
+    row = ALGORITHMS[algorithm]
+    shared, kept = parts_of(row.shared), row.kept
     assert state.keys() == select(before, shared).keys()
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
     assert files == (["client_0002/round_0005.safetensors"] if kept else [])
     remembered = memory.recall(tmp_path, 2, 5)
     assert remembered.keys() == select(before, kept).keys()
     trained = {name for name, value in {**state, **remembered}.items() if not torch.equal(value, before[name])}
-    assert {name.partition(".")[0] for name in trained} == {*shared, *kept}
+    assert {name.partition(".")[0] for name in trained} == set(row.trained)
     assert memory.recall(tmp_path, 2, 4) == memory.recall(tmp_path, 1, 5) == {}
 
 
