@@ -1,6 +1,7 @@
 """A client's images as the batches that a Trainer sees."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import lightning as L
 import numpy as np
@@ -31,15 +32,26 @@ class ClientData(L.LightningDataModule):
         client: its number.
         seed: of order and augmentation.
         pooled: take the training images of all clients.
+        constants: mean and standard deviation by channel for the normalization, and with them the number of channels;
+            None: as the configuration says.
     """
 
-    def __init__(self, config: Config, client: int, seed: int, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        client: int,
+        seed: int,
+        pooled: bool = False,
+        constants: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
         source, parts = sources.source_of(config), partition(config)
         self.config = config
-        self.train_set = _gather(source.train, np.concatenate(parts.train) if pooled else parts.train[client])
-        self.test_set = _gather(source.test, parts.test[client])
-        self._mean_and_std = mean_and_std(config)
+        self.client = client
+        self.constants = constants or mean_and_std(config)
+        self._channels = len(self.constants[0])
+        self.train_set = self._gather(source.train, np.concatenate(parts.train) if pooled else parts.train[client])
+        self.test_set = self._gather(source.test, parts.test[client])
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
 
@@ -52,12 +64,29 @@ class ClientData(L.LightningDataModule):
     val_dataloader = test_dataloader
     """While fine-tuning, the test images are looked at after every epoch; nothing is chosen by them."""
 
+    def predict_dataloader(self) -> list[DataLoader]:
+        """Training images in order and as they are, test images, and those of ``others`` if there are any."""
+        rows = [self.train_set, self.test_set, *([self.others] if len(self.others) else [])]
+        return [_batches(each, SequentialSampler(each), self.config.test_batch_size) for each in rows]
+
+    @cached_property
+    def others(self) -> TensorDataset:
+        """Test images of classes that the client has no training image of: as many as its own, drawn by the seed."""
+        test = sources.source_of(self.config).test
+        foreign = np.flatnonzero(~np.isin(test.labels, self.train_set.tensors[1].numpy()))
+        rng = np.random.default_rng(self.config.derived_seed("others", self.client))
+        return self._gather(test, np.sort(rng.permutation(foreign)[: len(self.test_set)]))
+
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if self.trainer.training:
             images = augment(images, self.config.augmentation, self._augmentation)
         dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
-        return normalize(images, *self._mean_and_std, dtype), labels
+        return normalize(images, *self.constants, dtype), labels
+
+    def _gather(self, split: sources.Split, indices: np.ndarray) -> TensorDataset:
+        images = with_channels(split.images[indices], self._channels)
+        return TensorDataset(torch.from_numpy(images), torch.from_numpy(split.labels[indices]))
 
 
 class _Shuffled(Sampler[int]):
@@ -77,8 +106,14 @@ class _Shuffled(Sampler[int]):
         return self.count
 
 
-def _gather(split: sources.Split, indices: np.ndarray) -> TensorDataset:
-    return TensorDataset(torch.from_numpy(split.images[indices]), torch.from_numpy(split.labels[indices]))
+def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Images (N, H, W, C) of uint8 with so many channels: grey repeated, or the luma (Rec. 601) of colours."""
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    luma = images @ np.array([0.299, 0.587, 0.114])
+    return np.rint(luma)[..., None].astype(np.uint8)
 
 
 def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader:

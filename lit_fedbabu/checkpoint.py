@@ -19,6 +19,8 @@ class Federated:
     config: Config
     rounds: list[dict[str, Any]]
     shared: dict[str, torch.Tensor]
+    constants: tuple[list[float], list[float]]
+    """Mean and standard deviation by channel that its images were normalized with."""
     memories: Path | None = None
     """The folder of what the clients kept, where the checkpoint lies in a run's folder."""
 
@@ -40,40 +42,56 @@ def find_checkpoint(source: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
-    """Read what fine-tuning needs from a checkpoint, without running any code that it may contain.
+def read_content(path: Path, trusted_model: str = "") -> dict[str, Any]:
+    """What a checkpoint of this package holds, read without running any code that it may contain.
 
     Args:
         path: the checkpoint.
         trusted_model: the import path of a model of the user's own that may be imported.
 
     Raises:
-        ConfigError: the file is damaged, or no run of this package wrote it.
+        ConfigError: the file is damaged, not of this version of the package, or names a model that is code.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        about = content["lit_fedbabu"]
-        if missing := sorted(Config().experiment().keys() - about["config"].keys()):
-            remedy = f"was written by another version of lit_fedbabu: it does not say {', '.join(missing)}"
-            raise ConfigError("checkpoint", str(path), remedy)
-        config = Config.from_run_config(about["config"])
-        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        memories = path.resolve().parent.parent / runs.MEMORY
-        federated = Federated(
-            config, about["rounds"], shared_state(config, state), memories if memories.is_dir() else None
-        )
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        about, model_name = content["lit_fedbabu"], content["hyper_parameters"]["model_name"]
+        missing = Config().experiment().keys() - about["config"].keys()
+        missing |= {"class_names", "mean", "std"} - about.keys()
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ConfigError("checkpoint", str(path), f"is not one that a run of lit_fedbabu wrote ({reason})") from None
-    if ":" in config.model_name and config.model_name != trusted_model:
-        raise ConfigError(
-            "model-name", config.model_name, "is code that the checkpoint names; give --model-name to trust it"
-        )
-    if algorithm_of(config).kept and federated.memories is None:
+        raise ConfigError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
+    if missing:
+        remedy = f"was written by another version of lit_fedbabu: it does not say {', '.join(sorted(missing))}"
+        raise ConfigError("checkpoint", str(path), remedy)
+    if ":" in model_name and model_name != trusted_model:
+        raise ConfigError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
+    return content
+
+
+def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
+    """Read what fine-tuning needs from the checkpoint of a run.
+
+    Raises:
+        ConfigError: as ``read_content``, or the checkpoint is not that of a federation.
+    """
+    content = read_content(path, trusted_model)
+    about = content["lit_fedbabu"]
+    if "rounds" not in about:
+        raise ConfigError("checkpoint", str(path), "is a personal model; give the checkpoint of a federation")
+    config = Config.from_run_config(about["config"])
+    state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    memories = path.resolve().parent.parent / runs.MEMORY
+    if algorithm_of(config).kept and not memories.is_dir():
         raise ConfigError(
             "checkpoint", str(path), f"{config.algorithm} needs the run's folder {runs.MEMORY}/ beside it"
         )
-    return federated
+    return Federated(
+        config,
+        about["rounds"],
+        shared_state(config, state),
+        (about["mean"], about["std"]),
+        memories if memories.is_dir() else None,
+    )
 
 
 def resumable(config: Config) -> Federated | None:

@@ -1,64 +1,133 @@
-"""``python -m lit_fedbabu.finetune RUN_OR_CHECKPOINT``: personal models from a finished run, without Flower."""
+"""``python -m lit_fedbabu.finetune RUN_OR_CHECKPOINT``: personal models from a federation's, without Flower."""
 
 import argparse
 import dataclasses
+import hashlib
+import itertools
+import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
-from lit_fedbabu import preflight, runs
+from lit_fedbabu import card, preflight, runs
 from lit_fedbabu.checkpoint import Federated, find_checkpoint, read_checkpoint
 from lit_fedbabu.config import Config, ConfigError
+
+ROWS = "clients.jsonl"
+"""Clients that are done, while others are not: with it an interrupted fine-tuning goes on."""
+
+
+HERE = Path()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """One setting of a sweep.
+
+    Args:
+        federated: the federation; ``config`` says what trains, for how many epochs and at which rate.
+        save_to: a folder for one checkpoint per client; None saves none.
+        running_statistics: whether personal models also get running statistics and are evaluated with them.
+    """
+
+    federated: Federated
+    save_to: Path | None = None
+    running_statistics: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.finetune",
-        description="Fine-tune clients of a finished run on their own data. What is not given is as in the run.",
+        description="Fine-tune clients of a federation on their own data, or its body on data that had no part in it."
+        " What is not given is as in the federation. An interrupted command goes on where it stopped.",
     )
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a .ckpt file")
-    parser.add_argument("--part", help="what trains: head, body or full")
+    parser.add_argument("--part", help="what trains: head, body or full; several as in head,full")
     parser.add_argument("--epochs", type=int, help="epochs on a client's training images")
-    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--lr", help="learning rate; several as in 1e-3,1e-2")
     parser.add_argument("--clients", default="all", help="all, or numbers as in 0,3,7")
-    parser.add_argument("--save", action="store_true", help="save one Lightning checkpoint per client")
-    parser.add_argument("--dataset", help="where the run's dataset is on this machine")
-    parser.add_argument("--model-name", default="", help="the run's model, where it is an import path: it is run")
+    parser.add_argument("--data", help="images of your own, instead of the clients': a folder or a hub name")
+    parser.add_argument("--label-column", default="", help="of --data, where it has several")
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        const=HERE,
+        type=Path,
+        metavar="DIR",
+        help="save the clients' models beside the results, or with --data the model in DIR",
+    )
+    parser.add_argument(
+        "--running-statistics",
+        action="store_true",
+        help="saved models use statistics of the training images, and so predict each image alone",
+    )
+    parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
+    parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     arguments = parser.parse_args(argv)
     try:
         checkpoint = find_checkpoint(arguments.source)
         federated = read_checkpoint(checkpoint, arguments.model_name)
-        given = {
-            "finetune_part": arguments.part,
-            "num_finetune_epochs": arguments.epochs,
-            "finetune_learning_rate": arguments.lr,
-            "dataset": arguments.dataset,
-        }
-        changed = {name: value for name, value in given.items() if value is not None}
-        federated = dataclasses.replace(federated, config=dataclasses.replace(federated.config, **changed))
+        settings = list(_settings(federated, arguments))
+        if arguments.running_statistics and federated.config.norm == "batch-running":
+            raise ConfigError("--running-statistics", True, "the model has them already")
+        if arguments.data is not None:
+            return _newcomer(settings, arguments)
+        if arguments.save not in (None, HERE):
+            raise ConfigError("--save", str(arguments.save), "is for --data; for the clients it is --save alone")
         clients = chosen_clients(arguments.clients, federated.config.num_clients)
-        preflight.check(federated.config)
-        folder = _new_folder(checkpoint, federated.config)
+        preflight.check(settings[0].config)
+        facts = {
+            "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
+            "source": runs.source_digest(),
+            "clients": arguments.clients,
+            "running-statistics": str(arguments.running_statistics),
+        }
+        folders = [_folder(checkpoint, setting.config, facts) for setting in settings]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runs.write_config(folder, federated.config, {})
-    outcome = finetune(federated, clients, folder / "personal" if arguments.save else None)
-    runs.write_json(folder / runs.RESULTS, outcome)
-    for row in outcome["clients"]:
-        accuracies = "  ".join(f"{name} {100 * row[f'{name}_accuracy']:6.2f} %" for name in ("initial", "personalized"))
-        print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
-    print(runs.table(outcome))
-    print(f"results {folder / runs.RESULTS}")
+    tunings = [
+        Tuning(setting, None if arguments.save is None else folder / "personal", arguments.running_statistics)
+        for setting, folder in zip(settings, folders, strict=True)
+    ]
+    try:
+        outcomes = _sweep(tunings, folders, clients)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    if len(outcomes) == 1:
+        for row in outcomes[0]["clients"]:
+            accuracies = "  ".join(
+                f"{name} {100 * row[f'{name}_accuracy']:6.2f} %" for name in ("initial", "personalized")
+            )
+            print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
+    for tuning, folder, outcome in zip(tunings, folders, outcomes, strict=True):
+        config = tuning.federated.config
+        if tuning.save_to is not None:
+            _describe(tuning, folder, outcome)
+        print(f"trained {config.finetune_part} at {config.finetune_learning_rate:g}")
+        print(f"mean accuracy (%) after each epoch: {runs.curve(outcome)}")
+        print(runs.table(outcome))
+        print(f"results {folder / runs.RESULTS}")
+    return 0
+
+
+def _newcomer(settings: Sequence[Federated], arguments: argparse.Namespace) -> int:
+    if len(settings) > 1:
+        raise ConfigError("--data", arguments.data, "takes one --part and one --lr")
+    if arguments.save == HERE:
+        raise ConfigError("--save", "", "needs a folder where there is --data")
+    from lit_fedbabu import newcomer  # imports Lightning, which takes long: not before the cheap checks
+
+    newcomer.finetune(settings[0], arguments.data, arguments.label_column, arguments.save, arguments.running_statistics)
     return 0
 
 
@@ -79,41 +148,103 @@ def chosen_clients(words: str, num_clients: int) -> list[int]:
     return clients
 
 
-def finetune(federated: Federated, clients: list[int], save_to: Path | None = None) -> dict[str, Any]:
-    """Fine-tune the clients, as many at once as there are cores, and return the content of a results.json.
-
-    Args:
-        federated: the run; ``config`` says what trains, for how many epochs and at which rate.
-        clients: client numbers.
-        save_to: a folder for one checkpoint per client; None saves none.
-    """
-    work = partial(_personalize, federated, save_to)
-    side_by_side = max(1, runs.available_cores() // federated.config.num_threads)
-    workers = 1 if torch.cuda.is_available() else min(len(clients), side_by_side)
-    with _mapper(workers) as mapped:
-        rows = list(track(mapped(work, clients), description="fine-tuning", total=len(clients)))
+def finetune(federated: Federated, clients: list[int]) -> dict[str, Any]:
+    """Fine-tune the clients, as many at once as there are cores, and return the content of a results.json."""
+    with _mapper(federated.config, len(clients)) as mapped:
+        rows = list(mapped(_personalize, itertools.repeat(Tuning(federated)), clients))
     return runs.results(federated.config.algorithm, federated.rounds, rows)
 
 
-def _personalize(federated: Federated, save_to: Path | None, client: int) -> dict[str, Any]:
+def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[Federated]:
+    """The federation with the options of every combination of part and learning rate."""
+    parts = arguments.part.split(",") if arguments.part else [federated.config.finetune_part]
+    try:
+        rates = [float(rate) for rate in arguments.lr.split(",")] if arguments.lr else [None]
+    except ValueError:
+        raise ConfigError("--lr", arguments.lr, "must be numbers, as in 1e-3,1e-2") from None
+    for part, rate in itertools.product(dict.fromkeys(parts), dict.fromkeys(rates)):
+        given = {
+            "finetune_part": part,
+            "num_finetune_epochs": arguments.epochs,
+            "finetune_learning_rate": rate,
+            "dataset": arguments.dataset,
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
+        yield dataclasses.replace(federated, config=dataclasses.replace(federated.config, **changed))
+
+
+def _sweep(tunings: Sequence[Tuning], folders: Sequence[Path], clients: list[int]) -> list[dict[str, Any]]:
+    """Fine-tune every client in every setting, keep each as soon as it is done, and write the results."""
+    done = [_done(tuning, folder) for tuning, folder in zip(tunings, folders, strict=True)]
+    todo = [(place, client) for place in range(len(tunings)) for client in clients if client not in done[place]]
+    with _mapper(tunings[0].federated.config, len(todo)) as mapped:
+        rows = mapped(_personalize, [tunings[place] for place, _ in todo], [client for _, client in todo])
+        for (place, client), row in zip(todo, track(rows, description="fine-tuning", total=len(todo)), strict=True):
+            done[place][client] = row
+            with (folders[place] / ROWS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    outcomes = []
+    for tuning, folder, rows_done in zip(tunings, folders, done, strict=True):
+        config, history = tuning.federated.config, tuning.federated.rounds
+        outcome = runs.results(config.algorithm, history, [rows_done[client] for client in clients])
+        runs.write_json(folder / runs.RESULTS, outcome)
+        (folder / ROWS).unlink(missing_ok=True)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _done(tuning: Tuning, folder: Path) -> dict[int, dict[str, Any]]:
+    """Rows of the clients that an earlier command has done, and saved if that is asked for."""
+    rows = runs.read_results(folder)["clients"] if (folder / runs.RESULTS).exists() else []
+    if (folder / ROWS).exists():
+        for line in (folder / ROWS).read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a line that an interrupted command did not finish
+                continue
+        runs.write_whole(folder / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
+    saved = tuning.save_to
+    return {row["client"]: row for row in rows if saved is None or _checkpoint_of(saved, row["client"]).exists()}
+
+
+def _checkpoint_of(folder: Path, client: int) -> Path:
+    return folder / f"client_{client:04d}.ckpt"
+
+
+def _personalize(tuning: Tuning, client: int) -> dict[str, Any]:
     from lit_fedbabu import training, update  # Lightning takes long to import: not before the cheap checks
 
+    federated = tuning.federated
     module, outcome = update.personal_model(
         federated.config, client, federated.server_round, federated.shared, federated.memories
     )
-    if save_to is not None:
-        module.about = {
-            "config": federated.config.experiment(),
-            "round": federated.server_round,
-            "client": client,
-        }
-        training.save_checkpoint(module, save_to / f"client_{client:04d}.ckpt")
-    return {"client": client, **outcome.as_row()}
+    row = {"client": client, **outcome.as_row()}
+    if tuning.running_statistics:
+        module, row["running_statistics_accuracy"] = update.with_running_statistics(federated.config, client, module)
+    if tuning.save_to is not None:
+        module.about = update.about(
+            federated.config,
+            round=federated.server_round,
+            client=client,
+            running_statistics=tuning.running_statistics,
+        )
+        training.save_checkpoint(module, _checkpoint_of(tuning.save_to, client))
+    return row
+
+
+def _describe(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
+    from lit_fedbabu import update
+
+    about = update.about(tuning.federated.config, round=outcome["round"], running_statistics=tuning.running_statistics)
+    example = _checkpoint_of(Path("personal"), outcome["clients"][0]["client"])
+    card.write(folder, "Personal models of a federation's clients", about, runs.measures(outcome), str(example))
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator[Any]:
-    if workers == 1:
+def _mapper(config: Config, tasks: int) -> Iterator[Any]:
+    side_by_side = max(1, runs.available_cores() // config.num_threads)
+    workers = 1 if torch.cuda.is_available() else min(tasks, side_by_side)
+    if workers <= 1:
         yield map
         return
     os.environ.setdefault("GLIBC_TUNABLES", runs.MALLOC)
@@ -124,21 +255,26 @@ def _mapper(workers: int) -> Iterator[Any]:
         pool.shutdown(cancel_futures=True)
 
 
-def _new_folder(checkpoint: Path, config: Config) -> Path:
-    """A folder for this fine-tuning beside the run's other files; an existing one is left alone."""
+def _folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> Path:
+    """The folder of this fine-tuning beside the run's other files: a new one, or that of the same one begun before."""
     run = checkpoint.parent.parent if checkpoint.parent.name == runs.LAST_CHECKPOINT.parent.name else checkpoint.parent
     which = "" if checkpoint.name == runs.LAST_CHECKPOINT.name else f"{checkpoint.stem}-"
     name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-lr{config.finetune_learning_rate:g}"
-    for count in range(1, 10_000):
-        folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
+    for folder in _names(run / "finetune" / name):
         try:
             folder.mkdir(parents=True)
+            runs.write_config(folder, config, facts)
             return folder
         except FileExistsError:
-            continue
+            if runs.is_of(folder, config, facts):
+                return folder
         except OSError as error:
             raise ConfigError("RUN_OR_CHECKPOINT", str(run), f"cannot be written to: {error.strerror}") from None
     raise ConfigError("RUN_OR_CHECKPOINT", str(run / "finetune"), "is full; remove old results")
+
+
+def _names(folder: Path) -> Iterable[Path]:
+    return (folder if count == 1 else folder.with_name(f"{folder.name}-{count}") for count in range(1, 10_000))
 
 
 if __name__ == "__main__":

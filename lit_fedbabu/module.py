@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lit_fedbabu.models import PARTS, build_model, parts_of
 
@@ -56,6 +56,7 @@ class LitFedBABU(L.LightningModule):
         self.train_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_calibration_error = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
         self.set_mode(mode)
 
     def set_mode(self, mode: str) -> None:
@@ -103,8 +104,15 @@ class LitFedBABU(L.LightningModule):
         logits = self(images)
         self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
         self.test_accuracy.update(logits, labels)
+        self.test_calibration_error.update(logits, labels)
 
     validation_step = test_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, ...]:
+        """Features (N, F) of the body, logits (N, num_classes) and labels (N,)."""
+        images, labels = batch
+        features = self.model.body(images)
+        return features.flatten(1), self.model.head(features), labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Pickle writes an object that it has seen as a reference: copied, equal contents make equal bytes.

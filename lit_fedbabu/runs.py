@@ -74,6 +74,14 @@ def read_environment(folder: Path) -> dict[str, str]:
     return read_toml(folder / CONFIG).get("environment", {})
 
 
+def is_of(folder: Path, config: Config, facts: Mapping[str, str]) -> bool:
+    """Whether the folder was begun with this configuration, these facts and these versions."""
+    try:
+        return read_config(folder) == config and read_environment(folder) == {**versions(), **facts}
+    except ConfigError:
+        return False
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise ConfigError where a run's folder exists already: nothing is overwritten."""
     if folder.exists():
@@ -111,13 +119,22 @@ def available_cores() -> int:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, population standard deviation and worst decile over clients.
+    """How values of clients are spread; all that is written of them.
 
-    The worst decile is the mean of the lowest tenth of the values, of at least one.
+    Returns:
+        ``mean``, ``std`` (population), ``worst_decile`` (mean of the lowest tenth of the values, of at least one) and
+        ``jain``, the fairness index (sum x)^2 / (n sum x^2) of Jain et al. 1984: 1 where all are equal, 1/n where one
+        has everything.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
-    return {"mean": float(ordered.mean()), "std": float(ordered.std()), "worst_decile": float(worst.mean())}
+    squares = float((ordered**2).mean())
+    return {
+        "mean": float(ordered.mean()),
+        "std": float(ordered.std()),
+        "worst_decile": float(worst.mean()),
+        "jain": float(ordered.mean() ** 2) / squares if squares else 1.0,
+    }
 
 
 def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,16 +145,19 @@ def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping
         rounds: the history of the federation, one entry per round, as it is in checkpoints.
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
     """
-    clients = sorted(clients, key=lambda client: client["client"])
-    curve = sorted(int(key.rpartition("_")[2]) for key in clients[0] if key.startswith("accuracy_epoch_"))
-    summary = {
-        key: spread([client[key] for client in clients])
-        for key in (
-            "initial_accuracy",
-            "personalized_accuracy",
-            *(f"accuracy_epoch_{epoch}" for epoch in curve),
-        )
-    }
+    clients = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in client.items()}
+        for client in sorted(clients, key=lambda client: client["client"])
+    ]
+    for client in clients:
+        client["gain"] = client["personalized_accuracy"] - client["initial_accuracy"]
+    measured = {key: [client[key] for client in clients if client[key] is not None] for key in clients[0]}
+    summary = {}
+    for key, values in measured.items():
+        if values and ("accuracy" in key or key == "gain"):
+            summary[key] = spread(values)
+        elif values and key.endswith(("_loss", "_calibration_error")):  # of which less is better
+            summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
     return {
         "algorithm": algorithm,
         "round": rounds[-1]["round"],
@@ -184,6 +204,21 @@ def table(outcome: Mapping[str, Any]) -> str:
         mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
         lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")
     return "\n".join(lines)
+
+
+def curve(outcome: Mapping[str, Any]) -> str:
+    """Mean accuracies in percent before fine-tuning and after each of its epochs, as people read them."""
+    epochs = sum(key.startswith("accuracy_epoch_") for key in outcome["summary"])
+    return ", ".join(f"{100 * outcome['summary'][f'accuracy_epoch_{epoch}']['mean']:.2f}" for epoch in range(epochs))
+
+
+def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
+    """The summary of a results.json without the curve: mean ± std over clients of each measure, as people read it."""
+    return {
+        f"{key.replace('_', ' ')}, over {len(outcome['clients'])} clients": f"{over['mean']:.4f} ± {over['std']:.4f}"
+        for key, over in outcome["summary"].items()
+        if not key.startswith("accuracy_epoch_")
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from lit_fedbabu import preflight, runs, training, update
+from lit_fedbabu import card, preflight, runs, training, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.board import Board
 from lit_fedbabu.checkpoint import resumable
@@ -50,7 +50,7 @@ def federate(grid: Grid, config: Config) -> Path:
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         whole = update.received_module(config, {name: torch.tensor(array.numpy()) for name, array in arrays.items()})
-        whole.about = {"config": config.experiment(), "round": server_round, "rounds": strategy.rounds}
+        whole.about = update.about(config, round=server_round, rounds=strategy.rounds)
         best = runs.best_round(strategy.rounds)
         if best and best["round"] == server_round:
             training.save_checkpoint(whole, folder / runs.BEST_CHECKPOINT)
@@ -80,6 +80,8 @@ def federate(grid: Grid, config: Config) -> Path:
     )
     outcome = runs.read_results(folder)
     board.finish(outcome)
+    about = update.about(config, round=outcome["round"], rounds=outcome["rounds"])
+    card.write(folder, "The body of a federation", about, runs.measures(outcome), str(runs.LAST_CHECKPOINT))
     say(f"results {folder / runs.RESULTS}")
     for line in runs.table(outcome).splitlines():
         say(line)

@@ -154,7 +154,7 @@ def _digits() -> tuple[Split, Split]:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    images = [_to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
+    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
     return _hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
 
 
@@ -183,7 +183,7 @@ def _tables(dataset: str, label_column: str, owner_column: str) -> tuple[tuple[S
 
 def _images(dataset: str, split: str, images: Any) -> np.ndarray:
     try:
-        arrays = [_to_array(image) for image in images]
+        arrays = [to_array(image) for image in images]
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images
         raise ConfigError("dataset", dataset, f"an image of its split {split!r} cannot be read: {error}") from None
     if not arrays:
@@ -195,7 +195,7 @@ def _images(dataset: str, split: str, images: Any) -> np.ndarray:
     return whole
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
+def to_array(image: Image.Image) -> np.ndarray:
     """An image as (32, 32, C) of uint8: grey images have one channel, all others are RGB."""
     image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
@@ -243,6 +243,9 @@ def _columns(dataset: str, features: Mapping[str, Any], label_column: str) -> tu
         raise ConfigError("label-column", label_column, f"is no column of the dataset; it has {_named(features)}")
     if len(images) != 1:
         raise ConfigError("dataset", dataset, f"needs one Image column; it has {_named(features)}")
+    if len(features) == 1:
+        remedy = "has images of one class alone; make a folder for each class, of which there must be two or more"
+        raise ConfigError("dataset", dataset, remedy)
     if not label_column and len(labels) != 1:
         raise ConfigError(
             "dataset", dataset, f"needs one ClassLabel column, or label-column=NAME; it has {_named(features)}"

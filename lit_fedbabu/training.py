@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, ConfigError
@@ -20,13 +22,41 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
 
 
+KINDS = ("initial", "personalized")
+"""Of accuracies: of the model as received, and after fine-tuning."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy (nats) and accuracy (0 to 1) on a client's test images, of which there are ``count``."""
+    """On a client's test images, of which there are ``count``.
+
+    Args:
+        loss: cross-entropy in nats.
+        accuracy: 0 to 1.
+        calibration_error: expected calibration error (Guo et al. 2017, Eq. 3) over 15 bins, 0 to 1.
+        count: of the images.
+    """
 
     loss: float
     accuracy: float
+    calibration_error: float
     count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """What a client's model knows beyond its own test images and its own head; accuracies from 0 to 1.
+
+    Args:
+        template_accuracy: on the client's test images without the head: the class whose mean feature over the client's
+            training images is nearest by Euclidean distance (the paper's "without
+            classifier").
+        other_classes_accuracy: on test images of the classes that the client has no training image of; nan if it has
+            all classes.
+    """
+
+    template_accuracy: float
+    other_classes_accuracy: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +64,8 @@ class Personal:
     """A client's model while it is fine-tuned on its own data: evaluated before, and after every epoch."""
 
     curve: tuple[Evaluation, ...]
+    reach: tuple[Reach, Reach]
+    """Before and after."""
 
     @property
     def initial(self) -> Evaluation:
@@ -47,14 +79,12 @@ class Personal:
 
     def as_row(self) -> dict[str, float]:
         """As a client's entry in results.json, without the client's number."""
-        return {
-            "num_test": self.initial.count,
-            "initial_accuracy": self.initial.accuracy,
-            "personalized_accuracy": self.personalized.accuracy,
-            "initial_loss": self.initial.loss,
-            "personalized_loss": self.personalized.loss,
-            **{f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)},
-        }
+        row = {"num_test": self.initial.count}
+        for kind in ("accuracy", "loss", "calibration_error"):
+            row |= {f"{name}_{kind}": getattr(getattr(self, name), kind) for name in KINDS}
+        for kind in ("template_accuracy", "other_classes_accuracy"):
+            row |= {f"{name}_{kind}": getattr(reach, kind) for name, reach in zip(KINDS, self.reach)}
+        return row | {f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)}
 
 
 def resolve_precision(precision: str) -> str:
@@ -143,9 +173,34 @@ def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
 
 def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int, learning_rate: float) -> Personal:
     """Fine-tune a part of the module in place on the client's training images; evaluate before and every epoch."""
-    curve = [evaluate(module, data)]
+    curve, before = [evaluate(module, data)], reach(module, data)
     fit(module, data, mode=part, epochs=epochs, learning_rate=learning_rate, curve=curve)
-    return Personal(tuple(curve))
+    return Personal(tuple(curve), (before, reach(module, data)))
+
+
+def reach(module: LitFedBABU, data: ClientData) -> Reach:
+    """Accuracy of the module without its head, and on classes that the client does not have."""
+    predicted = _trainer(data.config).predict(module, datamodule=data)
+    (features, _, labels), (test_features, _, test_labels), *others = (
+        [torch.cat(values) for values in zip(*batches, strict=True)] for batches in predicted
+    )
+    classes = labels.unique()
+    templates = torch.stack([features[labels == label].mean(0) for label in classes])
+    nearest = classes[torch.cdist(test_features, templates).argmin(1)]
+    other = [_share_equal(logits.argmax(1), foreign) for _, logits, foreign in others]
+    return Reach(_share_equal(nearest, test_labels), *(other or [math.nan]))
+
+
+def with_running_statistics(module: LitFedBABU, data: ClientData) -> LitFedBABU:
+    """A copy whose batch norm no longer looks at the batch, but uses the statistics of the client's training images.
+
+    They are taken from the images as they are, without augmentation.
+    """
+    fixed = LitFedBABU(**{**module.hparams, "norm": "batch-running"})
+    fixed.about = module.about
+    fixed.model.load_state_dict(module.model.state_dict(), strict=False)
+    _trainer(data.config, callbacks=[_Estimation()]).predict(fixed, datamodule=data)
+    return fixed
 
 
 def save_checkpoint(module: LitFedBABU, path: Path) -> None:
@@ -158,6 +213,18 @@ def save_checkpoint(module: LitFedBABU, path: Path) -> None:
     os.replace(scratch, path)
 
 
+class _Estimation(L.Callback):
+    """Lets batch norm take its running statistics from the training images, as plain means over their batches."""
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, module: LitFedBABU, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.momentum = 1 / (batch_idx + 1)
+                layer.train(dataloader_idx == 0)  # the training images come first
+
+
 class _Curve(L.Callback):
     """Notes an evaluation after every epoch."""
 
@@ -168,14 +235,18 @@ class _Curve(L.Callback):
         self.curve.append(_evaluation(module, trainer.datamodule))
 
 
+def _share_equal(predicted: Tensor, labels: Tensor) -> float:
+    return (predicted == labels).double().mean().item()
+
+
 def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
     """What the module's metrics say of the test images since the last time."""
     count = len(data.test_set)
     hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
-    evaluation = Evaluation(module.test_loss.compute().item(), hits / count, count)
-    module.test_loss.reset()
-    module.test_accuracy.reset()
-    return evaluation
+    loss, calibration_error = module.test_loss.compute().item(), module.test_calibration_error.compute().item()
+    for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
+        metric.reset()
+    return Evaluation(loss, hits / count, calibration_error, count)
 
 
 def _trainer(config: Config, **options: Any) -> L.Trainer:

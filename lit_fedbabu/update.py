@@ -4,18 +4,26 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from lit_fedbabu import memory, sources, training
 from lit_fedbabu.algorithms import algorithm_of, kept_state, shared_state
-from lit_fedbabu.batches import ClientData
+from lit_fedbabu.batches import ClientData, mean_and_std
 from lit_fedbabu.config import Config
 from lit_fedbabu.models import model_seed
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.steps import STEPS, Proximal
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def about(config: Config, **facts: Any) -> dict[str, Any]:
+    """What a checkpoint says of its weights: where they come from, and what images and outputs mean."""
+    mean, std = mean_and_std(config)
+    names = sources.source_of(config).class_names
+    return {"config": config.experiment(), **facts, "class_names": names, "mean": mean, "std": std}
 
 
 def initial_module(config: Config) -> LitFedBABU:
@@ -121,6 +129,13 @@ def personal_model(
         learning_rate=config.finetune_learning_rate,
     )
     return module, outcome
+
+
+def with_running_statistics(config: Config, client: int, module: LitFedBABU) -> tuple[LitFedBABU, float]:
+    """The client's model with running statistics of its training images, and its accuracy with them (0 to 1)."""
+    data = ClientData(config, client, config.derived_seed("finetune", client))
+    fixed = training.with_running_statistics(module, data)
+    return fixed, training.evaluate(fixed, data).accuracy
 
 
 def initial_evaluation(

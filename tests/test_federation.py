@@ -119,6 +119,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
     assert names - events == {
+        "README.md",
         "config.toml",
         "partition.csv",
         "results.json",
@@ -140,6 +141,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
             "mean": pytest.approx(np.mean(values)),
             "std": pytest.approx(np.std(values)),
             "worst_decile": min(values),
+            "jain": pytest.approx(sum(values) ** 2 / (len(values) * sum(value**2 for value in values))),
         }
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -6,6 +7,7 @@ import torch
 
 from lit_fedbabu import finetune, runs
 from lit_fedbabu.batches import ClientData
+from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.training import evaluate
 from tests.helpers import tiny_config
@@ -44,12 +46,66 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     alone = tmp_path / "elsewhere" / "body.ckpt"
     alone.parent.mkdir()
     shutil.copy(folder / runs.LAST_CHECKPOINT, alone)
-    for _ in range(2):
-        assert finetune.main([str(alone), "--clients", "0"]) == 0
+    for clients in ("0", "0,1"):
+        assert finetune.main([str(alone), "--clients", clients]) == 0
     assert {path.name for path in (alone.parent / "finetune").iterdir()} == {
         "body-full-1epochs-lr0.001",
         "body-full-1epochs-lr0.001-2",
     }
+
+
+def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
+    folder, _ = federate(tiny_config(num_server_rounds=1))
+    assert finetune.main([str(folder), "--part", "head,body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0
+    told = capsys.readouterr().out
+    found = {path.name for path in (folder / "finetune").iterdir()}
+    assert found == {f"{part}-3epochs-lr{rate}" for part in ("head", "body") for rate in ("0.001", "0.1")}
+    for name in found:
+        outcome = runs.read_results(folder / "finetune" / name)
+        means = [outcome["summary"][f"accuracy_epoch_{epoch}"]["mean"] for epoch in range(4)]
+        assert ", ".join(f"{100 * mean:.2f}" for mean in means) in told
+    part, rate = "body", 0.1
+    config = tiny_config(num_server_rounds=1, num_finetune_epochs=3, finetune_part=part, finetune_learning_rate=rate)
+    federated = dataclasses.replace(read_checkpoint(folder / runs.LAST_CHECKPOINT), config=config)
+    assert finetune.finetune(federated, list(range(6))) == runs.read_results(folder / "finetune" / "body-3epochs-lr0.1")
+
+
+def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, monkeypatch):
+    folder, _ = federate(tiny_config(num_server_rounds=1))
+    command = [str(folder), "--part", "head", "--save"]
+    place = folder / "finetune" / "head-1epochs-lr0.001"
+    personalize, seen = finetune._personalize, []
+
+    def stopped(tuning, client):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(client)
+        return personalize(tuning, client)
+
+    monkeypatch.setattr(finetune, "_personalize", stopped)
+    assert finetune.main(command) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert not (place / "results.json").exists()
+    lines = (place / "clients.jsonl").read_text()
+    (place / "clients.jsonl").write_text(lines + '{"client": 3, "num_te')  # a line that was not finished
+    (place / "personal" / "client_0001.ckpt").unlink()
+    seen.clear()
+
+    def counted(tuning, client):
+        seen.append(client)
+        return personalize(tuning, client)
+
+    monkeypatch.setattr(finetune, "_personalize", counted)
+    assert finetune.main(command) == 0
+    assert seen == [1, 3, 4, 5], "the clients that were not done, or whose model is gone"
+    assert not (place / "clients.jsonl").exists()
+    assert len(list((place / "personal").iterdir())) == 6
+    whole = (place / "results.json").read_bytes()
+    shutil.rmtree(place)
+    assert finetune.main(command) == 0 and (place / "results.json").read_bytes() == whole
+    seen.clear()
+    assert finetune.main(command) == 0 and not seen, "all is done already"
+    assert (place / "results.json").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -62,9 +118,10 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
         (["{run}", "--clients", "0,6"], "the run's clients are 0 to 5"),
         (["{run}", "--clients", "two"], "must be all, or numbers"),
         (["{run}", "--dataset", "nowhere"], "dataset"),
-        (["{broken}"], "not one that a run of lit_fedbabu wrote"),
-        (["{foreign}"], "not one that a run of lit_fedbabu wrote"),
-        (["{code}"], "not one that a run of lit_fedbabu wrote"),
+        (["{run}", "--lr", "fast"], "must be numbers"),
+        (["{broken}"], "is not one that lit_fedbabu wrote"),
+        (["{foreign}"], "is not one that lit_fedbabu wrote"),
+        (["{code}"], "is not one that lit_fedbabu wrote"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(arguments, words, federate, tmp_path, capsys):

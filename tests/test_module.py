@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lit_fedbabu import training
-from lit_fedbabu.batches import ClientData
+from lit_fedbabu import training, update
+from lit_fedbabu.batches import ClientData, normalize
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.models import NORMS, FourConvNet, Sandwich, build_model, parts_of, select
 from lit_fedbabu.module import LitFedBABU
@@ -170,3 +171,45 @@ def test_mixed_precision_trains_float32_weights():
     assert loss == pytest.approx(training.fit(full, in_float32, mode="full", epochs=1, learning_rate=0.01), rel=0.05)
     assert {value.dtype for value in module.model.state_dict().values()} == {torch.float32}
     assert len({before, state_digest(module.model.state_dict()), state_digest(full.model.state_dict())}) == 3
+
+
+def test_reach_is_nearest_templates_and_a_look_at_other_classes():
+    config = tiny_config()
+    module, data = update.initial_module(config), ClientData(config, 2, 0)
+    found = training.reach(module, data)
+    (images, labels), (test_images, test_labels) = (
+        (normalize(part.tensors[0], *data.constants), part.tensors[1]) for part in (data.train_set, data.test_set)
+    )
+    with torch.no_grad():
+        features, test_features = module.model.body(images), module.model.body(test_images)
+    means = {int(label): features[labels == label].mean(0) for label in labels.unique()}
+    nearest = [min(means, key=lambda label: float((row - means[label]).norm())) for row in test_features]
+    assert found.template_accuracy == np.mean(np.array(nearest) == test_labels.numpy())
+    own = set(labels.tolist())
+    others, other_labels = data.others.tensors
+    assert len(others) == len(test_labels) and not own & set(other_labels.tolist())
+    with torch.no_grad():
+        module.model.head.bias[other_labels[0]] = 1e6  # says this class, whatever it sees
+    expected = (other_labels == other_labels[0]).double().mean().item()
+    assert training.reach(module, data).other_classes_accuracy == expected > 0
+
+
+def test_a_client_of_all_classes_has_no_other_ones():
+    config = tiny_config(partitioner="iid", num_clients=1)
+    found = training.reach(update.initial_module(config), ClientData(config, 0, 0))
+    assert np.isnan(found.other_classes_accuracy) and found.template_accuracy > 0
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    config = tiny_config()
+    module, data = update.initial_module(config), ClientData(config, 2, 0)
+    images, labels = data.test_set.tensors
+    with torch.no_grad():
+        chances = module(normalize(images, *data.constants)).softmax(1)
+    confidence, hits = chances.max(1).values, chances.argmax(1) == labels
+    bins = (confidence * 15).long()
+    expected = sum(
+        (bins == each).double().mean() * abs(hits[bins == each].double().mean() - confidence[bins == each].mean())
+        for each in bins.unique()
+    )
+    assert training.evaluate(module, data).calibration_error == pytest.approx(float(expected), abs=1e-6)

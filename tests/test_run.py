@@ -191,4 +191,4 @@ def test_worst_decile_is_the_mean_of_the_lowest_tenth():
     values = [i / 100 for i in range(100)]
     assert runs.spread(values[::-1])["worst_decile"] == pytest.approx(0.045)
     assert runs.spread([0.5])["worst_decile"] == 0.5
-    assert runs.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0}
+    assert runs.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0, "jain": 0.5}

@@ -1,0 +1,112 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_fedbabu import finetune, runs, sources
+from lit_fedbabu.module import LitFedBABU
+from tests.helpers import tiny_config
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+
+def paint(folder, size=(24, 40), count=10, mode="RGB", classes=("blue", "red", "green")):
+    """Images of another size in a folder for each class, which a colour tells apart."""
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 120, (*size, 3), dtype=np.uint8)
+            pixels[..., place % 3] += 110
+            Image.fromarray(pixels).convert(mode).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def run(federate):
+    return federate(tiny_config(num_server_rounds=1, num_clients=2, num_finetune_epochs=2))[0]
+
+
+def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(run, tmp_path, capsys):
+    images, out = paint(tmp_path / "colours"), tmp_path / "mine"
+    capsys.readouterr()
+    command = [str(run), "--data", str(images), "--save", str(out), "--part", "head", "--lr", "0.05", "--epochs", "3"]
+    assert finetune.main(command) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{images}: 24 training and 6 test images of 3 classes, resized to 32 x 32"
+    assert [line.split()[:2] for line in told[1:5]] == [["epoch", str(epoch)] for epoch in range(4)]
+    assert told[1].endswith("initial") and told[4].endswith("personalized")
+    module = LitFedBABU.load_from_checkpoint(out / "personal.ckpt")
+    assert tuple(module.about["class_names"]) == ("blue", "green", "red")
+    federation = LitFedBABU.load_from_checkpoint(run / runs.LAST_CHECKPOINT)
+    assert (module.about["mean"], module.about["std"]) == (federation.about["mean"], federation.about["std"])
+    for name, value in federation.model.body.state_dict().items():
+        assert torch.equal(module.model.body.state_dict()[name], value), "--part head leaves the body alone"
+    assert module.model.head.weight.shape == (3, 256)
+    (row,) = json.loads((out / "results.json").read_text())["clients"]
+    assert f"accuracy {100 * row['personalized_accuracy']:6.2f} %" in told[4]
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name:") and f"{100 * row['personalized_accuracy']:.2f} %" in card
+    assert (out / "config.toml").exists()
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert finetune.main(command) == 2 and "is not empty" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    again = tmp_path / "again"
+    assert finetune.main([*command[:4], str(again), *command[5:]]) == 0
+    assert (again / "personal.ckpt").read_bytes() == before[out / "personal.ckpt"], "the same bytes every time"
+
+
+def test_grey_images_fit_a_body_of_coloured_ones(run, tmp_path, capsys):
+    assert finetune.main([str(run), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
+    assert "epoch 2" in capsys.readouterr().out
+    assert sources.load(str(tmp_path / "grey")).channels == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "{nowhere}"], "is no folder here"),
+        (["--data", "{empty}"], "cannot be loaded"),
+        (["--data", "{one}"], "has images of one class alone"),
+        (["--data", "{broken}"], "cannot be read: "),
+        (["--data", "{good}", "--save"], "needs a folder"),
+        (["--data", "{good}", "--save", "{taken}"], "is not empty"),
+        (["--data", "{good}", "--save", "{taken}/file"], "cannot be written to"),
+        (["--data", "{good}", "--lr", "0.1,0.2"], "takes one --part and one --lr"),
+        (["--data", "{good}", "--label-column", "colour"], "is no column of the dataset"),
+        (["--save", "{good}"], "is for --data"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, run, tmp_path, capsys):
+    for name in ("empty", "taken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "taken" / "file").touch()
+    paint(tmp_path / "good")
+    paint(tmp_path / "one", classes=("blue",))
+    (paint(tmp_path / "broken") / "red" / "3.png").write_bytes(b"no image")
+    places = {name: tmp_path / name for name in ("nowhere", "empty", "one", "broken", "good", "taken")}
+    before = sorted(path for path in tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert finetune.main([str(run), *(word.format(**places) for word in arguments)]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and words in told.err, told.err
+    assert not told.out
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_refused(run, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    command = [str(run), "--data", str(paint(tmp_path / "good")), "--save", str(tmp_path / "locked" / "mine")]
+    assert finetune.main(command) == 2
+    assert "cannot be written to: Permission denied" in capsys.readouterr().err
+
+
+def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_path, capsys):
+    run, _ = federate(tiny_config(algorithm="lg-fedavg", num_server_rounds=1, num_clients=2))
+    capsys.readouterr()
+    assert finetune.main([str(run), "--data", str(paint(tmp_path / "good"))]) == 2
+    assert "shares no body" in capsys.readouterr().err

@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from lit_fedbabu import finetune, predict, runs, sources, training, update
+from lit_fedbabu.batches import ClientData
+from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.partition import partition
+from tests.helpers import start, tiny_config
+
+CLIENT = 1
+
+
+def saved(folder, running=False, **options):
+    """A client's personal model in a file of its own, and the configuration."""
+    config = tiny_config(num_finetune_epochs=3, finetune_learning_rate=0.02, **options)
+    module, _ = update.personal_model(config, CLIENT, 1, start(config))
+    if running:
+        module, _ = update.with_running_statistics(config, CLIENT, module)
+    module.about = update.about(config, round=1, client=CLIENT)
+    training.save_checkpoint(module, folder / "personal.ckpt")
+    return folder / "personal.ckpt", config
+
+
+def write_test_images(config, folder):
+    """The client's test images as files, in their order."""
+    source, own = sources.source_of(config), partition(config).test[CLIENT]
+    paths = [folder / f"{i:02d}.png" for i in range(len(own))]
+    for path, pixels in zip(paths, source.test.images[own], strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def predicted(capsys, *arguments):
+    assert predict.main([*map(str, arguments), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_files_get_the_classes_and_probabilities_of_the_evaluation(tmp_path, capsys):
+    checkpoint, config = saved(tmp_path)
+    paths = write_test_images(config, tmp_path)
+    module = LitFedBABU.load_from_checkpoint(checkpoint)
+    evaluation = training.evaluate(module, ClientData(config, CLIENT, 0))
+    rows = predicted(capsys, checkpoint, *paths)
+    names = sources.source_of(config).class_names
+    labels = [names[label] for label in sources.source_of(config).test.labels[partition(config).test[CLIENT]]]
+    assert [row["image"] for row in rows] == list(map(str, paths))
+    assert np.mean([row["class"] == label for row, label in zip(rows, labels, strict=True)]) == evaluation.accuracy
+    losses = [-np.log(row["probabilities"][label]) for row, label in zip(rows, labels, strict=True)]
+    assert np.mean(losses) == pytest.approx(evaluation.loss, rel=1e-5)
+    for row in rows:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["probability"] == row["probabilities"][row["class"]] == max(row["probabilities"].values())
+    assert predict.main([str(checkpoint), str(paths[0])]) == 0
+    told = capsys.readouterr()
+    assert told.out.split()[0] == str(paths[0]) and told.out.split()[1] in names
+    assert "note: this model normalizes by the batch" in told.err
+
+
+def test_batch_statistics_depend_on_the_other_images_and_running_ones_do_not(tmp_path, capsys):
+    for running in (False, True):
+        folder = tmp_path / str(running)
+        folder.mkdir()
+        checkpoint, config = saved(folder, running)
+        paths = write_test_images(config, folder)
+        together = predicted(capsys, checkpoint, *paths)
+        alone = [row for path in paths for row in predicted(capsys, checkpoint, path)]
+        gap = max(abs(one["probability"] - each["probability"]) for one, each in zip(together, alone, strict=True))
+        assert (gap < 1e-5) == running, gap
+        assert predict.main([str(checkpoint), str(paths[0])]) == 0
+        assert ("normalizes by the batch" in capsys.readouterr().err) != running
+
+
+def test_running_statistics_are_those_of_the_training_images(tmp_path):
+    config = tiny_config(num_finetune_epochs=1)
+    module, _ = update.personal_model(config, CLIENT, 1, start(config))
+    fixed, accuracy = update.with_running_statistics(config, CLIENT, module)
+    data = ClientData(config, CLIENT, 0)
+    (images, _), *_ = (data_loader for data_loader in data.predict_dataloader()[0])
+    with torch.no_grad():
+        first = module.model.body[0][0](predict.normalize(images, *data.constants))
+    layer = fixed.model.body[0][1]
+    torch.testing.assert_close(layer.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert accuracy == training.evaluate(fixed, data).accuracy
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(fixed.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
+    checkpoint, config = saved(tmp_path, running)
+    path = tmp_path / f"model.{form}"
+    assert predict.main([str(checkpoint), "--export", form, "--out", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out
+    module = LitFedBABU.load_from_checkpoint(checkpoint).eval()
+    raw = ClientData(config, CLIENT, 0).test_set.tensors[0]
+    with torch.no_grad():
+        expected = module(predict.normalize(raw, module.about["mean"], module.about["std"]))
+    images = raw.permute(0, 3, 1, 2).float() / 255
+    if form == "torch":
+        logits = torch.export.load(path).module()(images)
+    else:
+        (logits,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+        logits = torch.from_numpy(logits)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    before = path.read_bytes()
+    assert predict.main([str(checkpoint), "--export", form, "--out", str(path)]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{personal}"], "give one image or more"),
+        (["{personal}", "{nowhere}.png"], "is no file"),
+        (["{personal}", "{text}"], "cannot be read as an image"),
+        (["{nowhere}", "{image}"], "is not one that lit_fedbabu wrote"),
+        (["{text}", "{image}"], "is not one that lit_fedbabu wrote"),
+        (["{truncated}", "{image}"], "is not one that lit_fedbabu wrote"),
+        (["{code}", "{image}"], "is not one that lit_fedbabu wrote"),
+        (["{other}", "{image}"], "has weights of another model"),
+        (["{named}", "{image}"], "is code that the checkpoint names"),
+        (["{old}", "{image}"], "another version of lit_fedbabu: it does not say class_names, mean"),
+        (["{personal}", "--export", "onnx", "--out", "{nowhere}/model.onnx"], "there is no folder"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, tmp_path, capsys):
+    class Code:
+        def __reduce__(self):
+            return (pytest.fail, ("code in a checkpoint was run",))
+
+    personal, _ = saved(tmp_path)
+    names = ("nowhere", "text", "image", "truncated", "code", "other", "named", "old")
+    places = {"personal": personal, **{name: tmp_path / name for name in names}}
+    places["text"].write_text("no image, and no checkpoint")
+    Image.new("RGB", (32, 32)).save(places["image"], format="png")
+    places["truncated"].write_bytes(personal.read_bytes()[:-1000])
+    torch.save(Code(), places["code"])
+    for name in ("other", "named", "old"):
+        content = torch.load(personal, weights_only=True)
+        if name == "other":
+            content["state_dict"].pop("model.head.bias")
+        elif name == "named":
+            content["hyper_parameters"]["model_name"] = "os:system"
+        else:
+            del content["lit_fedbabu"]["class_names"], content["lit_fedbabu"]["mean"]
+        torch.save(content, places[name])
+    before = sorted(tmp_path.rglob("*"))
+    assert predict.main([word.format(**places) for word in arguments]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and words in told.err, told.err
+    assert not told.out and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistics(federate, capsys):
+    folder, _ = federate(tiny_config(num_server_rounds=1))
+    assert finetune.main([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0
+    place = folder / "finetune" / "full-1epochs-lr0.001"
+    checkpoint = place / "personal" / f"client_{CLIENT:04d}.ckpt"
+    (row,) = runs.read_results(place)["clients"]
+    module = LitFedBABU.load_from_checkpoint(checkpoint)
+    assert module.hparams.norm == "batch-running" and module.about["client"] == CLIENT
+    evaluation = training.evaluate(module, ClientData(tiny_config(), CLIENT, 0))
+    assert evaluation.accuracy == row["running_statistics_accuracy"]
+    assert "running statistics accuracy" in (place / "README.md").read_text()
+    capsys.readouterr()
+    paths = write_test_images(tiny_config(), folder)
+    assert len(predicted(capsys, checkpoint, *paths)) == len(paths)
