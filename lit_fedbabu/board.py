@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lit_fedbabu import runs
+from lit_fedbabu import figures, runs
 from lit_fedbabu.config import Config
 
 ACCURACIES = ("initial", "personalized")
@@ -35,7 +36,9 @@ class Board:
             name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
             for name in ACCURACIES
         }
-        self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
+        both = ["Multiline", [f"accuracy/{name}_mean" for name in ACCURACIES]]
+        layout = {"Accuracy over clients, mean ± std": margins, "Accuracy over clients": {"both means": both}}
+        self._writer.add_custom_scalars(layout)
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)
         self._writer.flush()
@@ -59,8 +62,53 @@ class Board:
         edges = np.linspace(0, 1, 21)
         self._writer.add_histogram(f"accuracy/{name}_of_clients", np.asarray(values), server_round, bins=edges)
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
-        """The summary as text; marks the run as finished for the HPARAMS tab and closes the file."""
+    def split(self, class_counts: str) -> None:
+        """The split as a figure, from the content of a ``partition.csv``."""
+        with figures.style():
+            self._writer.add_figure("split/training_images", figures.heat_map(class_counts), 0)
+
+    def finish(self, config: Config, outcome: Mapping[str, Any]) -> None:
+        """Fine-tuning as a figure, the summary as text; marks the run as finished for HPARAMS and closes the file."""
+        with figures.style():
+            curve = figures.curve(runs.curve(outcome), config.finetune_part, config.finetune_learning_rate)
+            self._writer.add_figure("finetuning/accuracy_over_epochs", curve, outcome["round"])
         self._writer.add_text("results", f"```\n{runs.table(outcome)}\n```", outcome["round"])
         self._writer.file_writer.add_summary(self._end)
         self._writer.close()
+
+
+def write_finetuning(
+    folder: Path,
+    outcome: Mapping[str, Any],
+    class_names: Sequence[str],
+    confusions: Mapping[str, tuple[str, np.ndarray]],
+    features: tuple[Tensor, Sequence[str]],
+) -> None:
+    """An event file of a fine-tuning, in which x is its epoch.
+
+    Args:
+        folder: where its results are.
+        outcome: the content of its results.json.
+        class_names: of the dataset.
+        confusions: for "worst" and "best" client a title, and images (classes, classes) by true and predicted class.
+        features: of the body, (N, F), and the class of each, for the PROJECTOR tab.
+    """
+    for old in (*folder.glob("events.out.tfevents.*"), *folder.glob("projector_config.pbtxt")):
+        old.unlink()  # of the same fine-tuning, before clients were done again
+    writer = SummaryWriter(str(folder))
+    mean, minus, plus = "finetuning/accuracy_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
+    writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {"accuracy": ["Margin", [mean, minus, plus]]}})
+    edges = np.linspace(0, 1, 21)
+    for epoch, over in enumerate(runs.curve(outcome)):
+        writer.add_scalar(mean, over["mean"], epoch)
+        writer.add_scalar(minus, over["mean"] - over["std"], epoch)
+        writer.add_scalar(plus, over["mean"] + over["std"], epoch)
+        writer.add_scalar("finetuning/accuracy_worst_decile", over["worst_decile"], epoch)
+        values = np.array([client[f"accuracy_epoch_{epoch}"] for client in outcome["clients"]])
+        writer.add_histogram("finetuning/accuracy_of_clients", values, epoch, bins=edges)
+    with figures.style():
+        for which, (title, matrix) in confusions.items():
+            writer.add_figure(f"confusion/{which}_client", figures.confusion(matrix, class_names, title))
+    writer.add_embedding(features[0], metadata=list(features[1]), tag="body_features")
+    writer.add_text("results", f"```\n{runs.table(outcome)}\n```")
+    writer.close()

@@ -27,7 +27,7 @@ class Run:
     @property
     def curve(self) -> list[dict[str, float]]:
         """Spreads in percent before fine-tuning and after each of its epochs."""
-        return [self.spreads(f"accuracy_epoch_{epoch}") for epoch in range(self.config.num_finetune_epochs + 1)]
+        return [percent(spread) for spread in runs.curve(self.outcome)]
 
 
 def percent(spread: Mapping[str, float]) -> dict[str, float]:

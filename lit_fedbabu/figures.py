@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +34,11 @@ STYLE = {
 }
 
 
+def style() -> AbstractContextManager:
+    """The look of all figures, while they are made and saved."""
+    return matplotlib.rc_context(STYLE)
+
+
 def draw(methods: dict[str, list[Run]], out: Path) -> Iterator[Path]:
     """Draw every figure that the runs have data for, as PNG and as SVG.
 
@@ -40,7 +46,7 @@ def draw(methods: dict[str, list[Run]], out: Path) -> Iterator[Path]:
         The path of each file written.
     """
     figures = {"rounds": rounds, "finetuning": finetuning, "clients": clients, "partition": partition}
-    with matplotlib.rc_context(STYLE):
+    with style():
         for name, of in figures.items():
             figure = of(methods)
             if figure is not None:
@@ -53,7 +59,7 @@ def draw_split(class_counts: str, out: Path) -> Iterator[Path]:
     Yields:
         The path of each file written.
     """
-    with matplotlib.rc_context(STYLE):
+    with style():
         yield from _saved(heat_map(class_counts), out / "partition")
 
 
@@ -133,6 +139,35 @@ def heat_map(class_counts: str) -> Figure:
     image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
     axes.set(xlabel="client", ylabel="class", yticks=range(len(names)), yticklabels=names)
     figure.colorbar(image, label="training images")
+    return figure
+
+
+def curve(spreads: Sequence[dict[str, float]], part: str, rate: float) -> Figure:
+    """Accuracy (0 to 1) before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
+    figure, axes = _one(2.4)
+    _line_with_band(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]])
+    axes.set(
+        title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylabel="accuracy (%)", ylim=(0, 100)
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Numbers of test images by true class (rows, those that there are) and predicted class (columns)."""
+    shown = np.flatnonzero(matrix.sum(1))
+    figure, axes = _one(1.2 + 0.25 * len(shown))
+    axes.grid(False)
+    axes.imshow(matrix[shown], aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(yticks=range(len(shown)), xticks=range(len(names)))
+    axes.set_yticklabels([names[each] for each in shown])
+    axes.set_xticklabels(names, rotation=90)
+    middle = matrix.max() / 2
+    for (row, column), count in np.ndenumerate(matrix[shown]):
+        if count:
+            colour = "black" if count > middle else "white"
+            axes.text(column, row, count, ha="center", va="center", color=colour)
     return figure
 
 

@@ -4,43 +4,16 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
-import json
-import multiprocessing
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import track
-
-from lit_fedbabu import card, preflight, runs
+from lit_fedbabu import card, preflight, runs, sweep
 from lit_fedbabu.checkpoint import Federated, find_checkpoint, read_checkpoint
 from lit_fedbabu.config import Config, ConfigError
 
-ROWS = "clients.jsonl"
-"""Clients that are done, while others are not: with it an interrupted fine-tuning goes on."""
-
-
 HERE = Path()
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning:
-    """One setting of a sweep.
-
-    Args:
-        federated: the federation; ``config`` says what trains, for how many epochs and at which rate.
-        save_to: a folder for one checkpoint per client; None saves none.
-        running_statistics: whether personal models also get running statistics and are evaluated with them.
-    """
-
-    federated: Federated
-    save_to: Path | None = None
-    running_statistics: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     tunings = [
-        Tuning(setting, None if arguments.save is None else folder / "personal", arguments.running_statistics)
+        sweep.Tuning(setting, None if arguments.save is None else folder / "personal", arguments.running_statistics)
         for setting, folder in zip(settings, folders, strict=True)
     ]
     try:
-        outcomes = _sweep(tunings, folders, clients)
+        outcomes = sweep.sweep(tunings, folders, clients)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -114,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         if tuning.save_to is not None:
             _describe(tuning, folder, outcome)
         print(f"trained {config.finetune_part} at {config.finetune_learning_rate:g}")
-        print(f"mean accuracy (%) after each epoch: {runs.curve(outcome)}")
+        means = ", ".join(f"{100 * over['mean']:.2f}" for over in runs.curve(outcome))
+        print(f"mean accuracy (%) by epoch: {means}")
         print(runs.table(outcome))
         print(f"results {folder / runs.RESULTS}")
     return 0
@@ -148,13 +122,6 @@ def chosen_clients(words: str, num_clients: int) -> list[int]:
     return clients
 
 
-def finetune(federated: Federated, clients: list[int]) -> dict[str, Any]:
-    """Fine-tune the clients, as many at once as there are cores, and return the content of a results.json."""
-    with _mapper(federated.config, len(clients)) as mapped:
-        rows = list(mapped(_personalize, itertools.repeat(Tuning(federated)), clients))
-    return runs.results(federated.config.algorithm, federated.rounds, rows)
-
-
 def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[Federated]:
     """The federation with the options of every combination of part and learning rate."""
     parts = arguments.part.split(",") if arguments.part else [federated.config.finetune_part]
@@ -173,86 +140,12 @@ def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[F
         yield dataclasses.replace(federated, config=dataclasses.replace(federated.config, **changed))
 
 
-def _sweep(tunings: Sequence[Tuning], folders: Sequence[Path], clients: list[int]) -> list[dict[str, Any]]:
-    """Fine-tune every client in every setting, keep each as soon as it is done, and write the results."""
-    done = [_done(tuning, folder) for tuning, folder in zip(tunings, folders, strict=True)]
-    todo = [(place, client) for place in range(len(tunings)) for client in clients if client not in done[place]]
-    with _mapper(tunings[0].federated.config, len(todo)) as mapped:
-        rows = mapped(_personalize, [tunings[place] for place, _ in todo], [client for _, client in todo])
-        for (place, client), row in zip(todo, track(rows, description="fine-tuning", total=len(todo)), strict=True):
-            done[place][client] = row
-            with (folders[place] / ROWS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    outcomes = []
-    for tuning, folder, rows_done in zip(tunings, folders, done, strict=True):
-        config, history = tuning.federated.config, tuning.federated.rounds
-        outcome = runs.results(config.algorithm, history, [rows_done[client] for client in clients])
-        runs.write_json(folder / runs.RESULTS, outcome)
-        (folder / ROWS).unlink(missing_ok=True)
-        outcomes.append(outcome)
-    return outcomes
-
-
-def _done(tuning: Tuning, folder: Path) -> dict[int, dict[str, Any]]:
-    """Rows of the clients that an earlier command has done, and saved if that is asked for."""
-    rows = runs.read_results(folder)["clients"] if (folder / runs.RESULTS).exists() else []
-    if (folder / ROWS).exists():
-        for line in (folder / ROWS).read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # a line that an interrupted command did not finish
-                continue
-        runs.write_whole(folder / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
-    saved = tuning.save_to
-    return {row["client"]: row for row in rows if saved is None or _checkpoint_of(saved, row["client"]).exists()}
-
-
-def _checkpoint_of(folder: Path, client: int) -> Path:
-    return folder / f"client_{client:04d}.ckpt"
-
-
-def _personalize(tuning: Tuning, client: int) -> dict[str, Any]:
-    from lit_fedbabu import training, update  # Lightning takes long to import: not before the cheap checks
-
-    federated = tuning.federated
-    module, outcome = update.personal_model(
-        federated.config, client, federated.server_round, federated.shared, federated.memories
-    )
-    row = {"client": client, **outcome.as_row()}
-    if tuning.running_statistics:
-        module, row["running_statistics_accuracy"] = update.with_running_statistics(federated.config, client, module)
-    if tuning.save_to is not None:
-        module.about = update.about(
-            federated.config,
-            round=federated.server_round,
-            client=client,
-            running_statistics=tuning.running_statistics,
-        )
-        training.save_checkpoint(module, _checkpoint_of(tuning.save_to, client))
-    return row
-
-
-def _describe(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
+def _describe(tuning: sweep.Tuning, folder: Path, outcome: dict[str, Any]) -> None:
     from lit_fedbabu import update
 
     about = update.about(tuning.federated.config, round=outcome["round"], running_statistics=tuning.running_statistics)
-    example = _checkpoint_of(Path("personal"), outcome["clients"][0]["client"])
+    example = sweep.checkpoint_of(Path("personal"), outcome["clients"][0]["client"])
     card.write(folder, "Personal models of a federation's clients", about, runs.measures(outcome), str(example))
-
-
-@contextmanager
-def _mapper(config: Config, tasks: int) -> Iterator[Any]:
-    side_by_side = max(1, runs.available_cores() // config.num_threads)
-    workers = 1 if torch.cuda.is_available() else min(tasks, side_by_side)
-    if workers <= 1:
-        yield map
-        return
-    os.environ.setdefault("GLIBC_TUNABLES", runs.MALLOC)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> Path:

@@ -200,16 +200,29 @@ def table(outcome: Mapping[str, Any]) -> str:
             100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
         )
         lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+    summary = outcome["summary"]
+    others = {
+        "fairness (Jain)": lambda name: summary[f"{name}_accuracy"].get("jain"),
+        "calibration error": lambda name: summary.get(f"{name}_calibration_error", {}).get("mean"),
+        "accuracy without head": lambda name: summary.get(f"{name}_template_accuracy", {}).get("mean"),
+        "accuracy on classes not had": lambda name: summary.get(f"{name}_other_classes_accuracy", {}).get("mean"),
+    }
+    told = {title: [of(name) for name in ("initial", "personalized")] for title, of in others.items()}
+    if any(None not in values for values in told.values()):
+        lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
+    for title, values in told.items():
+        if None not in values:
+            lines.append(f"{title:<32}{values[0]:>10.4f}{values[1]:>14.4f}")
     if best := outcome["best_round_on_test_data"]:
         mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
         lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")
     return "\n".join(lines)
 
 
-def curve(outcome: Mapping[str, Any]) -> str:
-    """Mean accuracies in percent before fine-tuning and after each of its epochs, as people read them."""
+def curve(outcome: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Spreads of accuracy over clients before fine-tuning and after each of its epochs."""
     epochs = sum(key.startswith("accuracy_epoch_") for key in outcome["summary"])
-    return ", ".join(f"{100 * outcome['summary'][f'accuracy_epoch_{epoch}']['mean']:.2f}" for epoch in range(epochs))
+    return [outcome["summary"][f"accuracy_epoch_{epoch}"] for epoch in range(epochs)]
 
 
 def measures(outcome: Mapping[str, Any]) -> dict[str, str]:

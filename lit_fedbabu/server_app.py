@@ -64,7 +64,9 @@ def federate(grid: Grid, config: Config) -> Path:
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     if not config.resume:
-        runs.write_whole(folder / runs.PARTITION, class_counts(config))
+        counts = class_counts(config)
+        runs.write_whole(folder / runs.PARTITION, counts)
+        board.split(counts)
         runs.write_config(folder, config, {"trains-on": trains_on})
     elif (before := runs.read_environment(folder).get("trains-on", trains_on)) != trains_on:
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
@@ -79,7 +81,7 @@ def federate(grid: Grid, config: Config) -> Path:
         evaluate_fn=strategy.end_of_round,
     )
     outcome = runs.read_results(folder)
-    board.finish(outcome)
+    board.finish(config, outcome)
     about = update.about(config, round=outcome["round"], rounds=outcome["rounds"])
     card.write(folder, "The body of a federation", about, runs.measures(outcome), str(runs.LAST_CHECKPOINT))
     say(f"results {folder / runs.RESULTS}")

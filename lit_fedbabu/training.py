@@ -178,12 +178,15 @@ def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int,
     return Personal(tuple(curve), (before, reach(module, data)))
 
 
+def predictions(module: LitFedBABU, data: ClientData) -> list[list[Tensor]]:
+    """Features (N, F), logits (N, num_classes) and labels (N,) of training images, test images and ``data.others``."""
+    predicted = _trainer(data.config).predict(module, datamodule=data)
+    return [[torch.cat(values) for values in zip(*batches, strict=True)] for batches in predicted]
+
+
 def reach(module: LitFedBABU, data: ClientData) -> Reach:
     """Accuracy of the module without its head, and on classes that the client does not have."""
-    predicted = _trainer(data.config).predict(module, datamodule=data)
-    (features, _, labels), (test_features, _, test_labels), *others = (
-        [torch.cat(values) for values in zip(*batches, strict=True)] for batches in predicted
-    )
+    (features, _, labels), (test_features, _, test_labels), *others = predictions(module, data)
     classes = labels.unique()
     templates = torch.stack([features[labels == label].mean(0) for label in classes])
     nearest = classes[torch.cdist(test_features, templates).argmin(1)]

@@ -8,7 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
-from lit_fedbabu import client_app, sources, update
+from lit_fedbabu import client_app, runs, sources, sweep, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.batches import ClientData, augment, mean_and_std, normalize
 from lit_fedbabu.config import Config
@@ -131,3 +131,9 @@ def model_by_hand(config):
 def start(config):
     """What a server sends in the first round."""
     return shared_state(config, update.initial_module(config).model.state_dict())
+
+
+def finetuned(federated, clients):
+    """The content of the results.json of a fine-tuning of these clients."""
+    rows = [sweep.personalize(sweep.Tuning(federated), client) for client in clients]
+    return runs.results(federated.config.algorithm, federated.rounds, rows)

@@ -20,7 +20,7 @@ from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.models import Sandwich, parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-from tests.helpers import FakeGrid, tiny_config
+from tests.helpers import FakeGrid, finetuned, tiny_config
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
@@ -166,6 +166,7 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
         **{tag.format("personalized"): last for tag in over_clients},
     }
     assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
+    assert set(events.Tags()["images"]) == {"split/training_images", "finetuning/accuracy_over_epochs"}
     assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
     outcome = json.loads((folder / "results.json").read_text())
     final = events.Scalars("accuracy/personalized_mean")[0].value
@@ -359,7 +360,7 @@ def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, feder
     own = [update.own_module(config, client, 2, federated.shared, federated.memories) for client in range(6)]
     counts = {int(module.model.body[1].num_batches_tracked) for module in own}
     assert max(counts) > 0 and (len(counts) == 1) == (algorithm != "lg-fedavg")
-    again = finetune.finetune(federated, [0, 1])["clients"]
+    again = finetuned(federated, [0, 1])["clients"]
     assert again == runs.read_results(folder)["clients"][:2]
 
 

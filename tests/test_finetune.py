@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fedbabu import finetune, runs
+from lit_fedbabu import finetune, runs, sources, sweep
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.partition import partition
 from lit_fedbabu.training import evaluate
-from tests.helpers import tiny_config
+from tests.helpers import finetuned, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -57,24 +59,32 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
 def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune.main([str(folder), "--part", "head,body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0
-    told = capsys.readouterr().out
+    told, source = capsys.readouterr().out, sources.source_of(tiny_config())
     found = {path.name for path in (folder / "finetune").iterdir()}
     assert found == {f"{part}-3epochs-lr{rate}" for part in ("head", "body") for rate in ("0.001", "0.1")}
     for name in found:
         outcome = runs.read_results(folder / "finetune" / name)
         means = [outcome["summary"][f"accuracy_epoch_{epoch}"]["mean"] for epoch in range(4)]
         assert ", ".join(f"{100 * mean:.2f}" for mean in means) in told
+        events = EventAccumulator(str(folder / "finetune" / name), size_guidance={"histograms": 0}).Reload()
+        shown = [(event.step, event.value) for event in events.Scalars("finetuning/accuracy_mean")]
+        assert shown == [(epoch, pytest.approx(mean)) for epoch, mean in enumerate(means)]
+        assert set(events.Tags()["images"]) == {"confusion/worst_client", "confusion/best_client"}
+        assert len(events.Histograms("finetuning/accuracy_of_clients")) == 4
+        table = folder / "finetune" / name / "00000" / "body_features" / "metadata.tsv"
+        labels = [label for client in partition(tiny_config()).test for label in source.test.labels[client]]
+        assert table.read_text().split() == [source.class_names[label] for label in labels]
     part, rate = "body", 0.1
     config = tiny_config(num_server_rounds=1, num_finetune_epochs=3, finetune_part=part, finetune_learning_rate=rate)
     federated = dataclasses.replace(read_checkpoint(folder / runs.LAST_CHECKPOINT), config=config)
-    assert finetune.finetune(federated, list(range(6))) == runs.read_results(folder / "finetune" / "body-3epochs-lr0.1")
+    assert finetuned(federated, list(range(6))) == runs.read_results(folder / "finetune" / "body-3epochs-lr0.1")
 
 
 def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, monkeypatch):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     command = [str(folder), "--part", "head", "--save"]
     place = folder / "finetune" / "head-1epochs-lr0.001"
-    personalize, seen = finetune._personalize, []
+    personalize, seen = sweep.personalize, []
 
     def stopped(tuning, client):
         if len(seen) == 3:
@@ -82,7 +92,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
         seen.append(client)
         return personalize(tuning, client)
 
-    monkeypatch.setattr(finetune, "_personalize", stopped)
+    monkeypatch.setattr(sweep, "personalize", stopped)
     assert finetune.main(command) == 130
     assert "goes on from here" in capsys.readouterr().err
     assert not (place / "results.json").exists()
@@ -95,7 +105,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
         seen.append(client)
         return personalize(tuning, client)
 
-    monkeypatch.setattr(finetune, "_personalize", counted)
+    monkeypatch.setattr(sweep, "personalize", counted)
     assert finetune.main(command) == 0
     assert seen == [1, 3, 4, 5], "the clients that were not done, or whose model is gone"
     assert not (place / "clients.jsonl").exists()
