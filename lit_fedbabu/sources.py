@@ -18,14 +18,14 @@ from lit_fedbabu import hub
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.models import IMAGE_SIZE
 
-_FORMAT = "v2"
+_FORMAT = "v3"
 
 LABEL_COLUMNS = {"uoft-cs/cifar100": "fine_label"}
 """Which column of a hub dataset with several has the labels, where ``label-column`` does not say it."""
 TEST_SPLITS = ("test", "validation", "valid")
 """Names of the split with the test images, the first that is there."""
 HELD_OUT = 5
-"""Without a test split, one in so many training images of each class is a test image."""
+"""Without a test split, one in so many training images of each class is a test image, drawn by a fixed seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +205,12 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def _hold_out(split: Split) -> tuple[Split, Split]:
-    """Training and test images: every HELD_OUT-th image of a class is a test image."""
+    """Training and test images: one in HELD_OUT of each class, drawn at random, is a test image."""
+    rng = np.random.default_rng(0)
     test = np.zeros(len(split.labels), dtype=bool)
     for label in np.unique(split.labels):
-        test[np.flatnonzero(split.labels == label)[::HELD_OUT]] = True
+        rows = rng.permutation(np.flatnonzero(split.labels == label))
+        test[rows[: -(-len(rows) // HELD_OUT)]] = True
     return tuple(
         Split(**{what: None if values is None else values[rows] for what, values in vars(split).items()})
         for rows in (~test, test)

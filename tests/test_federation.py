@@ -310,7 +310,9 @@ def curves(folder):
     + [("fedper", "train", server_round, 3) for server_round in (1, 3)],
 )
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):
-    config = tiny_config(algorithm=algorithm, num_server_rounds=rounds, num_head_epochs=1)
+    config = tiny_config(
+        algorithm=algorithm, num_server_rounds=rounds, num_head_epochs=1, num_clients=3, fraction_train=0.7
+    )
     whole, _ = federate(config)
     with pytest.raises(KeyboardInterrupt):
         federate(config, StoppedGrid(config, kind, server_round))
