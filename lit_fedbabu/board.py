@@ -36,9 +36,7 @@ class Board:
             name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
             for name in ACCURACIES
         }
-        both = ["Multiline", [f"accuracy/{name}_mean" for name in ACCURACIES]]
-        layout = {"Accuracy over clients, mean ± std": margins, "Accuracy over clients": {"both means": both}}
-        self._writer.add_custom_scalars(layout)
+        self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
         self._writer.file_writer.add_summary(experiment)
         self._writer.file_writer.add_summary(start)
         self._writer.flush()

@@ -110,7 +110,7 @@ class Config:
         1000,
         "test images per batch at most; a client's whole test set should fit, because batch norm"
         " uses the statistics of the test batch",
-        low=2,
+        low=1,
     )
     precision: str = _option(
         "auto",

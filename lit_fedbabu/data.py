@@ -26,12 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
 
         preflight.check(config)
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        runs.make_folder("--out", arguments.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: --out {arguments.out}: cannot be made: {error.strerror}", file=sys.stderr)
         return 2
     from lit_fedbabu import figures, partition
 

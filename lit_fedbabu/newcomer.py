@@ -52,13 +52,7 @@ def finetune(federated: Federated, dataset: str, label_column: str, save_to: Pat
         f"{dataset}: {len(data.train_set)} training and {len(data.test_set)} test images of"
         f" {len(source.class_names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}"
     )
-    outcome = training.personalize(
-        module,
-        data,
-        part=config.finetune_part,
-        epochs=config.num_finetune_epochs,
-        learning_rate=config.finetune_learning_rate,
-    )
+    outcome = training.personalize(module, data)
     row = {"client": 0, **outcome.as_row()}
     for epoch, evaluation in enumerate(outcome.curve):
         name = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_fedbabu import runs
 from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run
 from lit_fedbabu.config import ConfigError
 
@@ -26,12 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         methods = by_method([read_run(folder) for folder in arguments.folders])
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        runs.make_folder("--out", arguments.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: --out {arguments.out}: cannot be made: {error.strerror}", file=sys.stderr)
         return 2
     for name, rows in (("methods", method_table(methods)), ("finetuning", finetuning_table(methods))):
         (arguments.out / f"{name}.md").write_text(markdown(rows))

@@ -82,6 +82,18 @@ def is_of(folder: Path, config: Config, facts: Mapping[str, str]) -> bool:
         return False
 
 
+def make_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option names, if it is not there.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(option, str(folder), f"cannot be made: {error.strerror}") from None
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise ConfigError where a run's folder exists already: nothing is overwritten."""
     if folder.exists():

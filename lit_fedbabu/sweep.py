@@ -115,7 +115,8 @@ def personalize(tuning: Tuning, client: int) -> dict[str, Any]:
     )
     row = {"client": client, **outcome.as_row()}
     if tuning.running_statistics:
-        module, row["running_statistics_accuracy"] = update.with_running_statistics(federated.config, client, module)
+        module, measured = update.with_running_statistics(federated.config, client, module)
+        row |= measured
     if tuning.save_to is not None:
         module.about = update.about(
             federated.config,

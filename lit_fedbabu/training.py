@@ -171,10 +171,18 @@ def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
     return _evaluation(module, data)
 
 
-def personalize(module: LitFedBABU, data: ClientData, *, part: str, epochs: int, learning_rate: float) -> Personal:
-    """Fine-tune a part of the module in place on the client's training images; evaluate before and every epoch."""
+def personalize(module: LitFedBABU, data: ClientData) -> Personal:
+    """Fine-tune the module in place as the data's configuration says; evaluate before and after every epoch."""
+    config = data.config
     curve, before = [evaluate(module, data)], reach(module, data)
-    fit(module, data, mode=part, epochs=epochs, learning_rate=learning_rate, curve=curve)
+    fit(
+        module,
+        data,
+        mode=config.finetune_part,
+        epochs=config.num_finetune_epochs,
+        learning_rate=config.finetune_learning_rate,
+        curve=curve,
+    )
     return Personal(tuple(curve), (before, reach(module, data)))
 
 

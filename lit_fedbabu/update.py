@@ -1,5 +1,6 @@
 """What a client does with its model: train for a round, be evaluated, become personal."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -121,21 +122,26 @@ def personal_model(
     """
     data = ClientData(config, client, config.derived_seed("finetune", client))
     module = own_module(config, client, server_round, received, memories)
-    outcome = training.personalize(
-        module,
-        data,
-        part=config.finetune_part,
-        epochs=config.num_finetune_epochs,
-        learning_rate=config.finetune_learning_rate,
-    )
+    outcome = training.personalize(module, data)
     return module, outcome
 
 
-def with_running_statistics(config: Config, client: int, module: LitFedBABU) -> tuple[LitFedBABU, float]:
-    """The client's model with running statistics of its training images, and its accuracy with them (0 to 1)."""
-    data = ClientData(config, client, config.derived_seed("finetune", client))
+def with_running_statistics(config: Config, client: int, module: LitFedBABU) -> tuple[LitFedBABU, dict[str, float]]:
+    """The client's model with running statistics of its training images, and what they change.
+
+    Returns:
+        The model, and on the client's test images (0 to 1) ``running_statistics_accuracy`` with them and
+        ``one_by_one_accuracy`` without them, where each image is a batch of its own.
+    """
+    data, alone = (
+        ClientData(dataclasses.replace(config, test_batch_size=size), client, config.derived_seed("finetune", client))
+        for size in (config.test_batch_size, 1)
+    )
     fixed = training.with_running_statistics(module, data)
-    return fixed, training.evaluate(fixed, data).accuracy
+    return fixed, {
+        "running_statistics_accuracy": training.evaluate(fixed, data).accuracy,
+        "one_by_one_accuracy": training.evaluate(module, alone).accuracy,
+    }
 
 
 def initial_evaluation(

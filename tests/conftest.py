@@ -34,6 +34,14 @@ def federate(tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def finished(machine, tmp_path_factory):
+    """The folder of a federation of one round, for tests that leave it as it is."""
+    place = {"output_dir": str(tmp_path_factory.mktemp("finished")), "run_name": "run"}
+    config = tiny_config(num_server_rounds=1, num_finetune_epochs=2, **place)
+    return server_app.federate(FakeGrid(config), config)
+
+
 @pytest.fixture
 def one_core(monkeypatch):
     """Work in this process; that many processes give the same numbers is tested in test_run.py."""

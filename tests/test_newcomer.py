@@ -25,15 +25,22 @@ def paint(folder, size=(24, 40), count=10, mode="RGB", classes=("blue", "red", "
     return folder
 
 
-@pytest.fixture
-def run(federate):
-    return federate(tiny_config(num_server_rounds=1, num_clients=2, num_finetune_epochs=2))[0]
-
-
-def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(run, tmp_path, capsys):
+def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp_path, capsys):
     images, out = paint(tmp_path / "colours"), tmp_path / "mine"
     capsys.readouterr()
-    command = [str(run), "--data", str(images), "--save", str(out), "--part", "head", "--lr", "0.05", "--epochs", "3"]
+    command = [
+        str(finished),
+        "--data",
+        str(images),
+        "--save",
+        str(out),
+        "--part",
+        "head",
+        "--lr",
+        "0.05",
+        "--epochs",
+        "3",
+    ]
     assert finetune.main(command) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"{images}: 24 training and 6 test images of 3 classes, resized to 32 x 32"
@@ -41,7 +48,7 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(run, tmp_path
     assert told[1].endswith("initial") and told[4].endswith("personalized")
     module = LitFedBABU.load_from_checkpoint(out / "personal.ckpt")
     assert tuple(module.about["class_names"]) == ("blue", "green", "red")
-    federation = LitFedBABU.load_from_checkpoint(run / runs.LAST_CHECKPOINT)
+    federation = LitFedBABU.load_from_checkpoint(finished / runs.LAST_CHECKPOINT)
     assert (module.about["mean"], module.about["std"]) == (federation.about["mean"], federation.about["std"])
     for name, value in federation.model.body.state_dict().items():
         assert torch.equal(module.model.body.state_dict()[name], value), "--part head leaves the body alone"
@@ -59,8 +66,8 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(run, tmp_path
     assert (again / "personal.ckpt").read_bytes() == before[out / "personal.ckpt"], "the same bytes every time"
 
 
-def test_grey_images_fit_a_body_of_coloured_ones(run, tmp_path, capsys):
-    assert finetune.main([str(run), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
+def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
+    assert finetune.main([str(finished), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert sources.load(str(tmp_path / "grey")).channels == 1
 
@@ -80,7 +87,7 @@ def test_grey_images_fit_a_body_of_coloured_ones(run, tmp_path, capsys):
         (["--save", "{good}"], "is for --data"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, run, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, finished, tmp_path, capsys):
     for name in ("empty", "taken"):
         (tmp_path / name).mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -90,7 +97,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, r
     places = {name: tmp_path / name for name in ("nowhere", "empty", "one", "broken", "good", "taken")}
     before = sorted(path for path in tmp_path.rglob("*"))
     capsys.readouterr()
-    assert finetune.main([str(run), *(word.format(**places) for word in arguments)]) == 2
+    assert finetune.main([str(finished), *(word.format(**places) for word in arguments)]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("error: ") and told.err.count("\n") == 1 and words in told.err, told.err
     assert not told.out
@@ -98,9 +105,9 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, r
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to_is_refused(run, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_to_is_refused(finished, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
-    command = [str(run), "--data", str(paint(tmp_path / "good")), "--save", str(tmp_path / "locked" / "mine")]
+    command = [str(finished), "--data", str(paint(tmp_path / "good")), "--save", str(tmp_path / "locked" / "mine")]
     assert finetune.main(command) == 2
     assert "cannot be written to: Permission denied" in capsys.readouterr().err
 

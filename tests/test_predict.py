@@ -26,6 +26,11 @@ def saved(folder, running=False, **options):
     return folder / "personal.ckpt", config
 
 
+@pytest.fixture(scope="module")
+def personal(machine, tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("personal"))[0]
+
+
 def write_test_images(config, folder):
     """The client's test images as files, in their order."""
     source, own = sources.source_of(config), partition(config).test[CLIENT]
@@ -78,7 +83,7 @@ def test_batch_statistics_depend_on_the_other_images_and_running_ones_do_not(tmp
 def test_running_statistics_are_those_of_the_training_images(tmp_path):
     config = tiny_config(num_finetune_epochs=1)
     module, _ = update.personal_model(config, CLIENT, 1, start(config))
-    fixed, accuracy = update.with_running_statistics(config, CLIENT, module)
+    fixed, measured = update.with_running_statistics(config, CLIENT, module)
     data = ClientData(config, CLIENT, 0)
     (images, _), *_ = (data_loader for data_loader in data.predict_dataloader()[0])
     with torch.no_grad():
@@ -86,7 +91,11 @@ def test_running_statistics_are_those_of_the_training_images(tmp_path):
     layer = fixed.model.body[0][1]
     torch.testing.assert_close(layer.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert accuracy == training.evaluate(fixed, data).accuracy
+    assert measured["running_statistics_accuracy"] == training.evaluate(fixed, data).accuracy
+    with torch.no_grad():
+        images, labels = data.test_set.tensors
+        alone = [module(predict.normalize(image[None], *data.constants)).argmax().item() for image in images]
+    assert measured["one_by_one_accuracy"] == np.mean(np.array(alone) == labels.numpy())
     for name, value in module.model.state_dict().items():
         assert torch.equal(fixed.model.state_dict()[name], value), name
 
@@ -130,12 +139,11 @@ def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
         (["{personal}", "--export", "onnx", "--out", "{nowhere}/model.onnx"], "there is no folder"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, personal, tmp_path, capsys):
     class Code:
         def __reduce__(self):
             return (pytest.fail, ("code in a checkpoint was run",))
 
-    personal, _ = saved(tmp_path)
     names = ("nowhere", "text", "image", "truncated", "code", "other", "named", "old")
     places = {"personal": personal, **{name: tmp_path / name for name in names}}
     places["text"].write_text("no image, and no checkpoint")
