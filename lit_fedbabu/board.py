@@ -60,6 +60,11 @@ class Board:
         edges = np.linspace(0, 1, 21)
         self._writer.add_histogram(f"accuracy/{name}_of_clients", np.asarray(values), server_round, bins=edges)
 
+    def failure(self, server_round: int, told: str) -> None:
+        """A client's failure, as text."""
+        self._writer.add_text("failures", told, server_round)
+        self._writer.flush()
+
     def split(self, class_counts: str) -> None:
         """The split as a figure, from the content of a ``partition.csv``."""
         with figures.style():

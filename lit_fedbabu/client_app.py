@@ -1,5 +1,6 @@
 """Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient after another."""
 
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,17 +36,34 @@ def place(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the asked clients; the reply has each shared array once per client, stacked in their order."""
+    """Train the asked clients; the reply has each shared array once per client, stacked in their order.
+
+    A client that raises is left out, and the reply's "failures" say why.
+    """
     stacks: dict[str, list[np.ndarray]] = defaultdict(list)
     metrics: dict[str, list] = defaultdict(list)
+    failures: dict[str, list] = defaultdict(list)
     for participant, received, order in _asked(message, context):
-        arrays, count, told = participant.fit(received, order)
+        try:
+            arrays, count, told = participant.fit(received, order)
+        except Exception as error:  # whatever it is, the other clients' work counts
+            told = {"client": participant.client, "reason": repr(error), "traceback": traceback.format_exc()}
+            for key, value in told.items():
+                failures[key].append(value)
+            continue
         for name, array in zip(participant.shared_names, arrays, strict=True):
             stacks[name].append(array)
         for key, value in {"client": participant.client, "num_train": count, **told}.items():
             metrics[key].append(value)
-    trained = ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()})
-    return Message(RecordDict({"arrays": trained, "metrics": MetricRecord(metrics)}), reply_to=message)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+    if failures:
+        content["failures"] = ConfigRecord(failures)
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()

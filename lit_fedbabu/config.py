@@ -87,6 +87,10 @@ class Config:
     num_local_epochs: int = _option(4, "tau: epochs of each participant in a round", low=1)
     num_head_epochs: int = _option(4, "epochs on the head before those on the body; read by fedrep", low=0)
     fraction_train: float = _option(0.1, "f: share of the clients that train in a round", above=0, high=1)
+    min_clients_per_round: int = _option(
+        0, "trained clients that a round needs; 0: as many as were drawn, failed ones being replaced", low=0
+    )
+    max_round_retries: int = _option(2, "times that a round asks other clients in place of failed ones", low=0)
     batch_size: int = _option(50, "training images per step", low=1)
     learning_rate: float = _option(0.1, "of SGD in the first round", above=0)
     learning_rate_decay: float = _option(

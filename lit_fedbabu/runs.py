@@ -27,6 +27,7 @@ CONFIG = "config.toml"
 RESULTS = "results.json"
 PARTITION = "partition.csv"
 MEMORY = "memory"
+FAILURES = "failures.jsonl"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -265,7 +266,7 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-def record_failure(folder: Path, server_round: int, node: str, reason: str) -> None:
-    """Append to failures.jsonl: which node failed, in which round, and why."""
-    with (folder / "failures.jsonl").open("a") as file:
-        file.write(json.dumps({"round": server_round, "node": node, "reason": reason}) + "\n")
+def record_failure(folder: Path, failure: Mapping[str, Any]) -> None:
+    """Append to failures.jsonl: which client on which node failed, in which round, and why."""
+    with (folder / FAILURES).open("a") as file:
+        file.write(json.dumps(failure) + "\n")

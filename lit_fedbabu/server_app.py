@@ -12,10 +12,9 @@ from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.board import Board
 from lit_fedbabu.checkpoint import resumable
 from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.partition import class_counts
-from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-
-MESSAGE_TIMEOUT_S = 12 * 3600
+from lit_fedbabu.strategy import MESSAGE_TIMEOUT_S, SharedParts
 
 app = ServerApp()
 

@@ -4,72 +4,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from lit_fedbabu import runs
+from lit_fedbabu import failures, runs
 from lit_fedbabu.algorithms import algorithm_of
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config
+from lit_fedbabu.nodes import RunError
 from lit_fedbabu.partition import summary
 
-NODES_TIMEOUT_S = 600.0
-
-
-class RunError(RuntimeError):
-    """The run cannot go on; the message says in one line why and what to do."""
-
-
-class Node(NamedTuple):
-    """A Flower node: its id, which is random, and what it says its device and precision are."""
-
-    id: int
-    trains_on: str
-
-
-def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
-    """All nodes, ordered by the place that each says it has.
-
-    Waits until all nodes have registered: simulated ones appear while the server already runs.
-
-    Raises:
-        RunError: they did not all come in time, or they disagree about their number.
-    """
-    deadline = time.monotonic() + timeout_s
-    asked: list[int] = []
-    while True:
-        ids = sorted(grid.get_node_ids())
-        if ids and ids == asked:  # nobody came since the last look: ask them all
-            places = _places(grid, ids, timeout_s)
-            expected = max(place["nodes"] for place in places)
-            if len(places) >= expected:
-                break
-            while len(ids) < expected and time.monotonic() < deadline:
-                time.sleep(0.1)
-                ids = sorted(grid.get_node_ids())
-        if time.monotonic() > deadline:
-            raise RunError(f"only {len(ids)} nodes came within {timeout_s:.0f} s; start the others first")
-        asked = ids
-        time.sleep(0.5)
-    by_place = {place["node"]: Node(node, place["trains-on"]) for place, node in zip(places, asked, strict=True)}
-    if sorted(by_place) != list(range(expected)):
-        raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; give each its own partition-id")
-    return [by_place[place] for place in range(expected)]
-
-
-def _places(grid: Grid, nodes: list[int], timeout_s: float) -> list[ConfigRecord]:
-    """What the nodes answer to "query.place", in the order of ``nodes``."""
-    messages = [Message(RecordDict(), node, "query.place") for node in nodes]
-    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
-    for node in nodes:
-        if node not in replies or replies[node].has_error():
-            reason = replies[node].error.reason if node in replies else f"no answer within {timeout_s:.0f} s"
-            raise RunError(f"a node did not say which clients it hosts: {reason}")
-    return [replies[node].content["place"] for node in nodes]
+MESSAGE_TIMEOUT_S = 12 * 3600.0
 
 
 class SharedParts(Strategy):
@@ -77,6 +26,7 @@ class SharedParts(Strategy):
 
     Clients are drawn by (seed, round), and their arrays are summed in float64 in the order of client
     ids, so the result does not depend on the number of nodes, on their ids or on who answers first.
+    A client that fails is left out of the round, written down, and replaced by another one.
 
     Args:
         config: the experiment.
@@ -102,6 +52,7 @@ class SharedParts(Strategy):
         self.nodes = nodes
         self.folder = folder
         self.board = board
+        self.failures = failures.Failures(folder, board, say)
         self.finished = finished
         self.say = say
         self.rounds = list(rounds)
@@ -116,7 +67,7 @@ class SharedParts(Strategy):
         self._before = len(self.rounds)
         self._started = 0.0
         self._seconds = 0.0
-        self._bytes_down = 0
+        self._bytes_down = self._bytes_up = 0
 
     def summary(self) -> None:
         """Say what is about to run."""
@@ -140,39 +91,32 @@ class SharedParts(Strategy):
         count = max(1, int(self.config.fraction_train * self.config.num_clients + 1e-9))
         return sorted(rng.choice(self.config.num_clients, count, replace=False).tolist())
 
+    def substitutes(self, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
+        """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""
+        rest = sorted(set(range(self.config.num_clients)) - set(asked))
+        rng = np.random.default_rng(self.config.derived_seed("sampling", server_round, attempt))
+        return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         server_round += self._before
         self._started = time.monotonic()
-        clients = self.participants(server_round)
-        order = {"learning-rate": self.config.learning_rate_in(server_round)}
-        messages = self._messages(MessageType.TRAIN, server_round, arrays, clients, order)
-        self._bytes_down = len(messages) * _size(arrays)
-        return messages
+        self._grid, self._arrays = grid, arrays
+        self._bytes_down = self._bytes_up = 0
+        return self._training(server_round, self.participants(server_round))
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._before
-        replies = list(self._checked(server_round, self.participants(server_round), replies))
-        rows = []
-        for reply in replies:
-            stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
-            for place, told in enumerate(_columns(reply, "client", "num_train", "train_loss")):
-                rows.append((*told, {name: stack[place] for name, stack in stacks.items()}))
-        rows.sort(key=lambda row: row[0])
-        total = sum(count for _, count, _, _ in rows)
+        updates = self._updates(server_round, replies)
+        total = sum(update.count for update in updates)
 
-        def average(name: str) -> np.ndarray:
-            weighted = sum(count * state[name].astype(np.float64) for _, count, _, state in rows)
-            return np.asarray(weighted / total).astype(rows[0][3][name].dtype)  # counts of batches are 0-d
+        def average(name: str, array: Array) -> np.ndarray:
+            weighted = sum(update.count * update.state[name].astype(np.float64) for update in updates)
+            return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
 
-        averages = {name: average(name) for name in rows[0][3]}
-        averaged = ArrayRecord({name: Array(values) for name, values in averages.items()})
-        if not all(np.isfinite(values).all() for values in averages.values()):
-            raise RunError(
-                f"round {server_round}: the average is not finite; lower learning-rate = {self.config.learning_rate}"
-            )
-        loss = sum(count * loss for _, count, loss, _ in rows) / total
+        averaged = ArrayRecord({name: Array(average(name, array)) for name, array in self._arrays.items()})
+        loss = sum(update.count * update.loss for update in updates) / total
         seconds = time.monotonic() - self._started
         self._seconds += seconds
         mean_seconds = self._seconds / (server_round - self._before)
@@ -185,7 +129,7 @@ class SharedParts(Strategy):
                 "train/loss": loss,
                 "train/learning_rate": rate,
                 "communication/bytes_down": self._bytes_down,
-                "communication/bytes_up": sum(_size(reply.content["arrays"]) for reply in replies),
+                "communication/bytes_up": self._bytes_up,
                 "time/seconds_per_round": seconds,
             },
         )
@@ -216,7 +160,7 @@ class SharedParts(Strategy):
         rows = [
             dict(zip(reply.content["metrics"], values, strict=True))
             for reply in self._checked(server_round, range(self.config.num_clients), replies)
-            for values in _columns(reply, *reply.content["metrics"])
+            for values in failures.rows(reply.content["metrics"], *reply.content["metrics"])
         ]
         for name in ("initial", "personalized"):
             if f"{name}_accuracy" in rows[0]:
@@ -231,6 +175,71 @@ class SharedParts(Strategy):
                     self.rounds[-1]["initial_accuracy"] = over
         self.clients = rows
 
+    def _training(self, server_round: int, clients: Iterable[int]) -> list[Message]:
+        order = {"learning-rate": self.config.learning_rate_in(server_round)}
+        messages = self._messages(MessageType.TRAIN, server_round, self._arrays, clients, order)
+        self._bytes_down += len(messages) * _size(self._arrays)
+        return messages
+
+    def _updates(self, server_round: int, replies: Iterable[Message]) -> list[failures.Update]:
+        """What the clients of a round trained, by their numbers; failed clients are replaced by others.
+
+        Raises:
+            RunError: too few were left after all retries.
+        """
+        asked = self.participants(server_round)
+        needed = min(self.config.min_clients_per_round or len(asked), len(asked))
+        waiting, updates = asked, []
+        for attempt in range(self.config.max_round_retries + 1):
+            if attempt:
+                waiting = self.substitutes(server_round, attempt, asked, needed - len(updates))
+                if not waiting:
+                    break
+                self.say(f"round {server_round}  asking clients {waiting} in place of failed ones")
+                asked = [*asked, *waiting]
+                messages = self._training(server_round, waiting)
+                replies = self._grid.send_and_receive(messages, timeout=MESSAGE_TIMEOUT_S)
+            updates += self._sound(server_round, waiting, replies)
+            if len(updates) >= needed:
+                return sorted(updates, key=lambda update: update.client)
+        raise RunError(
+            f"round {server_round}: {len(updates)} clients trained and {needed} are needed;"
+            f" {self.folder / runs.FAILURES} says why the others failed. The last: {self.failures.last}"
+        )
+
+    def _sound(self, server_round: int, clients: list[int], replies: Iterable[Message]) -> Iterator[failures.Update]:
+        """The updates among the replies that can be averaged; every other client has failed, and that is written."""
+        answered: set[int] = set()
+        for reply in replies:
+            node = self._place(reply)
+            if reply.has_error():
+                for client in clients:
+                    if self._host(client) == reply.metadata.src_node_id:
+                        answered.add(client)
+                        self.failures.note(server_round, client, node, reply.error.reason)
+                continue
+            self._bytes_up += _size(reply.content["arrays"])
+            for client, reason, trace in failures.rows(reply.content.get("failures"), "client", "reason", "traceback"):
+                answered.add(client)
+                self.failures.note(server_round, client, node, reason, trace)
+            stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
+            for place, told in enumerate(failures.rows(reply.content["metrics"], "client", "num_train", "train_loss")):
+                update = failures.Update(*told, {name: stack[place] for name, stack in stacks.items()})
+                answered.add(update.client)
+                if wrong := failures.fault(update, self._arrays):
+                    self.failures.note(server_round, update.client, node, wrong)
+                else:
+                    yield update
+        for client in sorted(set(clients) - answered):
+            self.failures.note(server_round, client, "?", "no answer")
+
+    def _host(self, client: int) -> int:
+        return self.nodes[client % len(self.nodes)]
+
+    def _place(self, reply: Message) -> str:
+        node = reply.metadata.src_node_id
+        return str(self.nodes.index(node)) if node in self.nodes else "?"
+
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower's place for an evaluation on the server: here a round is over, and is kept."""
         if server_round > 0:  # Flower also asks before the first round
@@ -241,7 +250,7 @@ class SharedParts(Strategy):
     ) -> list[Message]:
         hosted: dict[int, list[int]] = {}
         for client in clients:
-            hosted.setdefault(self.nodes[client % len(self.nodes)], []).append(client)
+            hosted.setdefault(self._host(client), []).append(client)
         return [
             Message(
                 RecordDict(
@@ -262,23 +271,18 @@ class SharedParts(Strategy):
         answered: list[int] = []
         for reply in replies:
             if reply.has_error():
-                place = (
-                    self.nodes.index(reply.metadata.src_node_id) if reply.metadata.src_node_id in self.nodes else "?"
-                )
-                runs.record_failure(self.folder, server_round, str(place), reply.error.reason)
-                raise RunError(f"round {server_round}: node {place} failed: {reply.error.reason}")
+                node = self._place(reply)
+                hosted = [client for client in clients if self._host(client) == reply.metadata.src_node_id]
+                for client in hosted:
+                    self.failures.note(server_round, client, node, reply.error.reason)
+                raise RunError(f"round {server_round}: node {node} failed: {reply.error.reason}")
             answered += reply.content["metrics"]["client"]
             yield reply
         missing = sorted(set(clients) - set(answered))
+        for client in missing:
+            self.failures.note(server_round, client, "?", "no answer")
         if missing:
-            runs.record_failure(self.folder, server_round, "?", f"no answer for clients {missing}")
             raise RunError(f"round {server_round}: no answer for clients {missing}")
-
-
-def _columns(reply: Message, *keys: str) -> Iterator[tuple]:
-    """Per client, the values of a reply's metrics under the keys."""
-    metrics: MetricRecord = reply.content["metrics"]
-    return zip(*(metrics[key] for key in keys), strict=True)
 
 
 def _size(arrays: ArrayRecord) -> int:

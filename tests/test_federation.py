@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -17,10 +17,12 @@ from examples import shapes
 from lit_fedbabu import client_app, finetune, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.checkpoint import read_checkpoint
+from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.models import Sandwich, parts_of, select
 from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.strategy import RunError, SharedParts, find_nodes
-from tests.helpers import FakeGrid, finetuned, tiny_config
+from lit_fedbabu.nodes import RunError, find_nodes
+from lit_fedbabu.strategy import SharedParts
+from tests.helpers import FakeGrid, finetuned, start, tiny_config
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
@@ -86,9 +88,10 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     board = SimpleNamespace(round=lambda *_: None)
     strategy = SharedParts(config, [7], tmp_path, board, None, print)
     clients = strategy.participants(1)
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    strategy.configure_train(1, ArrayRecord({"w": Array(np.zeros(1, np.float32))}), ConfigRecord(), None)
     # In float64, 2^60 + 1 is 2^60: the sum is 0 in this order and 1 if the 1 comes last.
     values = dict(zip(clients, np.float32([2.0**60, 1.0, -(2.0**60)]), strict=True))
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     asked = Message(RecordDict(), 7, "train")
 
     def reply(client):
@@ -176,19 +179,27 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     assert events.Scalars("communication/bytes_down")[0].value == body_bytes
 
 
-class BrokenGrid(FakeGrid):
-    """A grid whose clients fail in the second round."""
+def failing(monkeypatch, whom, how=None):
+    """Let ``whom(client, server_round)`` raise while training, or send what ``how`` makes of its arrays."""
+    fit = FedBABUClient.fit
 
-    def answer(self, message, context):
-        if message.metadata.group_id == "2":
-            message.content["config"]["clients"] = [999]
-        reply = super().answer(message, context)
-        return reply
+    def broken(self, parameters, order):
+        arrays, count, told = fit(self, parameters, order)
+        if not whom(self.client, order["server-round"]):
+            return arrays, count, told
+        if how is None:
+            raise RuntimeError("boom")
+        return how(arrays), count, told
+
+    monkeypatch.setattr(FedBABUClient, "fit", broken)
+
+
+def failures_of(folder):
+    return [json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
 
 
 def error_reply(app):
     """What Flower does with a ClientApp that raises: an error instead of a reply."""
-    from flwr.app import Error
 
     def answer(message, context):
         try:
@@ -199,21 +210,73 @@ def error_reply(app):
     return answer
 
 
-def test_a_failing_client_ends_the_run_and_is_written_down(federate, tmp_path, monkeypatch):
-    monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
-    config = tiny_config()
-    with pytest.raises(RunError, match="round 2: node 0 failed: .*index out of range"):
-        federate(config, BrokenGrid(config))
+HOW = {
+    "raises": (None, "RuntimeError('boom')"),
+    "sends what is not finite": (lambda arrays: [array * np.nan for array in arrays], "are not finite"),
+    "sends other shapes": (lambda arrays: [array[..., None] for array in arrays], "but the model has"),
+    "sends another type": (lambda arrays: [array.astype(np.float16) for array in arrays], "but the model has"),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, federate, monkeypatch, tmp_path):
+    config = tiny_config(num_clients=5, fraction_train=0.6)
+    strategy = SharedParts(config, [0], tmp_path, None, None, None)
+    bad = strategy.participants(2)[1]
+    (other,) = strategy.substitutes(2, 1, strategy.participants(2), 1)
+    failing(monkeypatch, lambda client, server_round: server_round == 2 and client == bad, HOW[how][0])
+    folder, _ = federate(config, FakeGrid(config, 5))
+    (failure,) = failures_of(folder)
+    assert (failure["round"], failure["client"], failure["node"]) == (2, bad, str(bad))
+    assert HOW[how][1] in failure["reason"] and ("broken" in failure["traceback"]) == (how == "raises")
+    events = EventAccumulator(str(folder)).Reload()
+    (told,) = events.Tensors("failures/text_summary")
+    assert told.step == 2 and f"client {bad} on node {bad}" in told.tensor_proto.string_val[0].decode()
+    # The round is the average of those that were left and of the one in its place.
+    federated, before = read_checkpoint(folder / runs.LAST_CHECKPOINT), [start(config)]
+    monkeypatch.undo()
+    for server_round in (1, 2):
+        clients = [*strategy.participants(server_round), *([other] if server_round == 2 else [])]
+        rate = config.learning_rate_in(server_round)
+        updates = [
+            update.client_update(config, client, server_round, before[-1], rate)
+            for client in sorted(set(clients) - ({bad} if server_round == 2 else set()))
+        ]
+        total = sum(count for _, count, _ in updates)
+        means = {name: sum(n * state[name].double() for state, n, _ in updates) / total for name in before[-1]}
+        before.append({name: value.float() for name, value in means.items()})
+    assert all(torch.equal(federated.shared[name], value) for name, value in before[-1].items())
+
+
+def test_a_round_counts_if_enough_clients_remain(federate, monkeypatch, tmp_path):
+    config = tiny_config(num_clients=5, fraction_train=0.6, min_clients_per_round=2)
+    bad = SharedParts(config, [0], tmp_path, None, None, None).participants(1)[0]
+    failing(monkeypatch, lambda client, _: client == bad)
+    folder, grid = federate(config)
+    trained = [message for message in grid.messages if message.metadata.message_type == "train"]
+    assert len(trained) == 2, "nobody is asked in its place"
+    assert {failure["client"] for failure in failures_of(folder)} == {bad}
+
+
+def test_too_many_failures_end_the_run_after_its_retries_and_leave_a_checkpoint(federate, monkeypatch, tmp_path):
+    config = tiny_config(fraction_train=0.34, max_round_retries=1)
+    failing(monkeypatch, lambda _, server_round: server_round == 2)
+    with pytest.raises(RunError, match=r"round 2: 0 clients trained and 2 are needed; .*failures.jsonl.*boom"):
+        federate(config)
     (folder,) = tmp_path.iterdir()
-    (line,) = (folder / "failures.jsonl").read_text().splitlines()
-    assert json.loads(line)["round"] == 2 and "IndexError" in json.loads(line)["reason"]
+    asked = [failure["client"] for failure in failures_of(folder)]
+    assert len(asked) == len(set(asked)) == 4, "two that were drawn, and two others"
     assert not (folder / "results.json").exists()
     assert torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)["lit_fedbabu"]["round"] == 1
+    monkeypatch.undo()
+    resumed = dataclasses.replace(config, resume=str(folder))
+    federate(resumed)
+    assert (folder / "results.json").read_text() == (federate(config)[0] / "results.json").read_text()
 
 
-def test_a_client_of_other_code_refuses(federate, monkeypatch):
+def test_the_clients_of_other_code_are_refused_by_name(federate, monkeypatch):
     monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
-    config = tiny_config()
+    config = tiny_config(max_round_retries=0)
     grid = FakeGrid(config)
     answer = grid.answer
 
@@ -228,15 +291,40 @@ def test_a_client_of_other_code_refuses(federate, monkeypatch):
         federate(config, grid)
 
 
-def test_a_missing_answer_ends_the_run(federate):
-    config = tiny_config()
+def test_clients_of_a_lost_node_are_replaced_by_those_of_others(federate):
+    config = tiny_config(num_clients=9, fraction_train=0.34)
     grid = FakeGrid(config, 3)
-    deliver = grid.send_and_receive
-    grid.send_and_receive = lambda messages, timeout: [
-        reply for reply in deliver(messages) if reply.metadata.message_type != "train" or "2" in reply.metadata.group_id
-    ]
-    with pytest.raises(RunError, match=r"round 1: no answer for clients \["):
+    deliver, lost = grid.send_and_receive, list(grid.contexts)[1]
+
+    def without(messages, timeout):
+        return [
+            reply
+            for reply in deliver(messages)
+            if (reply.metadata.src_node_id, reply.metadata.message_type) != (lost, "train")
+        ]
+
+    grid.send_and_receive = without
+    folder, _ = federate(config, grid)
+    failures = failures_of(folder)
+    assert failures and all(failure["client"] % 3 == 1 and failure["reason"] == "no answer" for failure in failures)
+    assert len(runs.read_results(folder)["rounds"]) == 2
+
+
+def test_a_dead_worker_is_recognized_and_not_asked_again(federate):
+    config = tiny_config()
+    grid = FakeGrid(config)
+    answer, asked = grid.answer, []
+
+    def dies(message, context):
+        if message.metadata.message_type != "train":
+            return answer(message, context)
+        asked.append(message)
+        return Message(Error(code=0, reason="<class 'ray.exceptions.ActorDiedError'>: gone"), reply_to=message)
+
+    grid.answer = dies
+    with pytest.raises(RunError, match=r"round 1: a worker process died; go on with resume = .*run1"):
         federate(config, grid)
+    assert len(asked) == 1
 
 
 def test_nodes_are_ordered_by_their_place_even_if_they_register_late():
@@ -262,7 +350,7 @@ def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
 
 
 def test_diverged_weights_end_the_run_in_one_line(federate):
-    with pytest.raises(RunError, match="round 1: the average is not finite; lower learning-rate"):
+    with pytest.raises(RunError, match="round 1: 0 clients trained .* not finite; a lower learning-rate"):
         federate(tiny_config(learning_rate=1e30))
 
 

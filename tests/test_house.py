@@ -6,10 +6,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
     "config", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module", "training",
-    "steps", "memory", "update", "runs", "card", "compare", "figures", "checkpoint", "board", "strategy", "client",
-    "client_app", "server_app", "run", "newcomer", "sweep", "finetune", "predict", "report", "data",
+    "steps", "memory", "update", "runs", "card", "compare", "figures", "checkpoint", "board", "nodes", "failures",
+    "strategy", "client", "client_app", "server_app", "run", "newcomer", "sweep", "finetune", "predict", "report",
+    "data",
 ]  # fmt: skip
-SERVER, CLIENT = {"strategy", "server_app", "board"}, {"client", "client_app"}
+SERVER, CLIENT = {"nodes", "failures", "strategy", "server_app", "board"}, {"client", "client_app"}
 
 
 def imported(path):

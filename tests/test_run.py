@@ -67,6 +67,7 @@ def test_flwr_run_from_command_to_personal_accuracies(tmp_path, temp):
     assert again.read_text() == (folder / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path, temp):
     command = [sys.executable, "-m", "lit_fedbabu.run", *words(output_dir=tmp_path / "out", num_server_rounds=1000)]
     process = subprocess.Popen(
