@@ -55,8 +55,7 @@ def read_content(path: Path, trusted_model: str = "") -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, model_name = content["lit_fedbabu"], content["hyper_parameters"]["model_name"]
-        missing = Config().experiment().keys() - about["config"].keys()
-        missing |= {"class_names", "mean", "std"} - about.keys()
+        missing = {"config", "round", "class_names", "mean", "std"} - about.keys()
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None

@@ -72,16 +72,25 @@ def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
     return named
 
 
+def tunings_of(run: Run) -> list[Run]:
+    """The fine-tunings of all clients after the last round, the run's own among them, the shortest first."""
+    clients, last = run.config.num_clients, run.outcome["round"]
+    whole = [
+        each
+        for each in (run, *run.finetunings)
+        if len(each.outcome["clients"]) == clients and each.outcome["round"] == last
+    ]
+    return sorted(whole, key=lambda each: each.config.num_finetune_epochs)
+
+
 def finetunings(methods: dict[str, list[Run]]) -> dict[tuple[str, float], dict[str, list[Run]]]:
     """For each (part, learning rate), for each method, the longest fine-tuning of the last round for every seed."""
     found: dict[tuple[str, float], dict[str, list[Run]]] = defaultdict(dict)
     for method, members in methods.items():
         for run in members:
             longest: dict[tuple[str, float], Run] = {}
-            for tuned in sorted((run, *run.finetunings), key=lambda each: each.config.num_finetune_epochs):
-                of_all_clients = len(tuned.outcome["clients"]) == run.config.num_clients
-                if of_all_clients and tuned.outcome["round"] == run.outcome["round"]:
-                    longest[tuned.config.finetune_part, tuned.config.finetune_learning_rate] = tuned
+            for tuned in tunings_of(run):
+                longest[tuned.config.finetune_part, tuned.config.finetune_learning_rate] = tuned
             for key, tuned in longest.items():
                 found[key].setdefault(method, []).append(tuned)
     parts = ("full", "body", "head")

@@ -97,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 def _newcomer(settings: Sequence[Federated], arguments: argparse.Namespace) -> int:
     if len(settings) > 1:
         raise ConfigError("--data", arguments.data, "takes one --part and one --lr")
+    if arguments.clients != "all":
+        raise ConfigError("--clients", arguments.clients, "are those of the federation; leave it out, or --data")
     if arguments.save == HERE:
         raise ConfigError("--save", "", "needs a folder where there is --data")
     from lit_fedbabu import newcomer  # imports Lightning, which takes long: not before the cheap checks

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu import runs
-from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run
+from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run, tunings_of
 from lit_fedbabu.config import ConfigError
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
@@ -31,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, rows in (("methods", method_table(methods)), ("finetuning", finetuning_table(methods))):
+    tables = {"methods": method_table, "finetuning": finetuning_table, "measures": measure_table}
+    for name, rows in ((name, of(methods)) for name, of in tables.items()):
+        if not rows:
+            continue
         (arguments.out / f"{name}.md").write_text(markdown(rows))
         with (arguments.out / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -99,6 +103,31 @@ def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
                 reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
                 row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
             rows.append(row)
+    return rows
+
+
+def measure_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """A row for every fine-tuning, method and measure that the results have: means over clients and seeds, 0 to 1."""
+    found: dict[tuple, dict[int, tuple]] = defaultdict(dict)
+    for method, members in methods.items():
+        for run in members:
+            for tuned in tunings_of(run):
+                config, summary = tuned.config, tuned.outcome["summary"]
+                measured = {title: runs.measure(tuned.outcome, title) for title in runs.MEASURES}
+                for key in ("running_statistics_accuracy", "one_by_one_accuracy"):
+                    measured[key.replace("_", " ")] = (None, summary.get(key, {}).get("mean"))
+                for title, values in measured.items():
+                    if values[1] is not None:
+                        what = config.finetune_part, config.finetune_learning_rate, config.num_finetune_epochs
+                        found[*what, method, title][run.config.seed] = values
+    rows = []
+    for (part, rate, epochs, method, title), of_seeds in found.items():
+        initial, personalized = zip(*of_seeds.values(), strict=True)
+        row = {"trained": part, "learning rate": f"{rate:g}", "epochs": epochs, "method": method, "measure": title}
+        row["seeds"] = len(of_seeds)
+        row["initial"] = "" if None in initial else f"{np.mean(initial):.4f}"
+        row["personalized"] = f"{np.mean(personalized):.4f}"
+        rows.append(row)
     return rows
 
 

@@ -28,6 +28,13 @@ RESULTS = "results.json"
 PARTITION = "partition.csv"
 MEMORY = "memory"
 FAILURES = "failures.jsonl"
+MEASURES = {
+    "fairness (Jain)": ("accuracy", "jain"),
+    "calibration error": ("calibration_error", "mean"),
+    "accuracy without head": ("template_accuracy", "mean"),
+    "accuracy on classes not had": ("other_classes_accuracy", "mean"),
+}
+"""What is told beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -201,6 +208,12 @@ def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
     return best and {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
 
 
+def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float | None]:
+    """One of ``MEASURES`` over all clients, before and after fine-tuning; None where a result does not have it."""
+    kind, statistic = MEASURES[title]
+    return tuple(outcome["summary"].get(f"{name}_{kind}", {}).get(statistic) for name in ("initial", "personalized"))
+
+
 def table(outcome: Mapping[str, Any]) -> str:
     """The summary of a results.json as the table that people read, accuracies in percent."""
     count = len(outcome["clients"])
@@ -213,19 +226,10 @@ def table(outcome: Mapping[str, Any]) -> str:
             100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
         )
         lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
-    summary = outcome["summary"]
-    others = {
-        "fairness (Jain)": lambda name: summary[f"{name}_accuracy"].get("jain"),
-        "calibration error": lambda name: summary.get(f"{name}_calibration_error", {}).get("mean"),
-        "accuracy without head": lambda name: summary.get(f"{name}_template_accuracy", {}).get("mean"),
-        "accuracy on classes not had": lambda name: summary.get(f"{name}_other_classes_accuracy", {}).get("mean"),
-    }
-    told = {title: [of(name) for name in ("initial", "personalized")] for title, of in others.items()}
-    if any(None not in values for values in told.values()):
+    told = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
+    if told:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
-    for title, values in told.items():
-        if None not in values:
-            lines.append(f"{title:<32}{values[0]:>10.4f}{values[1]:>14.4f}")
+    lines += [f"{title:<32}{initial:>10.4f}{personalized:>14.4f}" for title, initial, personalized in told]
     if best := outcome["best_round_on_test_data"]:
         mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
         lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -136,7 +137,12 @@ def _mapper(config: Config, tasks: int) -> Iterator[Any]:
         yield map
         return
     os.environ.setdefault("GLIBC_TUNABLES", runs.MALLOC)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,  # Ctrl-C is for this process: it lets the workers finish their clients
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     try:
         yield pool.map
     finally:

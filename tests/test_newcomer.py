@@ -83,6 +83,7 @@ def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
         (["--data", "{good}", "--save", "{taken}"], "is not empty"),
         (["--data", "{good}", "--save", "{taken}/file"], "cannot be written to"),
         (["--data", "{good}", "--lr", "0.1,0.2"], "takes one --part and one --lr"),
+        (["--data", "{good}", "--clients", "3"], "are those of the federation"),
         (["--data", "{good}", "--label-column", "colour"], "is no column of the dataset"),
         (["--save", "{good}"], "is for --data"),
     ],

@@ -159,13 +159,23 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
     assert len(counts) == 12 and all(re.fullmatch(r"\d+", count[name]) for count in counts for name in "abcdefghij")
     tuned = runs.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
     assert f"{100 * tuned['accuracy_epoch_3']['mean']:.2f}" in (tmp_path / "out" / "finetuning.md").read_text()
+    with (tmp_path / "out" / "measures.csv").open(newline="") as file:
+        rows = {(row["trained"], row["measure"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(part, title) for part in ("head", "full") for title in runs.MEASURES}
+    row = rows["head", "calibration error"]
+    assert (row["epochs"], row["seeds"], row["method"]) == ("3", "1", "FedBABU")
+    for name in ("initial", "personalized"):
+        assert row[name] == f"{tuned[f'{name}_calibration_error']['mean']:.4f}"
+        assert rows["head", "fairness (Jain)"][name] == f"{tuned[f'{name}_accuracy']['jain']:.4f}"
 
 
 def test_the_readme_shows_what_results_hold(tmp_path):
     runs_of_results = [str(path) for path in sorted((ROOT / "results").glob("cifar10-*"))]
     assert report.main([*runs_of_results, "--out", str(tmp_path)]) == 0
     readme = (ROOT / "README.md").read_text()
-    for name in ("methods", "finetuning"):
+    names = {path.stem for path in tmp_path.glob("*.md")}
+    assert names == {path.stem for path in (ROOT / "results").glob("*.md")} >= {"methods", "finetuning"}
+    for name in names:
         table = (tmp_path / f"{name}.md").read_text()
         assert table == (ROOT / "results" / f"{name}.md").read_text(), "run make results"
         assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in readme, f"results/{name}.md is not what README.md shows"
