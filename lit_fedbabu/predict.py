@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_fedbabu import sources
+from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.batches import normalize, with_channels
 from lit_fedbabu.checkpoint import read_content
 from lit_fedbabu.config import ConfigError
-from lit_fedbabu.models import IMAGE_SIZE
+from lit_fedbabu.models import IMAGE_SIZE, parts_of
 from lit_fedbabu.module import LitFedBABU
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -75,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps({**told, "probabilities": dict(zip(names, row, strict=True))}))
         else:
             print(f"{path}  {names[best]}  {row[best]:.4f}")
+    about = module.about
+    if "rounds" in about and "head" not in parts_of(ALGORITHMS[about["config"]["algorithm"]].shared):
+        print("note: this is a federation's body under a head that nobody trained; fine-tune it first", file=sys.stderr)
     if module.hparams.norm == "batch":
         print(
             "note: this model normalizes by the batch, so that each prediction depends on the other images given;"

@@ -27,6 +27,13 @@ from tests.helpers import FakeGrid, finetuned, start, tiny_config
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
 
+MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {
+    f"{name}_{kind}"
+    for name in ("initial", "personalized")
+    for kind in ("accuracy", "loss", "calibration_error", "template_accuracy", "other_classes_accuracy")
+}
+
+
 def files_that_decide(folder):
     """Checkpoints and results, byte for byte."""
     return {
@@ -60,9 +67,16 @@ def test_only_shared_parts_travel(algorithm, federate):
         if message.metadata.message_type != "query.place":
             assert set(message.content["arrays"]) == shared
             assert set(message.content) == {"arrays", "config"}
+            everyone = {"server-round", "clients", "source-digest", "source-folder", "memory"}
+            extra = {"learning-rate"} if message.metadata.message_type == "train" else {"personalize"}
+            assert set(message.content["config"]) == everyone | extra
+    told = {"train": {"client", "num_train", "train_loss"}, "evaluate": {"client", "num_test", *MEASURES}}
     for reply in grid.replies:
         for record in reply.content.array_records.values():
             assert set(record) == shared
+        if reply.metadata.message_type != "query.place":
+            kind = reply.metadata.message_type
+            assert set(reply.content) <= {"arrays", "metrics"} and set(reply.content["metrics"]) <= told[kind]
     final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
     moved = {name for name, value in whole.items() if not torch.equal(final[name], value)}
     assert moved == shared & set(select(whole, ALGORITHMS[algorithm].trained)), "the server's model is what was shared"

@@ -180,4 +180,6 @@ def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistic
     assert "running statistics accuracy" in (place / "README.md").read_text()
     capsys.readouterr()
     paths = write_test_images(tiny_config(), folder)
+    assert predict.main([str(folder / runs.LAST_CHECKPOINT), str(paths[0])]) == 0
+    assert "a head that nobody trained; fine-tune it first" in capsys.readouterr().err
     assert len(predicted(capsys, checkpoint, *paths)) == len(paths)
