@@ -6,11 +6,13 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import registry
 from torch import Tensor
 
 from lit_fedbabu.batches import ClientData
@@ -20,6 +22,8 @@ from lit_fedbabu.module import LitFedBABU
 # A Trainer is built for every client and round: its greetings and advice are silenced here, once.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
+# Each Trainer would read the metadata of every installed package anew: that is most of what making one costs.
+registry.entry_points = lru_cache(registry.entry_points)
 
 
 KINDS = ("initial", "personalized")
