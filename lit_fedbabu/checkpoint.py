@@ -10,6 +10,7 @@ import torch
 from lit_fedbabu import runs
 from lit_fedbabu.algorithms import algorithm_of, shared_state
 from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.models import build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ def read_content(path: Path, trusted_model: str = "") -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, model_name = content["lit_fedbabu"], content["hyper_parameters"]["model_name"]
         missing = {"config", "round", "class_names", "mean", "std"} - about.keys()
+        missing |= {"num_classes", "norm", "channels"} - content["hyper_parameters"].keys()
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
@@ -64,7 +66,19 @@ def read_content(path: Path, trusted_model: str = "") -> dict[str, Any]:
         raise ConfigError("checkpoint", str(path), remedy)
     if ":" in model_name and model_name != trusted_model:
         raise ConfigError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
+    if wrong := _strange(content):
+        raise ConfigError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
     return content
+
+
+def _strange(content: dict[str, Any]) -> str:
+    """The first weight that the model named in a checkpoint does not have as the checkpoint has it; empty: none."""
+    options = content["hyper_parameters"]
+    model = build_model(options["model_name"], options["num_classes"], 0, options["norm"], options["channels"])
+    expected = {f"model.{name}": tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    names = [*expected, *found]
+    return next((f"{name} is {found.get(name)}" for name in names if found.get(name) != expected.get(name)), "")
 
 
 def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:

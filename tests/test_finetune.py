@@ -131,6 +131,8 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
         (["{broken}"], "is not one that lit_fedbabu wrote"),
         (["{foreign}"], "is not one that lit_fedbabu wrote"),
         (["{code}"], "is not one that lit_fedbabu wrote"),
+        (["{other}"], "has weights of another model than FourConvNet: model.body.0.0.weight is (8, 3, 3, 3)"),
+        (["{personal}"], "is a personal model"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(arguments, words, finished, tmp_path, capsys):
@@ -138,11 +140,16 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(arguments, 
         def __reduce__(self):
             return (pytest.fail, ("code in a checkpoint was run",))
 
-    places = {name: str(tmp_path / f"{name}.ckpt") for name in ("broken", "foreign", "code")}
+    places = {name: str(tmp_path / f"{name}.ckpt") for name in ("broken", "foreign", "code", "other", "personal")}
     whole = (finished / runs.LAST_CHECKPOINT).read_bytes()
     (tmp_path / "broken.ckpt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": {}}, places["foreign"])
     torch.save(Code(), places["code"])
+    content = torch.load(finished / runs.LAST_CHECKPOINT, weights_only=True)
+    personal = {key: value for key, value in content["lit_fedbabu"].items() if key != "rounds"}
+    torch.save({**content, "lit_fedbabu": personal}, places["personal"])
+    content["state_dict"]["model.body.0.0.weight"] = torch.zeros(8, 3, 3, 3)
+    torch.save(content, places["other"])
     capsys.readouterr()
     assert finetune.main([word.format(run=finished, **places) for word in arguments]) == 2
     told = capsys.readouterr()
