@@ -12,7 +12,6 @@ from torch.utils.tensorboard.summary import hparams
 from lit_fedbabu import figures, runs
 from lit_fedbabu.config import Config
 
-ACCURACIES = ("initial", "personalized")
 BAND = "band"
 """The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
 
@@ -26,7 +25,7 @@ class Board:
     def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
         resumed = any(folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
-        measures = {f"accuracy/{name}_mean": 0.0 for name in ACCURACIES}
+        measures = {f"accuracy/{name}_mean": 0.0 for name in runs.KINDS}
         experiment, start, self._end = hparams(config.experiment(), measures)
         if resumed:
             return
@@ -34,7 +33,7 @@ class Board:
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
             name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
-            for name in ACCURACIES
+            for name in runs.KINDS
         }
         self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
         self._writer.file_writer.add_summary(experiment)
@@ -49,16 +48,8 @@ class Board:
 
     def accuracies(self, name: str, server_round: int, values: Sequence[float]) -> None:
         """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
-        over = runs.spread(values)
-        scalars = {
-            f"accuracy/{name}_mean": over["mean"],
-            f"accuracy/{name}_worst_decile": over["worst_decile"],
-            f"{BAND}/{name}_minus_std": over["mean"] - over["std"],
-            f"{BAND}/{name}_plus_std": over["mean"] + over["std"],
-        }
-        self.round(server_round, scalars)
-        edges = np.linspace(0, 1, 21)
-        self._writer.add_histogram(f"accuracy/{name}_of_clients", np.asarray(values), server_round, bins=edges)
+        _add_accuracies(self._writer, f"accuracy/{name}", name, values, server_round)
+        self._writer.flush()
 
     def failure(self, server_round: int, told: str) -> None:
         """A client's failure, as text."""
@@ -78,6 +69,16 @@ class Board:
         self._writer.add_text("results", f"```\n{runs.table(outcome)}\n```", outcome["round"])
         self._writer.file_writer.add_summary(self._end)
         self._writer.close()
+
+
+def _add_accuracies(writer: SummaryWriter, tag: str, band: str, values: Sequence[float], step: int) -> None:
+    """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
+    over = runs.spread(values)
+    writer.add_scalar(f"{tag}_mean", over["mean"], step)
+    writer.add_scalar(f"{tag}_worst_decile", over["worst_decile"], step)
+    writer.add_scalar(f"{BAND}/{band}_minus_std", over["mean"] - over["std"], step)
+    writer.add_scalar(f"{BAND}/{band}_plus_std", over["mean"] + over["std"], step)
+    writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=np.linspace(0, 1, 21))
 
 
 def write_finetuning(
@@ -101,14 +102,9 @@ def write_finetuning(
     writer = SummaryWriter(str(folder))
     mean, minus, plus = "finetuning/accuracy_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
     writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {"accuracy": ["Margin", [mean, minus, plus]]}})
-    edges = np.linspace(0, 1, 21)
-    for epoch, over in enumerate(runs.curve(outcome)):
-        writer.add_scalar(mean, over["mean"], epoch)
-        writer.add_scalar(minus, over["mean"] - over["std"], epoch)
-        writer.add_scalar(plus, over["mean"] + over["std"], epoch)
-        writer.add_scalar("finetuning/accuracy_worst_decile", over["worst_decile"], epoch)
-        values = np.array([client[f"accuracy_epoch_{epoch}"] for client in outcome["clients"]])
-        writer.add_histogram("finetuning/accuracy_of_clients", values, epoch, bins=edges)
+    for epoch in range(len(runs.curve(outcome))):
+        values = [client[f"accuracy_epoch_{epoch}"] for client in outcome["clients"]]
+        _add_accuracies(writer, "finetuning/accuracy", "finetuning", values, epoch)
     with figures.style():
         for which, (title, matrix) in confusions.items():
             writer.add_figure(f"confusion/{which}_client", figures.confusion(matrix, class_names, title))

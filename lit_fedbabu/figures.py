@@ -102,8 +102,7 @@ def finetuning(methods: dict[str, list[Run]]) -> Figure:
             if members := of_methods.get(method):
                 epochs = range(min(len(run.curve) for run in members))
                 _line_with_band(axes, number, method, epochs, [run.curve[: len(epochs)] for run in members])
-        axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _over_epochs(axes, part, rate)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
     grid[0, 0].legend(loc="lower right")
@@ -146,10 +145,8 @@ def curve(spreads: Sequence[dict[str, float]], part: str, rate: float) -> Figure
     """Accuracy (0 to 1) before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
     figure, axes = _one(2.4)
     _line_with_band(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]])
-    axes.set(
-        title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylabel="accuracy (%)", ylim=(0, 100)
-    )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _over_epochs(axes, part, rate)
+    axes.set_ylabel("accuracy (%)")
     return figure
 
 
@@ -169,6 +166,11 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
             colour = "black" if count > middle else "white"
             axes.text(column, row, count, ha="center", va="center", color=colour)
     return figure
+
+
+def _over_epochs(axes: Axes, part: str, rate: float) -> None:
+    axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _one(height: float) -> tuple[Figure, Axes]:

@@ -78,9 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if len(outcomes) == 1:
         for row in outcomes[0]["clients"]:
-            accuracies = "  ".join(
-                f"{name} {100 * row[f'{name}_accuracy']:6.2f} %" for name in ("initial", "personalized")
-            )
+            accuracies = "  ".join(f"{name} {100 * row[f'{name}_accuracy']:6.2f} %" for name in runs.KINDS)
             print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
     for tuning, folder, outcome in zip(tunings, folders, outcomes, strict=True):
         config = tuning.federated.config

@@ -28,6 +28,8 @@ RESULTS = "results.json"
 PARTITION = "partition.csv"
 MEMORY = "memory"
 FAILURES = "failures.jsonl"
+KINDS = ("initial", "personalized")
+"""Of accuracies: of the model as received, and after fine-tuning."""
 MEASURES = {
     "fairness (Jain)": ("accuracy", "jain"),
     "calibration error": ("calibration_error", "mean"),
@@ -211,7 +213,7 @@ def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
 def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float | None]:
     """One of ``MEASURES`` over all clients, before and after fine-tuning; None where a result does not have it."""
     kind, statistic = MEASURES[title]
-    return tuple(outcome["summary"].get(f"{name}_{kind}", {}).get(statistic) for name in ("initial", "personalized"))
+    return tuple(outcome["summary"].get(f"{name}_{kind}", {}).get(statistic) for name in KINDS)
 
 
 def table(outcome: Mapping[str, Any]) -> str:
@@ -221,7 +223,7 @@ def table(outcome: Mapping[str, Any]) -> str:
         f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
         f"{'accuracy (%)':<16}{'mean ± std':>16}{'worst decile':>16}",
     ]
-    for name in ("initial", "personalized"):
+    for name in KINDS:
         mean, std, worst = (
             100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
         )

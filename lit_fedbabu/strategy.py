@@ -162,7 +162,7 @@ class SharedParts(Strategy):
             for reply in self._checked(server_round, range(self.config.num_clients), replies)
             for values in failures.rows(reply.content["metrics"], *reply.content["metrics"])
         ]
-        for name in ("initial", "personalized"):
+        for name in runs.KINDS:
             if f"{name}_accuracy" in rows[0]:
                 values = [row[f"{name}_accuracy"] for row in rows]
                 over = runs.spread(values)
@@ -213,10 +213,7 @@ class SharedParts(Strategy):
         for reply in replies:
             node = self._place(reply)
             if reply.has_error():
-                for client in clients:
-                    if self._host(client) == reply.metadata.src_node_id:
-                        answered.add(client)
-                        self.failures.note(server_round, client, node, reply.error.reason)
+                answered |= self._note_lost(server_round, clients, reply)
                 continue
             self._bytes_up += _size(reply.content["arrays"])
             for client, reason, trace in failures.rows(reply.content.get("failures"), "client", "reason", "traceback"):
@@ -230,7 +227,17 @@ class SharedParts(Strategy):
                     self.failures.note(server_round, update.client, node, wrong)
                 else:
                     yield update
-        for client in sorted(set(clients) - answered):
+        self._note_silent(server_round, set(clients) - answered)
+
+    def _note_lost(self, server_round: int, clients: Iterable[int], reply: Message) -> set[int]:
+        """Write down the failure of all clients that a node was asked for and sent an error instead."""
+        lost = {client for client in clients if self._host(client) == reply.metadata.src_node_id}
+        for client in sorted(lost):
+            self.failures.note(server_round, client, self._place(reply), reply.error.reason)
+        return lost
+
+    def _note_silent(self, server_round: int, clients: Iterable[int]) -> None:
+        for client in sorted(clients):
             self.failures.note(server_round, client, "?", "no answer")
 
     def _host(self, client: int) -> int:
@@ -271,16 +278,12 @@ class SharedParts(Strategy):
         answered: list[int] = []
         for reply in replies:
             if reply.has_error():
-                node = self._place(reply)
-                hosted = [client for client in clients if self._host(client) == reply.metadata.src_node_id]
-                for client in hosted:
-                    self.failures.note(server_round, client, node, reply.error.reason)
-                raise RunError(f"round {server_round}: node {node} failed: {reply.error.reason}")
+                self._note_lost(server_round, clients, reply)
+                raise RunError(f"round {server_round}: node {self._place(reply)} failed: {reply.error.reason}")
             answered += reply.content["metrics"]["client"]
             yield reply
         missing = sorted(set(clients) - set(answered))
-        for client in missing:
-            self.failures.note(server_round, client, "?", "no answer")
+        self._note_silent(server_round, missing)
         if missing:
             raise RunError(f"round {server_round}: no answer for clients {missing}")
 

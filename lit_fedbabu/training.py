@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities import registry
 from torch import Tensor
 
+from lit_fedbabu import runs
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.module import LitFedBABU
@@ -24,10 +25,6 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
 # Each Trainer would read the metadata of every installed package anew: that is most of what making one costs.
 registry.entry_points = lru_cache(registry.entry_points)
-
-
-KINDS = ("initial", "personalized")
-"""Of accuracies: of the model as received, and after fine-tuning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +82,9 @@ class Personal:
         """As a client's entry in results.json, without the client's number."""
         row = {"num_test": self.initial.count}
         for kind in ("accuracy", "loss", "calibration_error"):
-            row |= {f"{name}_{kind}": getattr(getattr(self, name), kind) for name in KINDS}
+            row |= {f"{name}_{kind}": getattr(getattr(self, name), kind) for name in runs.KINDS}
         for kind in ("template_accuracy", "other_classes_accuracy"):
-            row |= {f"{name}_{kind}": getattr(reach, kind) for name, reach in zip(KINDS, self.reach)}
+            row |= {f"{name}_{kind}": getattr(reach, kind) for name, reach in zip(runs.KINDS, self.reach)}
         return row | {f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)}
 
 

@@ -1,8 +1,10 @@
 import hashlib
 import random
+from contextlib import contextmanager
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -11,7 +13,7 @@ from PIL import Image
 from lit_fedbabu import client_app, runs, sources, sweep, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.batches import ClientData, augment, mean_and_std, normalize
-from lit_fedbabu.config import Config
+from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.models import build_model, model_seed
 
 
@@ -137,3 +139,13 @@ def finetuned(federated, clients):
     """The content of the results.json of a fine-tuning of these clients."""
     rows = [sweep.personalize(sweep.Tuning(federated), client) for client in clients]
     return runs.results(federated.config.algorithm, federated.rounds, rows)
+
+
+@contextmanager
+def refused(words):
+    """What is done is refused in one line that has all these words."""
+    with pytest.raises(ConfigError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu.config import Config, ConfigError, parse_overrides
+from tests.helpers import refused
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,11 +45,8 @@ def test_shipped_configs_are_accepted(path):
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, words):
-    with pytest.raises(ConfigError) as caught:
+    with refused(words):
         Config.from_run_config(options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):

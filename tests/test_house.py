@@ -5,8 +5,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
-    "config", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module", "training",
-    "steps", "memory", "update", "runs", "card", "compare", "figures", "checkpoint", "board", "nodes", "failures",
+    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
+    "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board", "nodes", "failures",
     "strategy", "client", "client_app", "server_app", "run", "newcomer", "sweep", "finetune", "predict", "report",
     "data",
 ]  # fmt: skip
