@@ -79,10 +79,21 @@ class ClientData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        if self.trainer.training:
-            images = augment(images, self.config.augmentation, self._augmentation)
+        return self.prepare(images, self.draw(len(images)) if self.trainer.training else None), labels
+
+    def draw(self, count: int) -> Tensor | None:
+        """Places for the augmentation of the next ``count`` training images, as ``crop`` takes them."""
+        return draw(count, self.config.augmentation, self._augmentation)
+
+    def prepare(self, images: Tensor, places: Tensor | None) -> Tensor:
+        """Images (B, 32, 32, C) of uint8 as the model takes them: cropped at the places and normalized."""
         dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
-        return normalize(images, *self.constants, dtype), labels
+        return normalize(crop(images, places), *self.constants, dtype)
+
+    @property
+    def members(self) -> list["ClientData"]:
+        """The clients whose images these are: one, as opposed to a cohort."""
+        return [self]
 
     def _gather(self, split: sources.Split, indices: np.ndarray) -> TensorDataset:
         images = with_channels(split.images[indices], self._channels)
@@ -127,19 +138,29 @@ def augment(images: Tensor, how: str, generator: torch.Generator) -> Tensor:
 
     Shapes: images (B, 32, 32, C) to the same. The draws are made on the CPU, so every device sees the same.
     """
+    return crop(images, draw(len(images), how, generator))
+
+
+def draw(count: int, how: str, generator: torch.Generator) -> Tensor | None:
+    """Rows and columns (2, count, 32) of padded images that an augmentation takes; None of "none"."""
     if how == "none":
-        return images
-    count = len(images)
-    pad = (0, 0, PADDING, PADDING, PADDING, PADDING)
-    padded = torch.nn.functional.pad(images, pad)
+        return None
     span = torch.arange(IMAGE_SIZE)
     top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
     columns = span.expand(count, -1)
     if how == "crop-flip":
         flipped = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(flipped, IMAGE_SIZE - 1 - span, span)
-    rows, columns = (top + span).to(images.device), (left + columns).to(images.device)
-    each = torch.arange(count, device=images.device)[:, None, None]
+    return torch.stack([top + span, left + columns])
+
+
+def crop(images: Tensor, places: Tensor | None) -> Tensor:
+    """Images (B, 32, 32, C) after padding at the rows and columns (2, B, 32); None leaves them as they are."""
+    if places is None:
+        return images
+    padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    rows, columns = places.to(images.device)
+    each = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[each, rows[:, :, None], columns[:, None, :]]
 
 

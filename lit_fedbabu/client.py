@@ -1,5 +1,6 @@
 """FedBABUClient: one participant as a Flower NumPyClient, driving one Lightning Trainer per call."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,7 @@ class FedBABUClient(NumPyClient):
         Returns:
             The trained shared arrays, the number of training images, and {"train_loss": nats}.
         """
-        received, rate = self._received(parameters), config["learning-rate"]
-        state, count, loss = update.client_update(
-            self.config, self.client, config["server-round"], received, rate, self.memories
-        )
-        return [value.cpu().contiguous().numpy() for value in state.values()], count, {"train_loss": loss}
+        return fit_together([self], parameters, config)[0]
 
     def evaluate(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[float, int, dict[str, float]]:
         """Evaluate what was received and, where "personalize" is set, the personal model made from it.
@@ -53,14 +50,37 @@ class FedBABUClient(NumPyClient):
         Returns:
             The initial loss in nats, the number of test images, and the client's entry in results.json.
         """
-        what = self.config, self.client, config["server-round"], self._received(parameters), self.memories
-        if config["personalize"]:
-            _, outcome = update.personal_model(*what)
-            initial, row = outcome.initial, outcome.as_row()
-        else:
-            initial = update.initial_evaluation(*what)
-            row = {"num_test": initial.count, "initial_accuracy": initial.accuracy, "initial_loss": initial.loss}
-        return initial.loss, initial.count, row
+        return evaluate_together([self], parameters, config)[0]
 
-    def _received(self, parameters: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    def received(self, parameters: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Shared arrays under their names in the model's state."""
         return {name: torch.tensor(array) for name, array in zip(self.shared_names, parameters, strict=True)}
+
+
+def fit_together(
+    participants: Sequence[FedBABUClient], parameters: list[np.ndarray], config: dict[str, Any]
+) -> list[tuple[list[np.ndarray], int, dict[str, float]]]:
+    """What ``FedBABUClient.fit`` returns, of several participants of one experiment, which are trained together."""
+    first, clients = participants[0], [each.client for each in participants]
+    received, rate = first.received(parameters), config["learning-rate"]
+    updates = update.cohort_update(first.config, clients, config["server-round"], received, rate, first.memories)
+    return [
+        ([value.cpu().contiguous().numpy() for value in state.values()], count, {"train_loss": loss})
+        for state, count, loss in updates
+    ]
+
+
+def evaluate_together(
+    participants: Sequence[FedBABUClient], parameters: list[np.ndarray], config: dict[str, Any]
+) -> list[tuple[float, int, dict[str, float]]]:
+    """What ``FedBABUClient.evaluate`` returns, of several participants of one experiment."""
+    first, clients = participants[0], [each.client for each in participants]
+    what = first.config, clients, config["server-round"], first.received(parameters), first.memories
+    if config["personalize"]:
+        outcomes = [outcome for _, outcome in update.personal_models(*what)]
+        return [(outcome.initial.loss, outcome.initial.count, outcome.as_row()) for outcome in outcomes]
+    replies = []
+    for found in update.initial_evaluations(*what):
+        row = {"num_test": found.count, "initial_accuracy": found.accuracy, "initial_loss": found.loss}
+        replies.append((found.loss, found.count, row))
+    return replies

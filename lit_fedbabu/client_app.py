@@ -1,17 +1,19 @@
-"""Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient after another."""
+"""Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient or cohort after another."""
 
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from lit_fedbabu import runs, training
-from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.client import FedBABUClient, evaluate_together, fit_together
 from lit_fedbabu.config import Config
 
 app = ClientApp()
@@ -43,18 +45,19 @@ def train(message: Message, context: Context) -> Message:
     stacks: dict[str, list[np.ndarray]] = defaultdict(list)
     metrics: dict[str, list] = defaultdict(list)
     failures: dict[str, list] = defaultdict(list)
-    for participant, received, order in _asked(message, context):
-        try:
-            arrays, count, told = participant.fit(received, order)
-        except Exception as error:  # whatever it is, the other clients' work counts
-            told = {"client": participant.client, "reason": repr(error), "traceback": traceback.format_exc()}
-            for key, value in told.items():
-                failures[key].append(value)
-            continue
-        for name, array in zip(participant.shared_names, arrays, strict=True):
-            stacks[name].append(array)
-        for key, value in {"client": participant.client, "num_train": count, **told}.items():
-            metrics[key].append(value)
+    for participants, received, order in _asked(message, context):
+        for participant, outcome in _trained(participants, received, order):
+            if isinstance(outcome, Exception):
+                trace = "".join(traceback.format_exception(outcome))
+                told = {"client": participant.client, "reason": repr(outcome), "traceback": trace}
+                for key, value in told.items():
+                    failures[key].append(value)
+                continue
+            arrays, count, told = outcome
+            for name, array in zip(participant.shared_names, arrays, strict=True):
+                stacks[name].append(array)
+            for key, value in {"client": participant.client, "num_train": count, **told}.items():
+                metrics[key].append(value)
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(np.stack(arrays)) for name, arrays in stacks.items()}),
@@ -70,15 +73,32 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the asked clients, with personal models where the message says so."""
     metrics: dict[str, list] = defaultdict(list)
-    for participant, received, order in _asked(message, context):
-        *_, row = participant.evaluate(received, order)
-        for key, value in {"client": participant.client, **row}.items():
-            metrics[key].append(value)
+    for participants, received, order in _asked(message, context):
+        for participant, (*_, row) in zip(participants, evaluate_together(participants, received, order)):
+            for key, value in {"client": participant.client, **row}.items():
+                metrics[key].append(value)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def _asked(message: Message, context: Context) -> Iterator[tuple[FedBABUClient, list[np.ndarray], dict[str, Any]]]:
-    """The clients that a message is for, each with the received arrays and what the server asks."""
+def _trained(
+    participants: Sequence[FedBABUClient], received: list[np.ndarray], order: dict[str, Any]
+) -> list[tuple[FedBABUClient, tuple | Exception]]:
+    """What each participant returns or raises; a cohort that raises is trained one by one, to see whose fault it is."""
+    try:
+        if len(participants) == 1:
+            return [(participants[0], participants[0].fit(received, order))]
+        return list(zip(participants, fit_together(participants, received, order)))
+    except Exception as error:  # whatever it is, the other clients' work counts
+        if len(participants) == 1:
+            return [(participants[0], error)]
+        log(WARNING, "a cohort of %d clients is trained one by one after %r", len(participants), error)
+        return [pair for each in participants for pair in _trained([each], received, order)]
+
+
+def _asked(
+    message: Message, context: Context
+) -> Iterator[tuple[list[FedBABUClient], list[np.ndarray], dict[str, Any]]]:
+    """The clients that a message is for, by cohorts, each with the received arrays and what the server asks."""
     order = dict(message.content["config"])
     if order["source-digest"] != runs.source_digest():
         raise ValueError(
@@ -87,6 +107,7 @@ def _asked(message: Message, context: Context) -> Iterator[tuple[FedBABUClient, 
         )
     config = Config.from_run_config(context.run_config)
     received = message.content["arrays"]
-    for client in order["clients"]:
-        participant = FedBABUClient(config, client, Path(order["memory"]))
-        yield participant, [received[name].numpy() for name in participant.shared_names], order
+    clients, size = list(order["clients"]), training.cohort_size(config)
+    for first in range(0, len(clients), size):
+        participants = [FedBABUClient(config, each, Path(order["memory"])) for each in clients[first : first + size]]
+        yield participants, [received[name].numpy() for name in participants[0].shared_names], order

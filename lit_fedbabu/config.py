@@ -125,6 +125,12 @@ class Config:
     num_threads: int = _option(
         1, "CPU threads of one client's training; part of what makes numbers repeat to the bit", low=1
     )
+    cohort_size: int = _option(
+        0,
+        "clients of a node that are trained together, as one model with a leading axis of clients; 1: one after"
+        " another; 0: 1 on a CPU, 10 on a GPU",
+        low=0,
+    )
     output_dir: str = _option("tb_logs", "folder of run folders")
     run_name: str = _option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
     resume: str = _option("", "folder of a run that was stopped, to be continued after its last whole round")

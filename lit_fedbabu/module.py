@@ -1,6 +1,7 @@
 """LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise alone."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -59,6 +60,11 @@ class LitFedBABU(L.LightningModule):
         self.test_calibration_error = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
         self.set_mode(mode)
 
+    @property
+    def members(self) -> Sequence["LitFedBABU"]:
+        """The modules that this one is: itself, as opposed to a cohort."""
+        return [self]
+
     def set_mode(self, mode: str) -> None:
         """Choose what trains: "body", "head" or "full"."""
         self.hparams.mode = mode
@@ -101,12 +107,16 @@ class LitFedBABU(L.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self(images)
+        self.observe(self(images), labels)
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Count logits (N, num_classes) of test images in."""
         self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
         self.test_accuracy.update(logits, labels)
         self.test_calibration_error.update(logits, labels)
 
-    validation_step = test_step
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_step(batch, batch_idx)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, ...]:
         """Features (N, F) of the body, logits (N, num_classes) and labels (N,)."""

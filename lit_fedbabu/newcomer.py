@@ -52,7 +52,7 @@ def finetune(federated: Federated, dataset: str, label_column: str, save_to: Pat
         f"{dataset}: {len(data.train_set)} training and {len(data.test_set)} test images of"
         f" {len(source.class_names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}"
     )
-    outcome = training.personalize(module, data)
+    (outcome,) = training.personalize([module], [data])
     row = {"client": 0, **outcome.as_row()}
     for epoch, evaluation in enumerate(outcome.curve):
         name = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
@@ -60,7 +60,7 @@ def finetune(federated: Federated, dataset: str, label_column: str, save_to: Pat
         print(f"epoch {epoch}  {told}  {name}".rstrip())
     if running:
         module = training.with_running_statistics(module, data)
-        row["running_statistics_accuracy"] = training.evaluate(module, data).accuracy
+        row["running_statistics_accuracy"] = training.evaluate([module], [data])[0].accuracy
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
     if save_to is not None:
         mean, std = federated.constants

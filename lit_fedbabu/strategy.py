@@ -275,17 +275,16 @@ class SharedParts(Strategy):
 
     def _checked(self, server_round: int, clients: Iterable[int], replies: Iterable[Message]) -> Iterator[Message]:
         """The replies, if there is one for every asked client and none is an error."""
-        answered: list[int] = []
+        missing = set(clients)
         for reply in replies:
             if reply.has_error():
                 self._note_lost(server_round, clients, reply)
                 raise RunError(f"round {server_round}: node {self._place(reply)} failed: {reply.error.reason}")
-            answered += reply.content["metrics"]["client"]
+            missing -= set(reply.content["metrics"]["client"])
             yield reply
-        missing = sorted(set(clients) - set(answered))
         self._note_silent(server_round, missing)
         if missing:
-            raise RunError(f"round {server_round}: no answer for clients {missing}")
+            raise RunError(f"round {server_round}: no answer for clients {sorted(missing)}")
 
 
 def _size(arrays: ArrayRecord) -> int:

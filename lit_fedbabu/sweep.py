@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,11 @@ def sweep(tunings: Sequence[Tuning], folders: Sequence[Path], clients: list[int]
     """Fine-tune every client in every setting, keep each as soon as it is done, and write the results."""
     done = [_done(tuning, folder) for tuning, folder in zip(tunings, folders, strict=True)]
     todo = [(place, client) for place in range(len(tunings)) for client in clients if client not in done[place]]
-    with _mapper(tunings[0].federated.config, len(todo)) as mapped:
-        rows = mapped(personalize, [tunings[place] for place, _ in todo], [client for _, client in todo])
-        for (place, client), row in zip(todo, track(rows, description="fine-tuning", total=len(todo)), strict=True):
+    cohorts = _cohorts(tunings[0].federated.config, todo)
+    with _mapper(tunings[0].federated.config, len(cohorts)) as mapped:
+        tuned = mapped(personalize, [tunings[place] for place, _ in cohorts], [clients for _, clients in cohorts])
+        rows = track(chain.from_iterable(tuned), description="fine-tuning", total=len(todo))
+        for (place, client), row in zip(todo, rows, strict=True):
             done[place][client] = row
             with (folders[place] / ROWS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -59,6 +63,17 @@ def sweep(tunings: Sequence[Tuning], folders: Sequence[Path], clients: list[int]
     for place in dict.fromkeys(place for place, _ in todo):
         _show(tunings[place], folders[place], outcomes[place])
     return outcomes
+
+
+def _cohorts(config: Config, todo: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+    """Places and clients, in order, as places and clients that are fine-tuned together."""
+    from lit_fedbabu import training  # Lightning takes long to import: not before the cheap checks
+
+    size, cohorts = training.cohort_size(config), []
+    for place, pairs in groupby(todo, key=itemgetter(0)):
+        clients = [client for _, client in pairs]
+        cohorts += [(place, clients[first : first + size]) for first in range(0, len(clients), size)]
+    return cohorts
 
 
 def _show(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
@@ -75,13 +90,17 @@ def _show(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
     confusions = {}
     for title, row in (("worst", rows[0]), ("best", rows[-1])):
         module, _ = update.personal_model(federated.config, row["client"], *received)
-        _, (_, logits, labels), *_ = training.predictions(module, ClientData(federated.config, row["client"], 0))
+        ((_, (_, logits, labels), *_),) = training.predictions(
+            [module], [ClientData(federated.config, row["client"], 0)]
+        )
         matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
         confusions[title] = (f"client {row['client']}, the {title}", matrix)
     points = []
     for row in outcome["clients"][:CLIENTS_SHOWN]:
         module = update.own_module(federated.config, row["client"], *received)
-        _, (features, _, labels), *_ = training.predictions(module, ClientData(federated.config, row["client"], 0))
+        ((_, (features, _, labels), *_),) = training.predictions(
+            [module], [ClientData(federated.config, row["client"], 0)]
+        )
         points += [(feature, names[label]) for feature, label in zip(features[:IMAGES_SHOWN], labels)]
     features = torch.stack([feature for feature, _ in points])
     board.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))
@@ -106,27 +125,31 @@ def checkpoint_of(folder: Path, client: int) -> Path:
     return folder / f"client_{client:04d}.ckpt"
 
 
-def personalize(tuning: Tuning, client: int) -> dict[str, Any]:
-    """Fine-tune one client, save its model if that is asked for, and return its entry in results.json."""
+def personalize(tuning: Tuning, clients: Sequence[int]) -> list[dict[str, Any]]:
+    """Fine-tune the clients, together, save their models if that is asked for, and return their entries in
+    results.json."""
     from lit_fedbabu import training, update  # Lightning takes long to import: not before the cheap checks
 
     federated = tuning.federated
-    module, outcome = update.personal_model(
-        federated.config, client, federated.server_round, federated.shared, federated.memories
-    )
-    row = {"client": client, **outcome.as_row()}
-    if tuning.running_statistics:
-        module, measured = update.with_running_statistics(federated.config, client, module)
-        row |= measured
-    if tuning.save_to is not None:
-        module.about = update.about(
-            federated.config,
-            round=federated.server_round,
-            client=client,
-            running_statistics=tuning.running_statistics,
-        )
-        training.save_checkpoint(module, checkpoint_of(tuning.save_to, client))
-    return row
+    rows = []
+    for client, (module, outcome) in zip(
+        clients,
+        update.personal_models(federated.config, clients, federated.server_round, federated.shared, federated.memories),
+    ):
+        row = {"client": client, **outcome.as_row()}
+        if tuning.running_statistics:
+            module, measured = update.with_running_statistics(federated.config, client, module)
+            row |= measured
+        if tuning.save_to is not None:
+            module.about = update.about(
+                federated.config,
+                round=federated.server_round,
+                client=client,
+                running_statistics=tuning.running_statistics,
+            )
+            training.save_checkpoint(module, checkpoint_of(tuning.save_to, client))
+        rows.append(row)
+    return rows
 
 
 @contextmanager

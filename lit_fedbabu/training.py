@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_fedbabu import runs
 from lit_fedbabu.batches import ClientData
+from lit_fedbabu.cohort import CohortData, LitCohort
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.module import LitFedBABU
 
@@ -25,6 +26,10 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
 # Each Trainer would read the metadata of every installed package anew: that is most of what making one costs.
 registry.entry_points = lru_cache(registry.entry_points)
+
+
+AUTOMATIC_COHORT = 10
+"""Clients trained together on a GPU where the configuration leaves it open: a round of the reference experiment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +109,11 @@ def resolve_precision(precision: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
+def cohort_size(config: Config) -> int:
+    """How many clients are trained together on this machine."""
+    return config.cohort_size or (AUTOMATIC_COHORT if torch.cuda.is_available() else 1)
+
+
 def trains_on(config: Config) -> str:
     """What decides the last bits on this machine, as in "cpu AVX2 in 32-true with torch 2.15.0"."""
     on_gpu = torch.cuda.is_available()
@@ -126,76 +136,98 @@ def new_module(config: Config, num_classes: int, model_seed: int, channels: int 
 
 
 def fit(
-    module: LitFedBABU,
-    data: ClientData,
+    modules: Sequence[LitFedBABU],
+    data: Sequence[ClientData],
     *,
     mode: str,
     epochs: int,
     learning_rate: float,
-    curve: list[Evaluation] | None = None,
+    curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
-) -> float:
-    """Train a part of the module in place, with a fresh optimizer.
+) -> list[float]:
+    """Train a part of every module in place, with a fresh optimizer; several are trained together, as a cohort.
 
     Args:
-        module: what to train.
-        data: the client's images.
+        modules: what to train, one for each client.
+        data: the clients' images.
         mode: "body", "head" or "full".
-        epochs: over the client's training images.
+        epochs: over each client's training images.
         learning_rate: of SGD.
-        curve: takes an evaluation on the test images after every epoch; None evaluates nothing.
-        callbacks: Lightning's, as of ``steps.STEPS``.
+        curves: take an evaluation on the client's test images after every epoch; none evaluate nothing.
+        callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stacked`` gives them.
 
     Returns:
-        The mean training loss over all images seen, in nats; nan if there was no epoch.
+        For every client the mean training loss over all images seen, in nats; nan if there was no epoch.
     """
+    for module in modules:
+        module.train_loss.reset()
+    module, datamodule = _together(modules, data)
     module.set_mode(mode)
     module.hparams.learning_rate = learning_rate
-    module.train_loss.reset()
     if epochs == 0:
-        return float("nan")
-    watch = [] if curve is None else [_Curve(curve)]
+        return [float("nan")] * len(modules)
+    watch = [_Curves(curves)] if curves else []
     trainer = _trainer(
-        data.config,
+        datamodule.config,
         max_epochs=epochs,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if watch else 0,
         callbacks=[*callbacks, *watch],
     )
-    trainer.fit(module, datamodule=data)
-    return module.train_loss.compute().item()
+    trainer.fit(module, datamodule=datamodule)
+    if isinstance(module, LitCohort):
+        module.hand_out()
+    return [module.train_loss.compute().item() for module in modules]
 
 
-def evaluate(module: LitFedBABU, data: ClientData) -> Evaluation:
-    """Loss and accuracy of the module on the client's test images."""
-    _trainer(data.config).test(module, datamodule=data, verbose=False)
-    return _evaluation(module, data)
+def evaluate(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Evaluation]:
+    """Loss and accuracy of every module on its client's test images."""
+    module, datamodule = _together(modules, data)
+    _trainer(datamodule.config).test(module, datamodule=datamodule, verbose=False)
+    return _evaluations(module, datamodule)
 
 
-def personalize(module: LitFedBABU, data: ClientData) -> Personal:
-    """Fine-tune the module in place as the data's configuration says; evaluate before and after every epoch."""
-    config = data.config
-    curve, before = [evaluate(module, data)], reach(module, data)
+def personalize(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Personal]:
+    """Fine-tune the modules in place as the data's configuration says; evaluate before and after every epoch."""
+    config = data[0].config
+    curves = [[evaluation] for evaluation in evaluate(modules, data)]
+    before = reach(modules, data)
     fit(
-        module,
+        modules,
         data,
         mode=config.finetune_part,
         epochs=config.num_finetune_epochs,
         learning_rate=config.finetune_learning_rate,
-        curve=curve,
+        curves=curves,
     )
-    return Personal(tuple(curve), (before, reach(module, data)))
+    after = reach(modules, data)
+    return [Personal(tuple(curve), reaches) for curve, reaches in zip(curves, zip(before, after))]
 
 
-def predictions(module: LitFedBABU, data: ClientData) -> list[list[Tensor]]:
-    """Features (N, F), logits (N, num_classes) and labels (N,) of training images, test images and ``data.others``."""
-    predicted = _trainer(data.config).predict(module, datamodule=data)
-    return [[torch.cat(values) for values in zip(*batches, strict=True)] for batches in predicted]
+def predictions(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[list[list[Tensor]]]:
+    """Of every client features (N, F), logits (N, num_classes) and labels (N,) of its training images, its test images
+    and its ``others``."""
+    module, datamodule = _together(modules, data)
+    predicted = _trainer(datamodule.config).predict(module, datamodule=datamodule)
+    if isinstance(module, LitCohort):
+        everyone = [_of_client(client, predicted) for client in range(len(modules))]
+    else:
+        everyone = [predicted]
+    return [[[torch.cat(values) for values in zip(*batches, strict=True)] for batches in own] for own in everyone]
 
 
-def reach(module: LitFedBABU, data: ClientData) -> Reach:
-    """Accuracy of the module without its head, and on classes that the client does not have."""
-    (features, _, labels), (test_features, _, test_labels), *others = predictions(module, data)
+def _of_client(client: int, predicted: Sequence[Sequence[Mapping[int, tuple]]]) -> list[list[tuple]]:
+    own = [[batch[client] for batch in batches if client in batch] for batches in predicted]
+    return [batches for batches in own if batches]
+
+
+def reach(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Reach]:
+    """Accuracy of every module without its head, and on classes that its client does not have."""
+    return [_reach(predicted) for predicted in predictions(modules, data)]
+
+
+def _reach(predicted: list[list[Tensor]]) -> Reach:
+    (features, _, labels), (test_features, _, test_labels), *others = predicted
     classes = labels.unique()
     templates = torch.stack([features[labels == label].mean(0) for label in classes])
     nearest = classes[torch.cdist(test_features, templates).argmin(1)]
@@ -237,18 +269,27 @@ class _Estimation(L.Callback):
                 layer.train(dataloader_idx == 0)  # the training images come first
 
 
-class _Curve(L.Callback):
-    """Notes an evaluation after every epoch."""
+class _Curves(L.Callback):
+    """Notes an evaluation of every client after every epoch."""
 
-    def __init__(self, curve: list[Evaluation]) -> None:
-        self.curve = curve
+    def __init__(self, curves: Sequence[list[Evaluation]]) -> None:
+        self.curves = curves
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: LitFedBABU) -> None:
-        self.curve.append(_evaluation(module, trainer.datamodule))
+        for curve, evaluation in zip(self.curves, _evaluations(module, trainer.datamodule), strict=True):
+            curve.append(evaluation)
+
+
+def _together(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> tuple[LitFedBABU, ClientData | CohortData]:
+    return (modules[0], data[0]) if len(modules) == 1 else (LitCohort.of(modules), CohortData(data))
 
 
 def _share_equal(predicted: Tensor, labels: Tensor) -> float:
     return (predicted == labels).double().mean().item()
+
+
+def _evaluations(module: LitFedBABU, data: ClientData | CohortData) -> list[Evaluation]:
+    return [_evaluation(*pair) for pair in zip(module.members, data.members, strict=True)]
 
 
 def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:

@@ -1,7 +1,7 @@
 """What a client does with its model: train for a round, be evaluated, become personal."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_fedbabu import memory, sources, training
 from lit_fedbabu.algorithms import algorithm_of, kept_state, shared_state
 from lit_fedbabu.batches import ClientData, mean_and_std
+from lit_fedbabu.cohort import stacked
 from lit_fedbabu.config import Config
 from lit_fedbabu.models import model_seed
 from lit_fedbabu.module import LitFedBABU
@@ -69,6 +70,10 @@ def own_module(
     return received_module(config, received, under=remembered)
 
 
+Update = tuple[dict[str, Tensor], int, float]
+"""Of a client: its shared state, its number of training images, its mean training loss of the last phase in nats."""
+
+
 def client_update(
     config: Config,
     client: int,
@@ -76,7 +81,7 @@ def client_update(
     received: Mapping[str, Tensor],
     learning_rate: float,
     memories: Path | None = None,
-) -> tuple[dict[str, Tensor], int, float]:
+) -> Update:
     """One client's part of one round: train what the algorithm trains, keep what it keeps, return what it shares.
 
     Randomness depends on (seed, round, client) alone.
@@ -88,29 +93,42 @@ def client_update(
         received: the shared state.
         learning_rate: of this round.
         memories: the folder of what clients keep; only algorithms that keep something need it.
-
-    Returns:
-        The shared state, the number of training images, and the mean training loss of the last phase in nats.
     """
+    return cohort_update(config, [client], server_round, received, learning_rate, memories)[0]
+
+
+def cohort_update(
+    config: Config,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    learning_rate: float,
+    memories: Path | None = None,
+) -> list[Update]:
+    """The ``client_update`` of several clients, which are trained together: the same up to rounding."""
     algorithm = algorithm_of(config)
-    data = ClientData(config, client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
-    remembered = _remembered(config, client, server_round - 1, memories)
-    module = received_module(config, received, under=NOTHING if algorithm.personal else remembered)
-    start = module.model.state_dict()
+    data = [
+        ClientData(config, client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
+        for client in clients
+    ]
+    remembered = [_remembered(config, client, server_round - 1, memories) for client in clients]
+    modules = [received_module(config, received, under=NOTHING if algorithm.personal else own) for own in remembered]
+    start = stacked(modules)
     step = STEPS[algorithm.step](config, start)
     pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
     for part, epochs in algorithm.phases:
-        loss = training.fit(
-            module, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
+        losses = training.fit(
+            modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
         )
-    shared = shared_state(config, module.model.state_dict())
+    shared = [shared_state(config, module.model.state_dict()) for module in modules]
     if algorithm.personal:
-        module = _overlaid(config, remembered)
+        modules = [_overlaid(config, own) for own in remembered]
         epochs = config.num_local_epochs
-        training.fit(module, data, mode="full", epochs=epochs, learning_rate=learning_rate, callbacks=pull)
-    if kept := kept_state(config, module.model.state_dict()):
-        memory.keep(_folder(config, memories), client, server_round, kept)
-    return shared, len(data.train_set), loss
+        training.fit(modules, data, mode="full", epochs=epochs, learning_rate=learning_rate, callbacks=pull)
+    for client, module in zip(clients, modules):
+        if kept := kept_state(config, module.model.state_dict()):
+            memory.keep(_folder(config, memories), client, server_round, kept)
+    return [(state, len(own.train_set), loss) for state, own, loss in zip(shared, data, losses)]
 
 
 def personal_model(
@@ -120,10 +138,35 @@ def personal_model(
 
     Randomness depends on (seed, client) alone.
     """
-    data = ClientData(config, client, config.derived_seed("finetune", client))
-    module = own_module(config, client, server_round, received, memories)
-    outcome = training.personalize(module, data)
-    return module, outcome
+    return personal_models(config, [client], server_round, received, memories)[0]
+
+
+def personal_models(
+    config: Config,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None = None,
+) -> list[tuple[LitFedBABU, training.Personal]]:
+    """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
+    modules = [own_module(config, client, server_round, received, memories) for client in clients]
+    return list(zip(modules, training.personalize(modules, _finetune_data(config, clients))))
+
+
+def initial_evaluations(
+    config: Config,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None = None,
+) -> list[training.Evaluation]:
+    """Loss and accuracy on each client's test images of its own model after a round, as it is."""
+    modules = [own_module(config, client, server_round, received, memories) for client in clients]
+    return training.evaluate(modules, _finetune_data(config, clients))
+
+
+def _finetune_data(config: Config, clients: Sequence[int]) -> list[ClientData]:
+    return [ClientData(config, client, config.derived_seed("finetune", client)) for client in clients]
 
 
 def with_running_statistics(config: Config, client: int, module: LitFedBABU) -> tuple[LitFedBABU, dict[str, float]]:
@@ -134,22 +177,14 @@ def with_running_statistics(config: Config, client: int, module: LitFedBABU) -> 
         ``one_by_one_accuracy`` without them, where each image is a batch of its own.
     """
     data, alone = (
-        ClientData(dataclasses.replace(config, test_batch_size=size), client, config.derived_seed("finetune", client))
+        _finetune_data(dataclasses.replace(config, test_batch_size=size), [client])
         for size in (config.test_batch_size, 1)
     )
-    fixed = training.with_running_statistics(module, data)
+    fixed = training.with_running_statistics(module, data[0])
     return fixed, {
-        "running_statistics_accuracy": training.evaluate(fixed, data).accuracy,
-        "one_by_one_accuracy": training.evaluate(module, alone).accuracy,
+        "running_statistics_accuracy": training.evaluate([fixed], data)[0].accuracy,
+        "one_by_one_accuracy": training.evaluate([module], alone)[0].accuracy,
     }
-
-
-def initial_evaluation(
-    config: Config, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
-) -> training.Evaluation:
-    """Loss and accuracy on the client's test images of its own model after a round, as it is."""
-    data = ClientData(config, client, config.derived_seed("finetune", client))
-    return training.evaluate(own_module(config, client, server_round, received, memories), data)
 
 
 def _overlaid(config: Config, *states: Mapping[str, Tensor]) -> LitFedBABU:

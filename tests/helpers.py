@@ -14,7 +14,7 @@ from lit_fedbabu import client_app, runs, sources, sweep, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.batches import ClientData, augment, mean_and_std, normalize
 from lit_fedbabu.config import Config, ConfigError
-from lit_fedbabu.models import build_model, model_seed
+from lit_fedbabu.models import Sandwich, build_model, model_seed
 
 
 def write_tiny_dataset(folder):
@@ -130,6 +130,13 @@ def model_by_hand(config):
     return build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
 
 
+def narrow_model(num_classes, norm, channels):
+    """A model of a user's own, ``tests.helpers:narrow_model``, so small that a step takes a millisecond."""
+    convolution = torch.nn.Conv2d(channels, 8, kernel_size=3, stride=4)
+    body = torch.nn.Sequential(convolution, norm(8), torch.nn.ReLU(), torch.nn.Flatten())
+    return Sandwich(body, torch.nn.Linear(512, num_classes))
+
+
 def start(config):
     """What a server sends in the first round."""
     return shared_state(config, update.initial_module(config).model.state_dict())
@@ -137,7 +144,7 @@ def start(config):
 
 def finetuned(federated, clients):
     """The content of the results.json of a fine-tuning of these clients."""
-    rows = [sweep.personalize(sweep.Tuning(federated), client) for client in clients]
+    rows = [sweep.personalize(sweep.Tuning(federated), [client])[0] for client in clients]
     return runs.results(federated.config.algorithm, federated.rounds, rows)
 
 

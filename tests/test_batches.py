@@ -83,7 +83,7 @@ def test_an_epoch_takes_one_draw_however_it_ends(batch_size, monkeypatch):
     module_data = ClientData(config, 1, 5)
     seen = []
     monkeypatch.setattr(LitFedBABU, "on_train_batch_start", lambda module, batch, index: seen.append(batch[1].clone()))
-    training.fit(training.new_module(config, 10, 0), module_data, mode="head", epochs=3, learning_rate=0.1)
+    training.fit([training.new_module(config, 10, 0)], [module_data], mode="head", epochs=3, learning_rate=0.1)
     generator = torch.Generator().manual_seed(5)
     orders = [torch.randperm(len(module_data.train_set), generator=generator) for _ in range(3)]
     assert torch.equal(torch.cat(seen), module_data.train_set.tensors[1][torch.cat(orders)])

@@ -11,14 +11,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 from examples import shapes
 from lit_fedbabu import client_app, finetune, runs, server_app, update
 from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.client import FedBABUClient
-from lit_fedbabu.models import Sandwich, parts_of, select
+from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.strategy import SharedParts
@@ -444,15 +443,9 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
     assert files_that_decide(folder) == before
 
 
-def narrow_model(num_classes, norm, channels):
-    return Sandwich(
-        nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), norm(8), nn.ReLU(), nn.Flatten()), nn.Linear(512, num_classes)
-    )
-
-
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "lg-fedavg"])
 def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, federate, one_core):
-    name = "tests.test_federation:narrow_model"
+    name = "tests.helpers:narrow_model"
     config = tiny_config(algorithm=algorithm, model_name=name, norm="batch-running", num_finetune_epochs=2)
     folder, grid = federate(config, FakeGrid(config, 2))
     buffers = {"body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"}
@@ -469,7 +462,7 @@ def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, feder
 
 
 def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
-    folder, _ = federate(tiny_config(model_name="tests.test_federation:narrow_model", num_server_rounds=1))
+    folder, _ = federate(tiny_config(model_name="tests.helpers:narrow_model", num_server_rounds=1))
     capsys.readouterr()
     assert finetune.main([str(folder)]) == 2
     told = capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_chosen_clients_are_saved_as_checkpoints_that_give_their_numbers(federat
         assert module.about["client"] == row["client"]
         assert torch.equal(module.model.state_dict()["body.0.0.weight"], shared["body.0.0.weight"])
         assert not torch.equal(module.model.head.weight, shared["head.weight"])
-        evaluation = evaluate(module, ClientData(tiny_config(), row["client"], 0))
+        (evaluation,) = evaluate([module], [ClientData(tiny_config(), row["client"], 0)])
         assert evaluation.accuracy == row["personalized_accuracy"]
 
 
@@ -85,11 +85,11 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
     place = folder / "finetune" / "head-1epochs-lr0.001"
     personalize, seen = sweep.personalize, []
 
-    def stopped(tuning, client):
+    def stopped(tuning, clients):
         if len(seen) == 3:
             raise KeyboardInterrupt
-        seen.append(client)
-        return personalize(tuning, client)
+        seen.extend(clients)
+        return personalize(tuning, clients)
 
     monkeypatch.setattr(sweep, "personalize", stopped)
     assert finetune.main(command) == 130
@@ -100,9 +100,9 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
     (place / "personal" / "client_0001.ckpt").unlink()
     seen.clear()
 
-    def counted(tuning, client):
-        seen.append(client)
-        return personalize(tuning, client)
+    def counted(tuning, clients):
+        seen.extend(clients)
+        return personalize(tuning, clients)
 
     monkeypatch.setattr(sweep, "personalize", counted)
     assert finetune.main(command) == 0

@@ -5,7 +5,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
-    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
+    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module", "cohort",
     "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board", "nodes", "failures",
     "strategy", "client", "client_app", "server_app", "run", "newcomer", "sweep", "finetune", "predict", "report",
     "data",

@@ -65,10 +65,10 @@ def test_running_statistics_move_with_their_part(mode):
     module = training.new_module(config, 10, model_seed=5)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     curve = []
-    training.fit(module, ClientData(config, 0, seed=1), mode=mode, epochs=2, learning_rate=0.1, curve=curve)
+    training.fit([module], [ClientData(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1, curves=[curve])
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in select(before, parts_of(mode))), name
-    assert curve[-1] == training.evaluate(module, ClientData(config, 0, seed=1))
+    assert curve[-1] == training.evaluate([module], [ClientData(config, 0, seed=1)])[0]
 
 
 def own_model(num_classes, norm, channels):
@@ -109,7 +109,7 @@ def test_only_the_mode_trains_and_the_rest_stays_bitwise(mode):
     config = tiny_config(weight_decay=0.1, momentum=0.9)
     module = training.new_module(config, 10, model_seed=5)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    training.fit(module, ClientData(config, 0, seed=1), mode=mode, epochs=2, learning_rate=0.1)
+    training.fit([module], [ClientData(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1)
     trained = select(before, parts_of(mode)).keys()
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in trained), name
@@ -134,7 +134,7 @@ def test_accuracy_and_loss_are_those_of_the_whole_test_set():
     config = tiny_config(test_batch_size=1000, normalization="imagenet")
     module = training.new_module(config, 10, model_seed=5)
     data = ClientData(config, 2, seed=1)
-    evaluation = training.evaluate(module, data)
+    evaluation = training.evaluate([module], [data])[0]
     images, labels = data.test_set.tensors
     raw = (images.permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
         [0.229, 0.224, 0.225]
@@ -165,10 +165,12 @@ def test_mixed_precision_trains_float32_weights():
     config = tiny_config(precision="bf16-mixed")
     module = training.new_module(config, 10, model_seed=5)
     before = state_digest(module.model.state_dict())
-    loss = training.fit(module, ClientData(config, 0, seed=1), mode="full", epochs=1, learning_rate=0.01)
+    (loss,) = training.fit([module], [ClientData(config, 0, seed=1)], mode="full", epochs=1, learning_rate=0.01)
     full = training.new_module(config, 10, model_seed=5)
     in_float32 = ClientData(tiny_config(precision="32-true"), 0, seed=1)
-    assert loss == pytest.approx(training.fit(full, in_float32, mode="full", epochs=1, learning_rate=0.01), rel=0.05)
+    assert [loss] == pytest.approx(
+        training.fit([full], [in_float32], mode="full", epochs=1, learning_rate=0.01), rel=0.05
+    )
     assert {value.dtype for value in module.model.state_dict().values()} == {torch.float32}
     assert len({before, state_digest(module.model.state_dict()), state_digest(full.model.state_dict())}) == 3
 
@@ -176,7 +178,7 @@ def test_mixed_precision_trains_float32_weights():
 def test_reach_is_nearest_templates_and_a_look_at_other_classes():
     config = tiny_config()
     module, data = update.initial_module(config), ClientData(config, 2, 0)
-    found = training.reach(module, data)
+    found = training.reach([module], [data])[0]
     (images, labels), (test_images, test_labels) = (
         (normalize(part.tensors[0], *data.constants), part.tensors[1]) for part in (data.train_set, data.test_set)
     )
@@ -191,12 +193,12 @@ def test_reach_is_nearest_templates_and_a_look_at_other_classes():
     with torch.no_grad():
         module.model.head.bias[other_labels[0]] = 1e6  # says this class, whatever it sees
     expected = (other_labels == other_labels[0]).double().mean().item()
-    assert training.reach(module, data).other_classes_accuracy == expected > 0
+    assert training.reach([module], [data])[0].other_classes_accuracy == expected > 0
 
 
 def test_a_client_of_all_classes_has_no_other_ones():
     config = tiny_config(partitioner="iid", num_clients=1)
-    found = training.reach(update.initial_module(config), ClientData(config, 0, 0))
+    found = training.reach([update.initial_module(config)], [ClientData(config, 0, 0)])[0]
     assert np.isnan(found.other_classes_accuracy) and found.template_accuracy > 0
 
 
@@ -212,4 +214,4 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
         (bins == each).double().mean() * abs(hits[bins == each].double().mean() - confidence[bins == each].mean())
         for each in bins.unique()
     )
-    assert training.evaluate(module, data).calibration_error == pytest.approx(float(expected), abs=1e-6)
+    assert training.evaluate([module], [data])[0].calibration_error == pytest.approx(float(expected), abs=1e-6)

@@ -49,7 +49,7 @@ def test_files_get_the_classes_and_probabilities_of_the_evaluation(tmp_path, cap
     checkpoint, config = saved(tmp_path)
     paths = write_test_images(config, tmp_path)
     module = LitFedBABU.load_from_checkpoint(checkpoint)
-    evaluation = training.evaluate(module, ClientData(config, CLIENT, 0))
+    evaluation = training.evaluate([module], [ClientData(config, CLIENT, 0)])[0]
     rows = predicted(capsys, checkpoint, *paths)
     names = sources.source_of(config).class_names
     labels = [names[label] for label in sources.source_of(config).test.labels[partition(config).test[CLIENT]]]
@@ -91,7 +91,7 @@ def test_running_statistics_are_those_of_the_training_images(tmp_path):
     layer = fixed.model.body[0][1]
     torch.testing.assert_close(layer.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert measured["running_statistics_accuracy"] == training.evaluate(fixed, data).accuracy
+    assert measured["running_statistics_accuracy"] == training.evaluate([fixed], [data])[0].accuracy
     with torch.no_grad():
         images, labels = data.test_set.tensors
         alone = [module(predict.normalize(image[None], *data.constants)).argmax().item() for image in images]
@@ -175,7 +175,7 @@ def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistic
     (row,) = runs.read_results(place)["clients"]
     module = LitFedBABU.load_from_checkpoint(checkpoint)
     assert module.hparams.norm == "batch-running" and module.about["client"] == CLIENT
-    evaluation = training.evaluate(module, ClientData(tiny_config(), CLIENT, 0))
+    evaluation = training.evaluate([module], [ClientData(tiny_config(), CLIENT, 0)])[0]
     assert evaluation.accuracy == row["running_statistics_accuracy"]
     assert "running statistics accuracy" in (place / "README.md").read_text()
     capsys.readouterr()

@@ -100,7 +100,9 @@ def test_test_images_are_normalized_by_their_own_batch():
     assert torch.equal(in_training, in_evaluation)
     assert not torch.allclose(in_evaluation, halves, atol=1e-3)
     whole, cut = (ClientData(dataclasses.replace(config, test_batch_size=size), 0, 0) for size in (1000, 3))
-    assert training.evaluate(module, whole).loss != pytest.approx(training.evaluate(module, cut).loss, rel=1e-3)
+    assert training.evaluate([module], [whole])[0].loss != pytest.approx(
+        training.evaluate([module], [cut])[0].loss, rel=1e-3
+    )
 
 
 def test_fine_tuning_sees_augmented_images():

@@ -143,7 +143,7 @@ def test_hub_datasets_say_their_channels_classes_and_normalization(
     torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(channels), rtol=0, atol=1e-5)
     module = update.initial_module(config)
     assert module(normalized).shape == (8, num_classes)
-    assert training.fit(module, ClientData(config, 0, 1), mode="full", epochs=1, learning_rate=0.1) > 0
+    assert training.fit([module], [ClientData(config, 0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_fine_tuning_starts_from_what_was_received_and_moves_its_part(part):
     module, outcome = update.personal_model(config, 1, 1, received)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in select(before, parts_of(part))), name
-    assert outcome.initial == update.initial_evaluation(config, 1, 1, received)
+    assert [outcome.initial] == update.initial_evaluations(config, [1], 1, received)
     assert outcome.personalized.loss != outcome.initial.loss
 
 

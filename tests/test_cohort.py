@@ -1,0 +1,146 @@
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from lit_fedbabu import client_app, finetune, runs, training, update
+from lit_fedbabu.algorithms import ALGORITHMS
+from lit_fedbabu.batches import ClientData
+from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.models import MODELS, NORMS
+from lit_fedbabu.partition import partition
+from lit_fedbabu.training import LitCohort
+from tests.helpers import start, tiny_config
+
+TOGETHER = [name for name, row in ALGORITHMS.items() if not row.pooled]
+
+
+def ragged(**changes):
+    """Five clients of different sizes: other numbers of batches, and other last batches, odd and even."""
+    options = {"partitioner": "linear", "num_clients": 5, "num_local_epochs": 2, "num_head_epochs": 1}
+    options |= {"model_name": "tests.helpers:narrow_model", "precision": "64-true", "cohort_size": 5}
+    config = tiny_config(**{**options, **changes})
+    sizes = [len(part) for part in partition(config).train]
+    assert len({-(-size // config.batch_size) for size in sizes}) > 3
+    assert len({size % config.batch_size for size in sizes}) > 1
+    return config
+
+
+def assert_same(found, expected, within=1e-9):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=within), name
+
+
+@pytest.mark.parametrize("algorithm", [*TOGETHER, "fedper, pulled"])
+def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path, monkeypatch):
+    pulled = dataclasses.replace(ALGORITHMS["fedper"], step="proximal")  # towards a head that is each client's own
+    monkeypatch.setitem(ALGORITHMS, "fedper, pulled", pulled)
+    config = ragged(algorithm=algorithm)
+    received = start(config)
+    for server_round, rate in ((1, 0.05), (2, 0.01)):  # the second one starts from what clients keep
+        together = update.cohort_update(config, range(5), server_round, received, rate, tmp_path / "together")
+        alone = [
+            update.client_update(config, client, server_round, received, rate, tmp_path / "alone")
+            for client in range(5)
+        ]
+        for (state, count, loss), (expected, count_alone, loss_alone) in zip(together, alone, strict=True):
+            assert_same(state, expected)
+            assert (count, loss) == (count_alone, pytest.approx(loss_alone, abs=1e-9))
+        received = alone[1][0]
+    for client in range(5):
+        own, expected = (
+            update.own_module(config, client, 2, received, tmp_path / place).model.state_dict()
+            for place in ("together", "alone")
+        )
+        assert_same(own, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "model_name", ["FourConvNet", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name[0] != "F")]
+)
+def test_every_model_trains_in_a_cohort(model_name, norm):
+    config = tiny_config(model_name=model_name, norm=norm, algorithm="fedavg", precision="64-true", batch_size=24)
+    received = start(config)
+    together = update.cohort_update(config, [0, 1], 1, received, 0.01)
+    for client, (state, _, _) in enumerate(together):
+        assert_same(state, update.client_update(config, client, 1, received, 0.01)[0])
+
+
+@pytest.mark.parametrize("part", ["head", "body", "full"])
+def test_a_cohort_becomes_personal_as_its_clients_do(part):
+    config = ragged(num_finetune_epochs=2, finetune_part=part, norm="batch-running")
+    received = start(config)
+    together = update.personal_models(config, range(5), 1, received)
+    for client, (module, outcome) in enumerate(together):
+        expected_module, expected = update.personal_model(config, client, 1, received)
+        assert_same(module.model.state_dict(), expected_module.model.state_dict())
+        assert outcome.as_row() == pytest.approx(expected.as_row(), abs=1e-6, nan_ok=True)
+    assert update.initial_evaluations(config, range(5), 1, received) == [outcome.initial for _, outcome in together]
+
+
+def test_what_a_mode_leaves_alone_is_bitwise_the_same_in_every_client():
+    config = ragged()
+    modules = [update.initial_module(config) for _ in range(5)]
+    before = {name: value.clone() for name, value in modules[0].model.state_dict().items()}
+    data = [ClientData(config, client, client) for client in range(5)]
+    training.fit(modules, data, mode="body", epochs=1, learning_rate=0.1)
+    for module in modules:
+        for name, value in module.model.state_dict().items():
+            assert torch.equal(value, before[name]) == name.startswith("head."), name
+
+
+def test_a_federation_with_cohorts_is_the_federation_without(federate, monkeypatch, one_core):
+    sizes, losses = [], []
+    whole = LitCohort.of.__func__
+    monkeypatch.setattr(
+        LitCohort, "of", classmethod(lambda cls, modules: sizes.append(len(modules)) or whole(cls, modules))
+    )
+    name = "tests.helpers:narrow_model"
+    for cohort_size in (1, 4):
+        folder, _ = federate(tiny_config(model_name=name, precision="64-true", cohort_size=cohort_size))
+        assert max(sizes, default=1) == cohort_size
+        sizes.clear()
+        assert finetune.main([str(folder), "--model-name", name, "--epochs", "2"]) == 0
+        assert sizes[:1] == [4][: cohort_size - 1]
+        (again,) = (folder / "finetune").iterdir()
+        losses += [
+            [row["personalized_loss"] for row in runs.read_results(place)["clients"]] for place in (folder, again)
+        ]
+    alone, alone_again, together, together_again = losses
+    assert together == pytest.approx(alone, abs=1e-9) and together_again == pytest.approx(alone_again, abs=1e-9)
+    assert alone != alone_again
+
+
+def test_a_cohort_that_raises_is_trained_one_by_one(federate, monkeypatch, caplog):
+    config = tiny_config(cohort_size=3, min_clients_per_round=2, num_server_rounds=1)
+    fit = FedBABUClient.fit
+    bad = 0
+
+    def broken(participants, received, order):
+        nonlocal bad
+        bad = participants[1].client
+        raise RuntimeError("boom")
+
+    def alone(self, received, order):
+        if self.client == bad:
+            raise RuntimeError("it was me")
+        return fit(self, received, order)
+
+    monkeypatch.setattr(client_app, "fit_together", broken)
+    monkeypatch.setattr(FedBABUClient, "fit", alone)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        folder, _ = federate(config)
+    (failure,) = [runs.json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
+    assert failure["client"] == bad and "it was me" in failure["reason"]
+    assert "a cohort of 3 clients is trained one by one after RuntimeError('boom')" in caplog.text
+
+
+def test_the_size_of_a_cohort_is_one_on_a_cpu_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.cohort_size(tiny_config()) == 1
+    assert training.cohort_size(tiny_config(cohort_size=7)) == 7
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.cohort_size(tiny_config()) == training.AUTOMATIC_COHORT
