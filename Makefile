@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: demo test results golden setup tensorboard
+.PHONY: demo test results golden bench scale setup tensorboard
 
 demo: setup
 	$(RUN) lit_fedbabu.run configs/demo.toml
@@ -11,6 +11,12 @@ test: setup
 
 results: setup
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results
+
+bench: setup
+	$(RUN) benchmarks.bench
+
+scale: setup
+	$(RUN) benchmarks.scale
 
 golden: setup
 	$(RUN) pytest tests/test_golden.py --rewrite-golden

@@ -1,0 +1,228 @@
+"""``make bench``: a round beside a bare loop and beside what most published code does, as ratios inside one run."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks.loops import Common, Tuned
+from benchmarks.setting import append, machine, noise, rounds_of
+from lit_fedbabu import runs, sources, update
+from lit_fedbabu.algorithms import shared_state
+from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.config import Config
+from lit_fedbabu.partition import partition
+
+CLIENTS = 10
+"""Of a round; each has 500 training and 100 test images, as in the reference experiment."""
+ROUNDS, ALL_CLIENTS, EVALUATIONS = 80, 100, 8
+"""Of the reference experiment, for the estimate of a whole run."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="how often everything is measured, in turns")
+    arguments = parser.parse_args()
+    if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts: as lit_fedbabu.run sets it for its workers
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": runs.MALLOC})
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XDG_CACHE_HOME"] = scratch
+        config = Config(
+            dataset=str(noise(Path(scratch) / "noise", 500 * CLIENTS, 100 * CLIENTS)),
+            num_clients=CLIENTS,
+            fraction_train=1.0,
+            precision="32-true",
+            output_dir=scratch,
+        )
+        measured = {"machine": machine(), "config": config.experiment() | {"dataset": "noise of CIFAR-10's shape"}}
+        print(json.dumps(measured["machine"]), flush=True)
+        measured["one core"] = one_core = _in_turns(_one_core(config), arguments.repeats)
+        measured["all cores"] = _in_turns(_all_cores(config), max(2, arguments.repeats // 2))
+        measured |= _through_flower(config)
+    measured["ratios"] = ratios(measured)
+    for title, times in (*one_core.items(), *measured["all cores"].items()):
+        print(f"{title:<52}{np.median(times):8.3f} s   {min(times):.3f} to {max(times):.3f}")
+    for title, (middle, low, high) in measured["ratios"].items():
+        print(f"{title:<52}{middle:8.2f}     {low:.2f} to {high:.2f}")
+    for key in ("start-up s", "round s", "worker peak MB", "bytes up", "bytes down"):
+        print(f"{key:<52}{measured[key]}")
+    append("bench.jsonl", measured)
+    return 0
+
+
+def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Median, least and greatest of every ratio; those of times that were taken in turns are turn by turn."""
+    one, every = measured["one core"], measured["all cores"]
+    cores, rounds = measured["machine"]["cores"], measured["round s"]
+
+    def of(times: list[float], others: list[float]) -> tuple[float, float, float]:
+        found = np.divide(times, others)
+        return tuple(round(float(value), 3) for value in (np.median(found), found.min(), found.max()))
+
+    found = {
+        "round, ours / floor": of(one["round, ours"], one["round, floor"]),
+        "round, common / ours": of(one["round, common"], one["round, ours"]),
+        "evaluation / round, both of a client, ours": of(one["evaluation, ours"], one["round, ours"]),
+        "evaluation, common / ours": of(one["evaluation, common"], one["evaluation, ours"]),
+        "fine-tuning, common / ours": of(one["fine-tuning, common"], one["fine-tuning, ours"]),
+    }
+    for title in ("round, floor in bf16", "round, ours in bf16"):
+        if title in one:
+            found[f"round, floor / {title.removeprefix('round, ')}"] = of(one["round, floor"], one[title])
+    side_by_side = np.median(every["round of 10 clients, ours"])
+    found["round through flwr / round by workers alone"] = of(rounds, [side_by_side] * len(rounds))
+    theirs = ROUNDS * (
+        np.median(every["round of 10 clients, common, one process"])
+        + ALL_CLIENTS / CLIENTS * np.median(every["evaluation of 10 clients, common, one process"])
+    ) + ALL_CLIENTS / CLIENTS * np.median(every["fine-tuning of 10 clients, common, one process"])
+    per_client = EVALUATIONS * np.median(one["evaluation, ours"]) + np.median(one["fine-tuning, ours"])
+    ours = measured["start-up s"] + ROUNDS * np.median(rounds) + ALL_CLIENTS / cores * per_client
+    found["whole reference run, common / ours (estimate)"] = of([theirs], [ours])
+    return found
+
+
+def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
+    """What one process does with one client, on one core."""
+    source, parts = sources.source_of(config), partition(config)
+    train = source.train.images[parts.train[0]], source.train.labels[parts.train[0]]
+    test = source.test.images[parts.test[0]], source.test.labels[parts.test[0]]
+    client, order, received = _client(config, 0)
+    common = Common(config, train, test)
+    with_threads = _threads(1)
+    work = {
+        "round, floor": Tuned(config, *train).train,
+        "round, ours": lambda: client.fit(received, order),
+        "round, common": with_threads(common.train),
+        "evaluation, ours": lambda: client.evaluate(received, {**order, "personalize": False}),
+        "evaluation, common": with_threads(common.evaluate),
+        "fine-tuning, ours": lambda: client.evaluate(received, {**order, "personalize": True}),
+        "fine-tuning, common": with_threads(common.personalize),
+    }
+    if torch.cpu.get_capabilities().get("avx512_bf16", False):
+        in_bf16, *_ = _client(Config(**{**vars(config), "precision": "bf16-mixed"}), 0)
+        work["round, floor in bf16"] = Tuned(config, *train, bf16=True).train
+        work["round, ours in bf16"] = lambda: in_bf16.fit(received, order)
+    return work
+
+
+def _all_cores(config: Config) -> dict[str, Callable[[], Any]]:
+    """A round of all clients: ours in as many processes as there are cores, the common one in one process."""
+    pool = ProcessPoolExecutor(runs.available_cores(), multiprocessing.get_context("spawn"))
+    list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))  # imports, and every process has seen the data
+    source, parts = sources.source_of(config), partition(config)
+    commons = [
+        Common(
+            config,
+            (source.train.images[train], source.train.labels[train]),
+            (source.test.images[test], source.test.labels[test]),
+        )
+        for train, test in zip(parts.train, parts.test)
+    ]
+    with_threads = _threads(runs.available_cores())
+    common = {
+        f"{title} of {CLIENTS} clients, common, one process": with_threads(
+            lambda what=what: [getattr(each, what)() for each in commons]
+        )
+        for title, what in (("round", "train"), ("evaluation", "evaluate"), ("fine-tuning", "personalize"))
+    }
+    ours = {f"round of {CLIENTS} clients, ours": lambda: list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))}
+    return ours | common
+
+
+def _through_flower(config: Config, rounds: int = 4) -> dict[str, Any]:
+    """Seconds per round through ``python -m lit_fedbabu.run``, seconds before the first, worker memory, and bytes."""
+    told = {**config.to_run_config(), "num-server-rounds": rounds, "evaluate-every": rounds, "num-finetune-epochs": 0}
+    config = Config.from_run_config({**told, "run-name": "flower"})
+    with _peak_memory("ClientAppActor") as peak:
+        elapsed, seconds = zip(*rounds_of(config, rounds))
+    events = EventAccumulator(str(Path(config.output_dir) / "flower")).Reload()
+    moved = {way: int(events.Scalars(f"communication/bytes_{way}")[-1].value) for way in ("up", "down")}
+    return {
+        "start-up s": round(elapsed[0] - seconds[0], 1),
+        "round s": seconds[1:],  # workers import PyTorch and Lightning in the first
+        "worker peak MB": {kind: round(value / 2**20) for kind, value in peak.items()},
+        **{f"bytes {way}": count for way, count in moved.items()},
+    }
+
+
+def _client(config: Config, client: int) -> tuple[FedBABUClient, dict[str, Any], list[np.ndarray]]:
+    state = shared_state(config, update.initial_module(config).model.state_dict())
+    order = {"server-round": 1, "learning-rate": config.learning_rate}
+    participant = FedBABUClient(config, client, Path(config.output_dir))
+    return participant, order, [value.numpy() for value in state.values()]
+
+
+def _fit(config: Config, client: int) -> None:
+    participant, order, received = _client(config, client)
+    participant.fit(received, order)
+
+
+def _in_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of everything, measured in turns after one turn to warm up, so that drift cancels in the ratios."""
+    times: dict[str, list[float]] = {title: [] for title in work}
+    for turn in range(-1, repeats):
+        for title, do in work.items():
+            started = time.perf_counter()
+            do()
+            if turn >= 0:
+                times[title].append(time.perf_counter() - started)
+        print(f"turn {turn + 1} of {repeats}", file=sys.stderr, flush=True)
+    return times
+
+
+def _threads(count: int) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    def wrap(do: Callable[[], Any]) -> Callable[[], Any]:
+        def done() -> None:
+            torch.set_num_threads(count)
+            do()
+
+        return done
+
+    return wrap
+
+
+@contextmanager
+def _peak_memory(name: str) -> Iterator[dict[str, int]]:
+    """The greatest resident and unique memory in bytes of any process of that name, looked at every five seconds.
+
+    A look holds the process up, so there are few; the greatest resident memory is the kernel's own record.
+    """
+    peak, over = {"resident": 0, "unique": 0}, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(5):
+            for process in psutil.process_iter(["cmdline"]):
+                try:
+                    if name in " ".join(process.info["cmdline"] or []):
+                        record = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+                        peak["resident"] = max(peak["resident"], 1024 * int(record[1]))
+                        peak["unique"] = max(peak["unique"], process.memory_full_info().uss)
+                except (psutil.Error, OSError):
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.bench import ratios
+from benchmarks.loops import Common, Tuned
+from lit_fedbabu.batches import IMAGENET_MEAN, IMAGENET_STD, normalize
+from lit_fedbabu.config import Config
+from lit_fedbabu.models import build_model
+
+
+def test_all_loops_train_the_same_function():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), np.arange(20) % 10
+    config = Config(num_local_epochs=1, num_finetune_epochs=1, batch_size=10)
+    tuned, common = Tuned(config, images, labels), Common(config, (images, labels), (images, labels))
+    weights = [value for name, value in build_model("FourConvNet", 10, 0).state_dict().items()]
+    model = build_model("FourConvNet", 10, 0)
+    for place, weight in enumerate(weights[:16:4]):  # batch norm cancels the biases of the convolutions
+        model.body[place][0].bias.data.zero_()
+        tuned.model[0][place][0].weight.data.copy_(weight)
+        common.model[0][place][0].weight.data.copy_(weight)
+    for loop in (tuned, common):
+        loop.model[1].load_state_dict(model.head.state_dict())
+    batch = normalize(torch.from_numpy(images), IMAGENET_MEAN, IMAGENET_STD)
+    own = torch.stack([image for image, _ in common.test_set])
+    torch.testing.assert_close(own, batch, rtol=1e-5, atol=1e-6)
+    for loop in (tuned, common):
+        torch.testing.assert_close(loop.model(batch), model(batch), rtol=1e-4, atol=1e-4)
+    for train, loop in ((tuned.train, tuned), (common.train, common)):
+        before = [weight.clone() for weight in loop.model.parameters()]
+        train()
+        moved = [not torch.equal(weight, value) for weight, value in zip(loop.model.parameters(), before)]
+        assert any(moved[:-2]) and not any(moved[-2:]), "the body trains and the head does not"
+    common.personalize()
+    assert not torch.equal(common.model[1].weight, model.head.weight), "fine-tuning trains the head too"
+
+
+def test_ratios_are_taken_turn_by_turn():
+    one = {"round, floor": [1.0, 2.0], "round, ours": [1.1, 2.4], "round, common": [2.2, 4.8]}
+    one |= {f"{what}, {who}": [0.1, 0.1] for what in ("evaluation", "fine-tuning") for who in ("ours", "common")}
+    every = {"round of 10 clients, ours": [10.0, 12.0]}
+    every |= {f"{what} of 10 clients, common, one process": [20.0] for what in ("round", "evaluation", "fine-tuning")}
+    measured = {"machine": {"cores": 2}, "one core": one, "all cores": every, "round s": [11.0, 12.1], "start-up s": 60}
+    found = ratios(measured)
+    assert found["round, ours / floor"] == pytest.approx((1.15, 1.1, 1.2))
+    assert found["round through flwr / round by workers alone"] == pytest.approx((1.05, 1.0, 1.1))
+    theirs, ours = 80 * (20 + 10 * 20) + 10 * 20, 60 + 80 * 11.55 + 50 * (8 * 0.1 + 0.1)
+    assert found["whole reference run, common / ours (estimate)"][0] == pytest.approx(theirs / ours, abs=1e-3)
