@@ -5,10 +5,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
-    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module", "cohort",
-    "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board", "nodes", "failures",
-    "strategy", "client", "client_app", "server_app", "run", "newcomer", "sweep", "finetune", "predict", "report",
-    "data",
+    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
+    "cohort", "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board",
+    "privacy", "nodes", "failures", "strategy", "client", "client_app", "server_app", "superlink", "run",
+    "newcomer", "sweep", "finetune", "predict", "report", "data",
 ]  # fmt: skip
 SERVER, CLIENT = {"nodes", "failures", "strategy", "server_app", "board"}, {"client", "client_app"}
 

@@ -8,11 +8,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from lit_fedbabu import run, runs
+from lit_fedbabu import runs
 from lit_fedbabu.config import Config
+from tests.helpers import tiny_config
+from tests.test_federation import curves, files_that_decide
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -84,19 +87,45 @@ def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path, temp):
     assert list(temp.glob("lit_fedbabu-*")) == []
 
 
+def only(home, name):
+    """The process of Flower or Ray in the home that has this name, the first of several."""
+    return next(process for process in ours(home) if name in " ".join(process.cmdline()))
+
+
+STOPS = {
+    "Ctrl-C": (lambda launcher, home: launcher.send_signal(signal.SIGINT), 130),
+    "the launcher is killed": (lambda launcher, home: launcher.kill(), -signal.SIGKILL),
+    "the server is killed": (lambda launcher, home: only(home, "flwr-simulation").kill(), 1),
+    "a worker is killed": (lambda launcher, home: only(home, "ClientAppActor").kill(), 1),
+    "the SuperLink is killed": (lambda launcher, home: only(home, "flower-superlink").kill(), 1),
+}
+
+
 @pytest.mark.slow
-def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(tmp_path, temp, federate):
-    whole, _ = federate(Config.from_run_config({**TINY, "num-server-rounds": 3}))
+@pytest.mark.parametrize("how", STOPS)
+def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, temp, federate):
+    options = {**TINY, "num-server-rounds": 40, "num-clients": 8}
+    whole, _ = federate(Config.from_run_config(options))
     environment = {**os.environ, "TMPDIR": str(temp)}
     command = [sys.executable, "-m", "lit_fedbabu.run"]
-    first = [*command, *words(output_dir=tmp_path / "out", run_name="tiny", num_server_rounds=3)]
+    place = {"output-dir": tmp_path / "out", "run-name": "tiny"}
+    first = [*command, *(f"{key}={value}" for key, value in (options | place).items())]
     process = subprocess.Popen(first, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("round 2/3"):
+        if line.startswith("round 2/40"):
             break
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    stop, status = STOPS[how]
+    stop(process, str(temp))
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == status, told
+    if status == 1:
+        assert told.startswith("error: ") and told.count("\n") == 1, told
+    deadline = time.monotonic() + 30
+    while (left := ours(str(temp))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, "processes were left running"
     folder = tmp_path / "out" / "tiny"
+    assert not (folder / "results.json").exists()
     resume = [*command, "--resume", str(folder)]
     refused = subprocess.run([*resume, "seed=7"], env=environment, capture_output=True, text=True, timeout=100)
     assert refused.returncode == 2 and "seed = 7: the run in" in refused.stderr, refused.stderr
@@ -105,6 +134,39 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(tmp_path, temp,
     assert (folder / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and "the run is finished" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_killed_twenty_times_ends_where_an_unkilled_one_ends(tmp_path):
+    """Killed at random moments: while it starts, trains, averages, evaluates, writes."""
+
+    def start(place):
+        command = [sys.executable, "-m", "tests.endure", tiny_config.dataset, str(tmp_path / place)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start("whole")
+    told, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+    random, kills = np.random.default_rng(), 0
+    while True:
+        process = start("killed")
+        for line in process.stdout:
+            if line.startswith(f"{runs.MARK} run folder"):
+                break
+        if kills < 20:
+            time.sleep(random.uniform(0, 0.8))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            process.stdout.close()
+            continue
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        break
+    ends = [tmp_path / place / "run" for place in ("whole", "killed")]
+    assert files_that_decide(ends[0]) == files_that_decide(ends[1])
+    assert curves(ends[0]) == curves(ends[1])
+    assert (ends[0] / runs.PARTITION).read_bytes() == (ends[1] / runs.PARTITION).read_bytes()
 
 
 @pytest.mark.slow
@@ -132,27 +194,7 @@ def test_plain_flwr_run_with_its_default_nodes(tmp_path):
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"num_client": 3}, "num-client = 3: no such key; did you mean num-clients?"),
-        ({"num_clients": "many"}, 'num-clients = "many": must be a whole number'),
-        ({"learning_rate": -1}, "learning-rate = -1.0: must be greater than 0"),
-        ({"algorithm": "fedbaboon"}, 'algorithm = "fedbaboon": must be one of'),
-        ({"model_name": "FiveConvNet"}, 'model-name = "FiveConvNet": must be one of'),
-        ({"dataset": "nowhere"}, 'dataset = "nowhere": is no folder here'),
-        ({"run_name": "taken"}, 'run-name = "taken"'),
-    ],
-)
-def test_bad_options_are_refused_before_anything_starts(options, expected, tmp_path, capsys, monkeypatch):
-    (tmp_path / "taken").mkdir()
-    monkeypatch.setattr(run, "_superlink", lambda: pytest.fail("a SuperLink was started"))
-    assert run.main(words(output_dir=tmp_path, **options)) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1 and expected in told, told
-    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
-
-
+@pytest.mark.slow
 def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
     """The server refuses what only it can see: a folder that appeared after the first look."""
     script = (

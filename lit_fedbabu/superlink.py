@@ -1,0 +1,117 @@
+"""A SuperLink of one's own: started, and ended with all that it started, whatever becomes of its starter."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import tomli_w
+
+from lit_fedbabu import runs
+
+START_TIMEOUT_S = 60
+
+
+class LinkError(RuntimeError):
+    """A SuperLink could not be started."""
+
+
+@contextmanager
+def started(root: Path) -> Iterator[Path]:
+    """A SuperLink with a FLWR_HOME of its own, which is yielded; everything it started is ended afterwards.
+
+    That also holds if this process is killed: a guard then does it.
+
+    Args:
+        root: the folder of the app, in which it runs.
+
+    Raises:
+        LinkError: it did not start.
+    """
+    home = Path(tempfile.mkdtemp(prefix="lit_fedbabu-"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": "own", "own": {"address": f"127.0.0.1:{port}", "insecure": True}}})
+    )
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "lit_fedbabu.superlink", str(home)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    command = [
+        program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "state.db"),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    try:
+        with (home / "superlink.log").open("w") as log:
+            link = subprocess.Popen(
+                command, cwd=root, env=environment(home), stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _listens(port):
+            if link.poll() is not None or time.monotonic() > deadline:
+                tail = (home / "superlink.log").read_text().strip().splitlines()[-1:]
+                raise LinkError(f"Flower's SuperLink did not start: {' '.join(tail)}")
+            time.sleep(0.1)
+        yield home
+    finally:
+        end_all(home)
+        guard.communicate()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What Flower's processes of this FLWR_HOME find in their environment."""
+    own = {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    return {"GLIBC_TUNABLES": runs.MALLOC, **os.environ, **own}
+
+
+def program(name: str) -> str:
+    """The path of a program that was installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def end_all(home: Path) -> None:
+    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        ours = [process for process in psutil.process_iter() if _belongs(process, home)]
+        for process in ours:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(ours, timeout=5)
+
+
+def _belongs(process: psutil.Process, home: Path) -> bool:
+    try:
+        return process.environ().get("FLWR_HOME") == str(home)
+    except psutil.Error:
+        return False
+
+
+def main() -> None:
+    """Guard the FLWR_HOME in the first argument: wait until the starter is gone, then clear up behind it."""
+    home = Path(sys.argv[1])
+    sys.stdin.read()  # ends when the other end of the pipe is closed, by whatever cause
+    end_all(home)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""A federation in one process, for tests that kill it: ``python -m tests.endure DATASET OUT``; goes on where it is."""
+
+import sys
+from pathlib import Path
+
+from lit_fedbabu import runs, server_app
+from tests.helpers import NARROW, FakeGrid, tiny_config
+
+
+def main(dataset: str, out: str) -> None:
+    tiny_config.dataset = dataset
+    begun = Path(out) / "run"
+    places = {"output_dir": out, "run_name": "run", "resume": str(begun) if begun.exists() else ""}
+    config = tiny_config(model_name=NARROW, algorithm="fedper", num_server_rounds=60, evaluate_every=2, **places)
+    server_app.federate(FakeGrid(config, 2), config)
+    print(runs.MARK, "finished")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
