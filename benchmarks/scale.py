@@ -44,9 +44,10 @@ def main() -> int:
             found["round s"].append(seconds[1:])  # workers import PyTorch and Lightning in the first
             found["server MB"].append(round(memory / 2**20, 1))
             found["start-up s"].append(round(started[0], 1))
-            middle = np.median(seconds[1:])
+            mean, error = np.mean(seconds[1:]), np.std(seconds[1:]) / np.sqrt(ROUNDS - 2)
             print(
-                f"{clients:>6} clients  round {middle:.2f} s  server {memory / 2**20:.0f} MB  start {started[0]:.1f} s"
+                f"{clients:>6} clients  round {mean:.2f} ± {error:.2f} s  server {memory / 2**20:.0f} MB"
+                f"  start {started[0]:.1f} s"
             )
     append("scale.jsonl", {"machine": machine(), **found})
     with figures.style():
@@ -67,7 +68,7 @@ def _server_memory() -> int:
 def _draw(found: dict[str, list]) -> Figure:
     figure = Figure(figsize=(figures.COLUMN, 4.2))
     for axes, key in zip(figure.subplots(3, 1, sharex=True), ("round s", "server MB", "start-up s")):
-        values = [np.median(value) for value in found[key]]
+        values = [np.mean(value) for value in found[key]]
         axes.plot(found["clients"], values, marker="o")
         axes.set(xscale="log", ylim=(0, 1.3 * max(values)), ylabel=key.replace(" s", " (s)").replace(" MB", " (MB)"))
     axes.set_xlabel("clients, of which 10 train in a round")
