@@ -10,6 +10,7 @@ from flwr.client import NumPyClient
 
 from lit_fedbabu import update
 from lit_fedbabu.config import Config
+from lit_fedbabu.privacy import protect
 
 
 class FedBABUClient(NumPyClient):
@@ -64,10 +65,11 @@ def fit_together(
     first, clients = participants[0], [each.client for each in participants]
     received, rate = first.received(parameters), config["learning-rate"]
     updates = update.cohort_update(first.config, clients, config["server-round"], received, rate, first.memories)
-    return [
-        ([value.cpu().contiguous().numpy() for value in state.values()], count, {"train_loss": loss})
-        for state, count, loss in updates
-    ]
+    replies = []
+    for state, count, loss in updates:
+        arrays = [value.cpu().contiguous().numpy() for value in state.values()]
+        replies.append((protect(arrays, parameters, first.config), count, {"train_loss": loss}))
+    return replies
 
 
 def evaluate_together(

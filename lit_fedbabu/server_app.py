@@ -1,6 +1,7 @@
 """Flower's ServerApp: configuration, nodes, rounds, summary."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from lit_fedbabu.checkpoint import resumable
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.partition import class_counts
+from lit_fedbabu.privacy import guarantee
 from lit_fedbabu.strategy import MESSAGE_TIMEOUT_S, SharedParts
 
 app = ServerApp()
@@ -61,15 +63,20 @@ def federate(grid: Grid, config: Config) -> Path:
 
     nodes = find_nodes(grid)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
+    strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say, rounds)
+    facts = {"trains-on": trains_on}
     say(f"training on {trains_on}")
-    if not config.resume:
+    drawn = Counter(client for each in range(config.num_server_rounds) for client in strategy.participants(each + 1))
+    if told := guarantee(config, max(drawn.values())):
+        facts["privacy"] = told
+        say(told)
+    if begun is None:
         counts = class_counts(config)
         runs.write_whole(folder / runs.PARTITION, counts)
         board.split(counts)
-        runs.write_config(folder, config, {"trains-on": trains_on})
+        runs.write_config(folder, runs.read_config(folder), facts)
     elif (before := runs.read_environment(folder).get("trains-on", trains_on)) != trains_on:
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
-    strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say, rounds)
     strategy.start(
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),

@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lit_fedbabu import memory, privacy, runs
+from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.config import Config
+from lit_fedbabu.models import select
+from lit_fedbabu.strategy import SharedParts
+from tests.helpers import NARROW, start, tiny_config
+
+ORDER = {"server-round": 1, "learning-rate": 0.1}
+
+
+def sent(folder, **options):
+    """What a client receives and sends in its first round, as one vector each, and the configuration."""
+    config = tiny_config(model_name=NARROW, **options)
+    received = [value.numpy() for value in start(config).values()]
+    arrays, _, _ = FedBABUClient(config, 1, folder).fit(received, ORDER)
+    assert [(array.shape, array.dtype) for array in arrays] == [(array.shape, array.dtype) for array in received]
+    return [np.concatenate([array.ravel() for array in each]) for each in (received, arrays)]
+
+
+def test_an_update_is_clipped_in_its_length_and_not_in_its_direction(tmp_path):
+    received, free = sent(tmp_path)
+    moved = free - received
+    length = np.linalg.norm(moved)
+    _, clipped = sent(tmp_path, clipping_norm=float(length / 3))
+    np.testing.assert_allclose(clipped - received, moved / 3, rtol=1e-3, atol=1e-6)
+    _, whole = sent(tmp_path, clipping_norm=float(2 * length))
+    np.testing.assert_allclose(whole, free, rtol=0, atol=1e-6)
+
+
+def test_noise_is_gaussian_and_does_not_follow_from_the_seed(tmp_path):
+    options = {"clipping_norm": 0.5, "noise_multiplier": 3.0}
+    _, clipped = sent(tmp_path, clipping_norm=0.5)
+    np.random.seed(0)
+    _, one = sent(tmp_path, **options)
+    np.random.seed(0)
+    _, two = sent(tmp_path, **options)
+    assert len(one) > 200 and not np.array_equal(one, two)
+    noise = np.concatenate([one, two]) - np.concatenate([clipped, clipped])
+    assert stats.kstest(noise / 1.5, "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_only_what_is_shared_is_noised(algorithm, tmp_path):
+    kept = []
+    for place, options in (("free", {}), ("noised", {"clipping_norm": 0.1, "noise_multiplier": 1.0})):
+        received, arrays = sent(tmp_path / place, algorithm=algorithm, **options)
+        kept.append(memory.recall(tmp_path / place, 1, 1))
+    assert len(arrays) == sum(
+        value.numel() for value in select(start(tiny_config(model_name=NARROW)), ["body"]).values()
+    )
+    assert kept[0].keys() == kept[1].keys() and bool(kept[0]) == (algorithm == "fedper")
+    assert all(torch.equal(kept[1][name], value) for name, value in kept[0].items()), "a head of one's own has no noise"
+
+
+def test_a_client_that_did_not_move_is_not_clipped():
+    arrays = [np.ones(3, np.float32)]
+    assert np.array_equal(privacy.protect(arrays, arrays, Config(clipping_norm=1.0))[0], arrays[0])
+
+
+@pytest.mark.parametrize(("noise_multiplier", "participations"), [(1.0, 1), (4.0, 1), (4.0, 8), (50.0, 8)])
+def test_epsilon_is_the_least_that_the_gaussian_mechanism_has(noise_multiplier, participations):
+    found = privacy.epsilon(noise_multiplier, participations)
+    spread = noise_multiplier / math.sqrt(participations)
+
+    def delta(epsilon):
+        """The hockey-stick divergence of two Gaussians 2 apart, integrated numerically."""
+        x = np.linspace(-40 * spread, 40 * spread, 2_000_001)
+        here, there = (stats.norm.pdf(x, mean, spread) for mean in (1, -1))
+        return np.trapezoid(np.maximum(here - np.exp(epsilon) * there, 0), x)
+
+    assert delta(found) == pytest.approx(privacy.DELTA, rel=1e-2)
+    assert privacy.epsilon(noise_multiplier, participations + 1) > found
+
+
+def test_the_run_tells_what_the_protection_amounts_to(federate, capsys, tmp_path):
+    config = tiny_config(model_name=NARROW, clipping_norm=1.0, noise_multiplier=2.0, num_server_rounds=3)
+    folder, _ = federate(config)
+    strategy = SharedParts(config, [0], tmp_path, None, None, None)
+    drawn = [client for server_round in (1, 2, 3) for client in strategy.participants(server_round)]
+    most = max(map(drawn.count, drawn))
+    told = privacy.guarantee(config, most)
+    assert f"epsilon {privacy.epsilon(2.0, 1):.3g} for a round" in told and f"for the {most} rounds" in told
+    assert told in capsys.readouterr().out
+    assert runs.read_environment(folder)["privacy"] == told
+    assert "no differential privacy" in privacy.guarantee(tiny_config(clipping_norm=1.0), most)
+    assert privacy.guarantee(tiny_config(), most) == ""
