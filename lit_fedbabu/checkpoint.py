@@ -1,7 +1,7 @@
 """Reading what a federation left, without Lightning and without running any code that a file may contain."""
 
 import dataclasses
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Federated:
     config: Config
     rounds: list[dict[str, Any]]
     shared: dict[str, torch.Tensor]
+    class_names: list[str]
     constants: tuple[list[float], list[float]]
     """Mean and standard deviation by channel that its images were normalized with."""
     memories: Path | None = None
@@ -54,11 +55,14 @@ def read_content(path: Path, trusted_model: str = "") -> dict[str, Any]:
         ConfigError: the file is damaged, not of this version of the package, or names a model that is code.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, model_name = content["lit_fedbabu"], content["hyper_parameters"]["model_name"]
         missing = {"config", "round", "class_names", "mean", "std"} - about.keys()
         missing |= {"num_classes", "norm", "channels"} - content["hyper_parameters"].keys()
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file can make the reader raise anything
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ConfigError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
     if missing:
@@ -91,7 +95,10 @@ def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
     about = content["lit_fedbabu"]
     if "rounds" not in about:
         raise ConfigError("checkpoint", str(path), "is a personal model; give the checkpoint of a federation")
-    config = Config.from_run_config(about["config"])
+    try:
+        config = Config.from_run_config(about["config"])
+    except ConfigError as error:
+        raise ConfigError("checkpoint", str(path), f"was written by another version of lit_fedbabu: {error}") from None
     state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
     memories = path.resolve().parent.parent / runs.MEMORY
     if algorithm_of(config).kept and not memories.is_dir():
@@ -102,6 +109,7 @@ def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
         config,
         about["rounds"],
         shared_state(config, state),
+        about["class_names"],
         (about["mean"], about["std"]),
         memories if memories.is_dir() else None,
     )
@@ -114,8 +122,6 @@ def resumable(config: Config) -> Federated | None:
         ConfigError: there is no such run, it is finished, or it was begun with other options.
     """
     folder = Path(config.resume)
-    if not (folder / runs.CONFIG).is_file():
-        raise ConfigError("resume", config.resume, f"is no run's folder: it has no {runs.CONFIG}")
     begun = runs.read_config(folder).experiment()
     for key, value in config.experiment().items():
         if value != begun[key]:

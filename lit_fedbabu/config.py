@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,22 @@ class ConfigError(ValueError):
     """Bad input, told in one line that names the key, the value and the remedy."""
 
     def __init__(self, key: str, value: Any, remedy: str) -> None:
-        super().__init__(f"{key} = {json.dumps(value, default=str)}: {remedy}")
+        name = key if key.isprintable() else json.dumps(key)
+        super().__init__(f"{name} = {json.dumps(value, default=str)}: {remedy}")
+
+
+def told_in_one_line(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """A command that tells bad input, with exit status 2, and a full disk and the like, with 1, in a line on stderr."""
+
+    @functools.wraps(main)
+    def command(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (ConfigError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else 1
+
+    return command
 
 
 def _option(
@@ -102,6 +119,10 @@ class Config:
         0.01, "strength of the pull to the received model; read by fedprox, fedprox-babu, and ditto as lambda", low=0
     )
     inner_learning_rate: float = _option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
+    clipping_norm: float = _option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
+    noise_multiplier: float = _option(
+        0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0
+    )
     finetune_part: str = _option("full", "what fine-tuning trains", choices=("head", "body", "full"))
     num_finetune_epochs: int = _option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = _option(
@@ -142,6 +163,10 @@ class Config:
             object.__setattr__(self, field.name, value)
         if "/" in self.run_name or self.run_name.startswith("."):
             raise ConfigError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
+        if self.noise_multiplier and not self.clipping_norm:
+            raise ConfigError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
+        if self.clipping_norm and self.norm == "batch-running":
+            raise ConfigError("clipping-norm", self.clipping_norm, 'would spoil running statistics; take norm="batch"')
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
@@ -170,6 +195,11 @@ class Config:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
         word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients that are drawn for a round: int(f N), at least one."""
+        return max(1, int(self.fraction_train * self.num_clients + 1e-9))
 
     def learning_rate_in(self, server_round: int) -> float:
         """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
@@ -216,7 +246,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # of which those for bytes that are no text, or no TOML, are
         raise ConfigError("configuration file", str(path), f"cannot be read: {error}") from None
 
 

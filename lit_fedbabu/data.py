@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from lit_fedbabu import runs
-from lit_fedbabu.config import Config, ConfigError, parse_overrides
+from lit_fedbabu.config import Config, parse_overrides, told_in_one_line
 
 ROWS = 100
 """Clients in the printed table; the file has all."""
 
 
+@told_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.data",
@@ -21,21 +22,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
     arguments = parser.parse_args(argv)
-    try:
-        config = Config.from_run_config(parse_overrides(arguments.words))
-        from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
+    config = Config.from_run_config(parse_overrides(arguments.words))
+    from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
 
-        preflight.check(config)
-        runs.make_folder("--out", arguments.out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    preflight.check(config)
+    runs.make_folder("--out", arguments.out)
     from lit_fedbabu import figures, partition
 
     counts = partition.class_counts(config)
     print(table(counts))
     print(f"{config.dataset} by {config.partitioner}: {partition.summary(config)}")
-    (arguments.out / runs.PARTITION).write_text(counts)
+    runs.write_whole(arguments.out / runs.PARTITION, counts)
     for path in (arguments.out / runs.PARTITION, *figures.draw_split(counts, arguments.out)):
         print(path)
     return 0

@@ -65,7 +65,9 @@ def draw_split(class_counts: str, out: Path) -> Iterator[Path]:
 
 def _saved(figure: Figure, path: Path) -> Iterator[Path]:
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        figure.savefig(path.with_suffix(suffix), metadata=metadata)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix[1:], metadata=metadata)
+        runs.write_whole(path.with_suffix(suffix), drawn.getvalue())
         yield path.with_suffix(suffix)
 
 

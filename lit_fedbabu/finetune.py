@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu import card, preflight, runs, sweep
+from lit_fedbabu import card, preflight, runs, sources, sweep
 from lit_fedbabu.checkpoint import Federated, find_checkpoint, read_checkpoint
-from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.config import Config, ConfigError, told_in_one_line
 
 HERE = Path()
 
 
+@told_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.finetune",
@@ -42,31 +43,28 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="saved models use statistics of the training images, and so predict each image alone",
     )
+    parser.add_argument("--precision", help="of the training, as the option precision")
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     arguments = parser.parse_args(argv)
-    try:
-        checkpoint = find_checkpoint(arguments.source)
-        federated = read_checkpoint(checkpoint, arguments.model_name)
-        settings = list(_settings(federated, arguments))
-        if arguments.running_statistics and federated.config.norm == "batch-running":
-            raise ConfigError("--running-statistics", True, "the model has them already")
-        if arguments.data is not None:
-            return _newcomer(settings, arguments)
-        if arguments.save not in (None, HERE):
-            raise ConfigError("--save", str(arguments.save), "is for --data; for the clients it is --save alone")
-        clients = chosen_clients(arguments.clients, federated.config.num_clients)
-        preflight.check(settings[0].config)
-        facts = {
-            "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
-            "source": runs.source_digest(),
-            "clients": arguments.clients,
-            "running-statistics": str(arguments.running_statistics),
-        }
-        folders = [_folder(checkpoint, setting.config, facts) for setting in settings]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    checkpoint = find_checkpoint(arguments.source)
+    federated = read_checkpoint(checkpoint, arguments.model_name)
+    settings = list(_settings(federated, arguments))
+    if arguments.running_statistics and federated.config.norm == "batch-running":
+        raise ConfigError("--running-statistics", True, "the model has them already")
+    if arguments.data is not None:
+        return _newcomer(settings, arguments)
+    if arguments.save not in (None, HERE):
+        raise ConfigError("--save", str(arguments.save), "is for --data; for the clients it is --save alone")
+    clients = chosen_clients(arguments.clients, federated.config.num_clients)
+    _check(settings[0])
+    facts = {
+        "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
+        "source": runs.source_digest(),
+        "clients": arguments.clients,
+        "running-statistics": str(arguments.running_statistics),
+    }
+    folders = [_folder(checkpoint, setting.config, facts) for setting in settings]
     tunings = [
         sweep.Tuning(setting, None if arguments.save is None else folder / "personal", arguments.running_statistics)
         for setting, folder in zip(settings, folders, strict=True)
@@ -135,9 +133,21 @@ def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[F
             "num_finetune_epochs": arguments.epochs,
             "finetune_learning_rate": rate,
             "dataset": arguments.dataset,
+            "precision": arguments.precision,
         }
         changed = {name: value for name, value in given.items() if value is not None}
         yield dataclasses.replace(federated, config=dataclasses.replace(federated.config, **changed))
+
+
+def _check(federated: Federated) -> None:
+    """Raise ConfigError where the clients' data or this machine are not what the fine-tuning needs."""
+    config = federated.config
+    preflight.resolve_precision(config.precision)
+    found, expected = (", ".join(names) for names in (sources.source_of(config).class_names, federated.class_names))
+    if found != expected:
+        remedy = f"has the classes {found}, and the federation's had {expected}; for images of your own there is --data"
+        raise ConfigError("dataset", config.dataset, remedy)
+    preflight.check(config)
 
 
 def _describe(tuning: sweep.Tuning, folder: Path, outcome: dict[str, Any]) -> None:

@@ -106,12 +106,16 @@ def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch
     The caller's random state is left as it was.
 
     Raises:
-        ConfigError: there is no model of that name, or it is not made of a body and a head.
+        ConfigError: there is no model of that name, it cannot be built, or it is not made of a body and a head.
     """
     make = MODELS.get(model_name) or _imported(model_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make(num_classes, NORMS[norm], channels)
+        try:
+            model = make(num_classes, NORMS[norm], channels)
+        except Exception as error:  # whatever a user's own function raises
+            remedy = f"could not be built for {num_classes} classes and {channels} channels: {error!r}"
+            raise ConfigError("model-name", model_name, remedy) from error
     parts = {name.partition(".")[0] for name in model.state_dict()} if isinstance(model, nn.Module) else set()
     if parts != set(PARTS):
         raise ConfigError("model-name", model_name, "must give a module whose weights are in a body and a head")

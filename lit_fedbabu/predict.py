@@ -16,7 +16,7 @@ from lit_fedbabu import sources
 from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.batches import normalize, with_channels
 from lit_fedbabu.checkpoint import read_content
-from lit_fedbabu.config import ConfigError
+from lit_fedbabu.config import ConfigError, told_in_one_line
 from lit_fedbabu.models import IMAGE_SIZE, parts_of
 from lit_fedbabu.module import LitFedBABU
 
@@ -42,6 +42,7 @@ class Deployed(nn.Module):
         return self.model((images - self.mean) / self.std)
 
 
+@told_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.predict",
@@ -54,18 +55,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the file of --export; otherwise beside the checkpoint")
     parser.add_argument("--model-name", default="", help="the checkpoint's model if it is an import path: it is run")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        if not (arguments.images or arguments.export):
-            raise ConfigError("IMAGE", "", "give one image or more, or --export")
-        module = load(arguments.checkpoint, arguments.model_name)
-        images = read_images(arguments.images, len(module.about["mean"])) if arguments.images else None
-        if arguments.export:
-            path = arguments.out or arguments.checkpoint.with_suffix(SUFFIXES[arguments.export])
-            export(module, arguments.export, path)
-            print(f"wrote {path}: float32 images (N, {len(module.about['mean'])}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not (arguments.images or arguments.export):
+        raise ConfigError("IMAGE", "", "give one image or more, or --export")
+    module = load(arguments.checkpoint, arguments.model_name)
+    images = read_images(arguments.images, len(module.about["mean"])) if arguments.images else None
+    if arguments.export:
+        path = arguments.out or arguments.checkpoint.with_suffix(SUFFIXES[arguments.export])
+        export(module, arguments.export, path)
+        print(f"wrote {path}: float32 images (N, {len(module.about['mean'])}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
     if images is None:
         return 0
     names = module.about["class_names"]

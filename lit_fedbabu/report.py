@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,13 @@ import numpy as np
 
 from lit_fedbabu import runs
 from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run, tunings_of
-from lit_fedbabu.config import ConfigError
+from lit_fedbabu.config import told_in_one_line
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
 """Columns of the table of fine-tunings, where they were reached."""
 
 
+@told_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.report",
@@ -26,21 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
     arguments = parser.parse_args(argv)
-    try:
-        methods = by_method([read_run(folder) for folder in arguments.folders])
-        runs.make_folder("--out", arguments.out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    methods = by_method([read_run(folder) for folder in arguments.folders])
+    runs.make_folder("--out", arguments.out)
     tables = {"methods": method_table, "finetuning": finetuning_table, "measures": measure_table}
     for name, rows in ((name, of(methods)) for name, of in tables.items()):
         if not rows:
             continue
-        (arguments.out / f"{name}.md").write_text(markdown(rows))
-        with (arguments.out / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        runs.write_whole(arguments.out / f"{name}.md", markdown(rows))
+        runs.write_whole(arguments.out / f"{name}.csv", _as_csv(rows))
         print(markdown(rows))
     from lit_fedbabu import figures  # matplotlib takes long to import: not before bad input is refused
 
@@ -129,6 +124,14 @@ def measure_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
         row["personalized"] = f"{np.mean(personalized):.4f}"
         rows.append(row)
     return rows
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -28,6 +28,8 @@ RESULTS = "results.json"
 PARTITION = "partition.csv"
 MEMORY = "memory"
 FAILURES = "failures.jsonl"
+CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
+"""The keys of a results.json."""
 KINDS = ("initial", "personalized")
 """Of accuracies: of the model as received, and after fine-tuning."""
 MEASURES = {
@@ -47,18 +49,17 @@ def default_run_name(config: Config) -> str:
 
 
 def create(config: Config) -> Path:
-    """Make the run's folder, with the effective configuration in it.
+    """Make the run's folder, with the effective configuration in it, or not at all.
 
     Raises:
         ConfigError: the folder exists already, or cannot be made.
     """
     folder = Path(config.output_dir).expanduser().resolve() / (config.run_name or default_run_name(config))
     refuse_existing(folder)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError("output-dir", config.output_dir, f"{folder} cannot be made: {error.strerror}") from None
-    write_config(folder, config, {})
+    scratch = folder.with_name(f".{folder.name}")
+    make_folder("output-dir", scratch)
+    write_config(scratch, config, {})
+    scratch.rename(folder)
     return folder
 
 
@@ -74,6 +75,8 @@ def read_config(folder: Path) -> Config:
     Raises:
         ConfigError: ``config.toml`` is missing, damaged, or not of this version.
     """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError("run", str(folder), f"is no run's folder: it has no {CONFIG}")
     values = read_toml(folder / CONFIG)
     values.pop("environment", None)
     return Config.from_run_config(values)
@@ -102,6 +105,13 @@ def make_folder(option: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(option, str(folder), f"cannot be made: {error.strerror}") from None
+
+
+def refuse_unwritable(option: str, folder: Path) -> None:
+    """Raise ConfigError where a folder that an option names cannot be made or written to."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ConfigError(option, str(folder), f"{place} is no folder that can be written to; take another one")
 
 
 def refuse_existing(folder: Path) -> None:
@@ -198,9 +208,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULTS
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError("results", str(path), f"cannot be read: {error}") from None
+        outcome = json.loads(path.read_text())
+        return {key: outcome[key] for key in CONTENT}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError("results", str(path), f"cannot be read: {error!r}") from None
 
 
 def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
@@ -265,11 +276,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_whole(path, f"{{\n{body}\n}}\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under another name, then move it into place."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name, then move it into place; what was there stays if that fails."""
     scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text)
-    os.replace(scratch, path)
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def record_failure(folder: Path, failure: Mapping[str, Any]) -> None:

@@ -88,8 +88,7 @@ class SharedParts(Strategy):
         if algorithm_of(self.config).pooled:
             return [0]
         rng = np.random.default_rng(self.config.derived_seed("sampling", server_round))
-        count = max(1, int(self.config.fraction_train * self.config.num_clients + 1e-9))
-        return sorted(rng.choice(self.config.num_clients, count, replace=False).tolist())
+        return sorted(rng.choice(self.config.num_clients, self.config.clients_per_round, replace=False).tolist())
 
     def substitutes(self, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
         """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""

@@ -18,8 +18,9 @@ from torch import Tensor
 from lit_fedbabu import runs
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.cohort import CohortData, LitCohort
-from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.config import Config
 from lit_fedbabu.module import LitFedBABU
+from lit_fedbabu.preflight import resolve_precision
 
 # A Trainer is built for every client and round: its greetings and advice are silenced here, once.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -91,22 +92,6 @@ class Personal:
         for kind in ("template_accuracy", "other_classes_accuracy"):
             row |= {f"{name}_{kind}": getattr(reach, kind) for name, reach in zip(runs.KINDS, self.reach)}
         return row | {f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)}
-
-
-def resolve_precision(precision: str) -> str:
-    """The Lightning precision that "auto" stands for on this machine; any other is itself.
-
-    Raises:
-        ConfigError: 16-mixed without a GPU, which Lightning would silently replace.
-    """
-    if precision == "16-mixed" and not torch.cuda.is_available():
-        raise ConfigError("precision", precision, "needs a GPU, and this machine has none; take auto or 32-true")
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def cohort_size(config: Config) -> int:

@@ -1,10 +1,8 @@
 import hashlib
 import random
-from contextlib import contextmanager
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -13,7 +11,7 @@ from PIL import Image
 from lit_fedbabu import client_app, runs, sources, sweep, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.batches import ClientData, augment, mean_and_std, normalize
-from lit_fedbabu.config import Config, ConfigError
+from lit_fedbabu.config import Config
 from lit_fedbabu.models import Sandwich, build_model, model_seed
 
 
@@ -130,8 +128,11 @@ def model_by_hand(config):
     return build_model(config.model_name, 10, model_seed(config)).to(memory_format=torch.channels_last)
 
 
+NARROW = "tests.helpers:narrow_model"
+
+
 def narrow_model(num_classes, norm, channels):
-    """A model of a user's own, ``tests.helpers:narrow_model``, so small that a step takes a millisecond."""
+    """A model of a user's own, so small that a step takes a millisecond."""
     convolution = torch.nn.Conv2d(channels, 8, kernel_size=3, stride=4)
     body = torch.nn.Sequential(convolution, norm(8), torch.nn.ReLU(), torch.nn.Flatten())
     return Sandwich(body, torch.nn.Linear(512, num_classes))
@@ -146,13 +147,3 @@ def finetuned(federated, clients):
     """The content of the results.json of a fine-tuning of these clients."""
     rows = [sweep.personalize(sweep.Tuning(federated), [client])[0] for client in clients]
     return runs.results(federated.config.algorithm, federated.rounds, rows)
-
-
-@contextmanager
-def refused(words):
-    """What is done is refused in one line that has all these words."""
-    with pytest.raises(ConfigError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message

@@ -11,7 +11,7 @@ from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.models import MODELS, NORMS
 from lit_fedbabu.partition import partition
 from lit_fedbabu.training import LitCohort
-from tests.helpers import start, tiny_config
+from tests.helpers import NARROW, start, tiny_config
 
 TOGETHER = [name for name, row in ALGORITHMS.items() if not row.pooled]
 
@@ -19,7 +19,7 @@ TOGETHER = [name for name, row in ALGORITHMS.items() if not row.pooled]
 def ragged(**changes):
     """Five clients of different sizes: other numbers of batches, and other last batches, odd and even."""
     options = {"partitioner": "linear", "num_clients": 5, "num_local_epochs": 2, "num_head_epochs": 1}
-    options |= {"model_name": "tests.helpers:narrow_model", "precision": "64-true", "cohort_size": 5}
+    options |= {"model_name": NARROW, "precision": "64-true", "cohort_size": 5}
     config = tiny_config(**{**options, **changes})
     sizes = [len(part) for part in partition(config).train]
     assert len({-(-size // config.batch_size) for size in sizes}) > 3
@@ -98,12 +98,11 @@ def test_a_federation_with_cohorts_is_the_federation_without(federate, monkeypat
     monkeypatch.setattr(
         LitCohort, "of", classmethod(lambda cls, modules: sizes.append(len(modules)) or whole(cls, modules))
     )
-    name = "tests.helpers:narrow_model"
     for cohort_size in (1, 4):
-        folder, _ = federate(tiny_config(model_name=name, precision="64-true", cohort_size=cohort_size))
+        folder, _ = federate(tiny_config(model_name=NARROW, precision="64-true", cohort_size=cohort_size))
         assert max(sizes, default=1) == cohort_size
         sizes.clear()
-        assert finetune.main([str(folder), "--model-name", name, "--epochs", "2"]) == 0
+        assert finetune.main([str(folder), "--model-name", NARROW, "--epochs", "2"]) == 0
         assert sizes[:1] == [4][: cohort_size - 1]
         (again,) = (folder / "finetune").iterdir()
         losses += [

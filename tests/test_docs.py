@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "add-an-algorithm.md"
 
 
+@pytest.mark.slow
 def test_algorithms_are_added_as_the_page_says_and_go_through_the_tests_of_every_row(tmp_path):
     for folder in ("lit_fedbabu", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -21,7 +21,7 @@ from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.strategy import SharedParts
-from tests.helpers import FakeGrid, finetuned, start, tiny_config
+from tests.helpers import NARROW, FakeGrid, finetuned, start, tiny_config
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
@@ -42,14 +42,14 @@ def files_that_decide(folder):
 
 
 def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(federate):
-    config = tiny_config(algorithm="fedper")
+    config = tiny_config(algorithm="fedper", model_name=NARROW)
     outcomes = []
     for nodes, shuffle in ((1, False), (1, False), (2, True), (5, True), (9, True)):
         folder, _ = federate(config, FakeGrid(config, nodes, shuffle))
         outcomes.append(files_that_decide(folder))
     assert {*CHECKPOINTS, "results.json"} < set(outcomes[0]) and any("memory" in name for name in outcomes[0])
     assert all(outcome == outcomes[0] for outcome in outcomes)
-    folder, _ = federate(tiny_config(algorithm="fedper", seed=7))
+    folder, _ = federate(tiny_config(algorithm="fedper", model_name=NARROW, seed=7))
     other = files_that_decide(folder)
     assert all(other[name] != outcomes[0].get(name) for name in other)
 
@@ -412,8 +412,9 @@ def curves(folder):
 )
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):
     config = tiny_config(
-        algorithm=algorithm, num_server_rounds=rounds, num_head_epochs=1, num_clients=3, fraction_train=0.7
-    )
+        algorithm=algorithm, model_name=NARROW, num_server_rounds=rounds, num_head_epochs=1, num_clients=3,
+        fraction_train=0.7,
+    )  # fmt: skip
     whole, _ = federate(config)
     with pytest.raises(KeyboardInterrupt):
         federate(config, StoppedGrid(config, kind, server_round))
@@ -445,15 +446,14 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "lg-fedavg"])
 def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, federate, one_core):
-    name = "tests.helpers:narrow_model"
-    config = tiny_config(algorithm=algorithm, model_name=name, norm="batch-running", num_finetune_epochs=2)
+    config = tiny_config(algorithm=algorithm, model_name=NARROW, norm="batch-running", num_finetune_epochs=2)
     folder, grid = federate(config, FakeGrid(config, 2))
     buffers = {"body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"}
     shared = set(
         next(message for message in grid.messages if message.metadata.message_type == "train").content["arrays"]
     )
     assert buffers <= shared if algorithm != "lg-fedavg" else not buffers & shared
-    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT, trusted_model=name)
+    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT, trusted_model=NARROW)
     own = [update.own_module(config, client, 2, federated.shared, federated.memories) for client in range(6)]
     counts = {int(module.model.body[1].num_batches_tracked) for module in own}
     assert max(counts) > 0 and (len(counts) == 1) == (algorithm != "lg-fedavg")
@@ -462,7 +462,7 @@ def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, feder
 
 
 def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
-    folder, _ = federate(tiny_config(model_name="tests.helpers:narrow_model", num_server_rounds=1))
+    folder, _ = federate(tiny_config(model_name=NARROW, num_server_rounds=1))
     capsys.readouterr()
     assert finetune.main([str(folder)]) == 2
     told = capsys.readouterr().err

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lit_fedbabu import training, update
+from lit_fedbabu import preflight, training, update
 from lit_fedbabu.batches import ClientData, normalize
 from lit_fedbabu.config import ConfigError
 from lit_fedbabu.models import NORMS, FourConvNet, Sandwich, build_model, parts_of, select
@@ -150,15 +150,15 @@ def test_auto_precision_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_bf16=has_bf16: {"avx512_bf16": has_bf16})
-        assert training.resolve_precision("auto") == expected
+        assert preflight.resolve_precision("auto") == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16, **_: has_bf16)
-        assert training.resolve_precision("auto") == expected
-    assert training.resolve_precision("32-true") == "32-true"
+        assert preflight.resolve_precision("auto") == expected
+    assert preflight.resolve_precision("32-true") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match='precision = "16-mixed": needs a GPU'):
-        training.resolve_precision("16-mixed")
+        preflight.resolve_precision("16-mixed")
 
 
 def test_mixed_precision_trains_float32_weights():

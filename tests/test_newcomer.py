@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import pytest
@@ -70,47 +69,6 @@ def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
     assert finetune.main([str(finished), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert sources.load(str(tmp_path / "grey")).channels == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--data", "{nowhere}"], "is no folder here"),
-        (["--data", "{empty}"], "cannot be loaded"),
-        (["--data", "{one}"], "has images of one class alone"),
-        (["--data", "{broken}"], "cannot be read: "),
-        (["--data", "{good}", "--save"], "needs a folder"),
-        (["--data", "{good}", "--save", "{taken}"], "is not empty"),
-        (["--data", "{good}", "--save", "{taken}/file"], "cannot be written to"),
-        (["--data", "{good}", "--lr", "0.1,0.2"], "takes one --part and one --lr"),
-        (["--data", "{good}", "--clients", "3"], "are those of the federation"),
-        (["--data", "{good}", "--label-column", "colour"], "is no column of the dataset"),
-        (["--save", "{good}"], "is for --data"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, finished, tmp_path, capsys):
-    for name in ("empty", "taken"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "taken" / "file").touch()
-    paint(tmp_path / "good")
-    paint(tmp_path / "one", classes=("blue",))
-    (paint(tmp_path / "broken") / "red" / "3.png").write_bytes(b"no image")
-    places = {name: tmp_path / name for name in ("nowhere", "empty", "one", "broken", "good", "taken")}
-    before = sorted(path for path in tmp_path.rglob("*"))
-    capsys.readouterr()
-    assert finetune.main([str(finished), *(word.format(**places) for word in arguments)]) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and words in told.err, told.err
-    assert not told.out
-    assert sorted(path for path in tmp_path.rglob("*")) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to_is_refused(finished, tmp_path, capsys):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    command = [str(finished), "--data", str(paint(tmp_path / "good")), "--save", str(tmp_path / "locked" / "mine")]
-    assert finetune.main(command) == 2
-    assert "cannot be written to: Permission denied" in capsys.readouterr().err
 
 
 def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_path, capsys):

@@ -123,50 +123,6 @@ def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
     assert "exists and is not overwritten" in capsys.readouterr().err and path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["{personal}"], "give one image or more"),
-        (["{personal}", "{nowhere}.png"], "is no file"),
-        (["{personal}", "{text}"], "cannot be read as an image"),
-        (["{nowhere}", "{image}"], "is not one that lit_fedbabu wrote"),
-        (["{text}", "{image}"], "is not one that lit_fedbabu wrote"),
-        (["{truncated}", "{image}"], "is not one that lit_fedbabu wrote"),
-        (["{code}", "{image}"], "is not one that lit_fedbabu wrote"),
-        (["{other}", "{image}"], "has weights of another model"),
-        (["{named}", "{image}"], "is code that the checkpoint names"),
-        (["{old}", "{image}"], "another version of lit_fedbabu: it does not say class_names, mean"),
-        (["{personal}", "--export", "onnx", "--out", "{nowhere}/model.onnx"], "there is no folder"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, words, personal, tmp_path, capsys):
-    class Code:
-        def __reduce__(self):
-            return (pytest.fail, ("code in a checkpoint was run",))
-
-    names = ("nowhere", "text", "image", "truncated", "code", "other", "named", "old")
-    places = {"personal": personal, **{name: tmp_path / name for name in names}}
-    places["text"].write_text("no image, and no checkpoint")
-    Image.new("RGB", (32, 32)).save(places["image"], format="png")
-    places["truncated"].write_bytes(personal.read_bytes()[:-1000])
-    torch.save(Code(), places["code"])
-    for name in ("other", "named", "old"):
-        content = torch.load(personal, weights_only=True)
-        if name == "other":
-            content["state_dict"].pop("model.head.bias")
-        elif name == "named":
-            content["hyper_parameters"]["model_name"] = "os:system"
-        else:
-            del content["lit_fedbabu"]["class_names"], content["lit_fedbabu"]["mean"]
-        torch.save(content, places[name])
-    before = sorted(tmp_path.rglob("*"))
-    assert predict.main([word.format(**places) for word in arguments]) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and words in told.err, told.err
-    assert not told.out and sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.usefixtures("one_core")
 def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistics(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune.main([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0

@@ -16,7 +16,7 @@ from lit_fedbabu.config import Config, parse_overrides
 from lit_fedbabu.models import select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.partition import partition
-from tests.helpers import BALANCED, batches, counts, model_by_hand, start, tiny_config
+from tests.helpers import BALANCED, NARROW, batches, counts, model_by_hand, start, tiny_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,9 @@ def test_with_equal_sizes_the_average_is_the_plain_mean(federate):
 def test_evaluating_changes_nothing(algorithm, federate):
     outcomes = []
     for every in (1, 10):
-        folder, _ = federate(tiny_config(algorithm=algorithm, num_server_rounds=3, evaluate_every=every))
+        folder, _ = federate(
+            tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=3, evaluate_every=every)
+        )
         outcome = json.loads((folder / runs.RESULTS).read_text())
         assert [entry["round"] for entry in outcome["rounds"] if "initial_accuracy" in entry] == (
             [1, 2, 3] if every == 1 else [3]

@@ -137,7 +137,6 @@ def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: folder / "nowhere", "configuration file"),
         (lambda folder: shutil.copytree(folder / "a", folder / "b"), "leave one out"),
         (lambda folder: (folder / "a" / runs.RESULTS).write_text("{") and folder / "a", "cannot be read"),
         (lambda folder: (folder / "a" / runs.RESULTS).unlink() or folder / "a", "cannot be read"),

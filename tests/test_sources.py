@@ -10,7 +10,7 @@ from PIL import Image
 from lit_fedbabu import hub, preflight, sources, training, update
 from lit_fedbabu.batches import ClientData, mean_and_std, normalize
 from lit_fedbabu.config import ConfigError
-from tests.helpers import refused, tiny_config
+from tests.helpers import tiny_config
 
 
 def test_digits_are_whole_and_split_by_class():
@@ -65,20 +65,6 @@ def test_parquet_with_the_columns_of_cifar10_is_a_dataset(tmp_path):
     source = sources.load(str(tmp_path))
     assert source.class_names == ("plane", "frog")
     assert source.train.images.shape == (6, 32, 32, 3), "other sizes are resized"
-
-
-@pytest.mark.parametrize(
-    ("dataset", "words"),
-    [
-        ("nowhere", ["nowhere", "folder", "digits"]),
-        ("./nowhere", ["./nowhere", "folder", "digits"]),
-        ("no-such-owner/no-such-dataset", ["network", 'dataset="<local folder>"', 'dataset="digits"']),
-    ],
-)
-def test_absent_datasets_are_refused_in_one_line(dataset, words, monkeypatch):
-    monkeypatch.setattr(hub, "_answers", lambda: False)
-    with refused(words):
-        sources.load(dataset)
 
 
 def test_without_a_test_split_a_fifth_of_every_class_is_held_out(tmp_path):
