@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.module import LitFedBABU
 
-Group = tuple[Tensor, Tensor, Tensor]
-"""Clients (A,) whose batches are equally large, their images (A, B, C, 32, 32) and labels (A, B)."""
+Group = tuple[list[int], Tensor, Tensor]
+"""A clients whose batches are equally large, their images (A, B, C, 32, 32) and labels (A, B)."""
 
 
 class LitCohort(LitFedBABU):
@@ -66,8 +66,9 @@ class LitCohort(LitFedBABU):
             logits = self._each(clients, images)
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses = losses.view(labels.shape).mean(1)
-            self._losses[clients] += losses.detach() * labels.shape[1]
-            self._seen[clients] += labels.shape[1]
+            rows = self._rows(clients)
+            self._losses[rows] += losses.detach() * labels.shape[1]
+            self._seen[rows] += labels.shape[1]
             total = total + losses.sum()
         return total
 
@@ -87,8 +88,8 @@ class LitCohort(LitFedBABU):
         ]
 
     def on_train_batch_start(self, batch: list[Group], batch_idx: int) -> None:
-        active = torch.cat([clients for clients, _, _ in batch])
-        self._still = [place for place in range(len(self._members)) if place not in set(active.tolist())]
+        active = {client for clients, _, _ in batch for client in clients}
+        self._still = [place for place in range(len(self._members)) if place not in active]
         self._noted: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_end(self, outputs: Any, batch: list[Group], batch_idx: int) -> None:
@@ -97,7 +98,7 @@ class LitCohort(LitFedBABU):
 
     def test_step(self, batch: list[Group], batch_idx: int) -> None:
         for clients, images, labels in batch:
-            for client, *observed in zip(clients.tolist(), self._each(clients, images), labels):
+            for client, *observed in zip(clients, self._each(clients, images), labels):
                 self._members[client].observe(*observed)
 
     def predict_step(self, batch: list[Group], batch_idx: int, dataloader_idx: int = 0) -> dict[int, tuple]:
@@ -106,17 +107,20 @@ class LitCohort(LitFedBABU):
         for clients, images, labels in batch:
             features = self._each(clients, images, "body")
             logits = self._each(clients, features, "head")
-            predicted |= dict(zip(clients.tolist(), zip(features.flatten(2), logits, labels)))
+            predicted |= dict(zip(clients, zip(features.flatten(2), logits, labels)))
         return predicted
 
-    def _each(self, clients: Tensor, inputs: Tensor, part: str = "") -> Tensor:
+    def _rows(self, clients: list[int]) -> slice | list[int]:
+        """Where the clients are on the leading axis; without copying or waiting for the device if it is all of them."""
+        return slice(None) if len(clients) == len(self._members) else clients
+
+    def _each(self, clients: list[int], inputs: Tensor, part: str = "") -> Tensor:
         """The model, or a part of it, of each client on the client's own inputs (A, B, ...)."""
         module = self.model.get_submodule(part)
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        everyone = len(clients) == len(self._members)
-        rows = state if everyone else {name: value[clients] for name, value in state.items()}
+        rows = {name: value[self._rows(clients)] for name, value in state.items()}
         outputs = vmap(lambda own, x: functional_call(module, own, (x,)), randomness="different")(rows, inputs)
-        if not everyone:
+        if len(clients) < len(self._members):
             for name, buffer in module.named_buffers():
                 buffer[clients] = rows[name]
         return outputs
@@ -155,13 +159,13 @@ class CohortData(L.LightningDataModule):
         images = self.members[0].prepare(images, places)
         if len(set(sizes)) == 1:
             shape = len(sizes), sizes[0]
-            return [(torch.tensor(clients, device=labels.device), images.unflatten(0, shape), labels.view(shape))]
+            return [(clients, images.unflatten(0, shape), labels.view(shape))]
         rows = list(zip(clients, images.split(sizes), labels.split(sizes)))
         groups = []
         for size in sorted(set(sizes), reverse=True):
             same = [row for row in rows if len(row[2]) == size]
             members, *tensors = zip(*same)
-            groups.append((torch.tensor(members, device=labels.device), *map(torch.stack, tensors)))
+            groups.append((list(members), *map(torch.stack, tensors)))
         return groups
 
 
