@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import zipfile
 
 import numpy as np
 import pytest
@@ -99,6 +100,7 @@ CASES = [
     ("finetune nowhere", 'RUN_OR_CHECKPOINT = "nowhere": has no checkpoint; give a run\'s folder or a .ckpt file'),
     ("finetune {here}/empty", "has no checkpoint"),
     ("finetune {here}/truncated.ckpt", "is not one that lit_fedbabu wrote"),
+    ("finetune {here}/flipped.ckpt", "is damaged"),
     ("finetune {here}/text.ckpt", "is not one that lit_fedbabu wrote"),
     ("finetune {here}/void.ckpt", "is not one that lit_fedbabu wrote"),
     ("finetune {here}/foreign.ckpt", "is not one that lit_fedbabu wrote"),
@@ -184,6 +186,10 @@ def here(finished, tmp_path_factory):
     whole = (finished / runs.LAST_CHECKPOINT).read_bytes()
     (here / "torn" / runs.LAST_CHECKPOINT).write_bytes(whole[:-1000])
     (here / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    with zipfile.ZipFile(finished / runs.LAST_CHECKPOINT) as archive:
+        flipped[max(archive.infolist(), key=lambda part: part.file_size).header_offset + 4096] ^= 1
+    (here / "flipped.ckpt").write_bytes(flipped)
     (here / "text.ckpt").write_text("no checkpoint, and no image")
     (here / "void.ckpt").touch()
     torch.save({"state_dict": {}}, here / "foreign.ckpt")
