@@ -107,7 +107,6 @@ def _asked(
         )
     config = Config.from_run_config(context.run_config)
     received = message.content["arrays"]
-    clients, size = list(order["clients"]), training.cohort_size(config)
-    for first in range(0, len(clients), size):
-        participants = [FedBABUClient(config, each, Path(order["memory"])) for each in clients[first : first + size]]
+    for clients in training.cohorts(config, order["clients"]):
+        participants = [FedBABUClient(config, client, Path(order["memory"])) for client in clients]
         yield participants, [received[name].numpy() for name in participants[0].shared_names], order

@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = list(_settings(federated, arguments))
     if arguments.running_statistics and federated.config.norm == "batch-running":
         raise ConfigError("--running-statistics", True, "the model has them already")
+    preflight.resolve_precision(settings[0].config.precision)
     if arguments.data is not None:
         return _newcomer(settings, arguments)
     if arguments.save not in (None, HERE):
@@ -140,9 +141,8 @@ def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[F
 
 
 def _check(federated: Federated) -> None:
-    """Raise ConfigError where the clients' data or this machine are not what the fine-tuning needs."""
+    """Raise ConfigError where the clients' data are not what the fine-tuning needs."""
     config = federated.config
-    preflight.resolve_precision(config.precision)
     found, expected = (", ".join(names) for names in (sources.source_of(config).class_names, federated.class_names))
     if found != expected:
         remedy = f"has the classes {found}, and the federation's had {expected}; for images of your own there is --data"

@@ -66,10 +66,11 @@ def federate(grid: Grid, config: Config) -> Path:
     strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say, rounds)
     facts = {"trains-on": trains_on}
     say(f"training on {trains_on}")
-    drawn = Counter(client for each in range(config.num_server_rounds) for client in strategy.participants(each + 1))
-    if told := guarantee(config, max(drawn.values())):
-        facts["privacy"] = told
-        say(told)
+    if config.clipping_norm:
+        every_round = range(1, config.num_server_rounds + 1)
+        drawn = Counter(client for each in every_round for client in strategy.participants(each))
+        facts["privacy"] = guarantee(config, max(drawn.values()))
+        say(facts["privacy"])
     if begun is None:
         counts = class_counts(config)
         runs.write_whole(folder / runs.PARTITION, counts)

@@ -69,11 +69,11 @@ def _cohorts(config: Config, todo: Sequence[tuple[int, int]]) -> list[tuple[int,
     """Places and clients, in order, as places and clients that are fine-tuned together."""
     from lit_fedbabu import training  # Lightning takes long to import: not before the cheap checks
 
-    size, cohorts = training.cohort_size(config), []
-    for place, pairs in groupby(todo, key=itemgetter(0)):
-        clients = [client for _, client in pairs]
-        cohorts += [(place, clients[first : first + size]) for first in range(0, len(clients), size)]
-    return cohorts
+    return [
+        (place, clients)
+        for place, pairs in groupby(todo, key=itemgetter(0))
+        for clients in training.cohorts(config, [client for _, client in pairs])
+    ]
 
 
 def _show(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
@@ -87,20 +87,21 @@ def _show(tuning: Tuning, folder: Path, outcome: dict[str, Any]) -> None:
     received = federated.server_round, federated.shared, federated.memories
     names = sources.source_of(federated.config).class_names
     rows = sorted(outcome["clients"], key=lambda row: row["personalized_accuracy"])
+
+    def of_test_images(module: Any, client: int) -> list[torch.Tensor]:
+        (own,) = training.predictions([module], [ClientData(federated.config, client, 0)])
+        return own[1]
+
     confusions = {}
     for title, row in (("worst", rows[0]), ("best", rows[-1])):
         module, _ = update.personal_model(federated.config, row["client"], *received)
-        ((_, (_, logits, labels), *_),) = training.predictions(
-            [module], [ClientData(federated.config, row["client"], 0)]
-        )
+        _, logits, labels = of_test_images(module, row["client"])
         matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
         confusions[title] = (f"client {row['client']}, the {title}", matrix)
     points = []
     for row in outcome["clients"][:CLIENTS_SHOWN]:
         module = update.own_module(federated.config, row["client"], *received)
-        ((_, (features, _, labels), *_),) = training.predictions(
-            [module], [ClientData(federated.config, row["client"], 0)]
-        )
+        features, _, labels = of_test_images(module, row["client"])
         points += [(feature, names[label]) for feature, label in zip(features[:IMAGES_SHOWN], labels)]
     features = torch.stack([feature for feature, _ in points])
     board.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))

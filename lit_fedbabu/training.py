@@ -99,6 +99,12 @@ def cohort_size(config: Config) -> int:
     return config.cohort_size or (AUTOMATIC_COHORT if torch.cuda.is_available() else 1)
 
 
+def cohorts(config: Config, clients: Sequence[int]) -> list[list[int]]:
+    """The clients, in their order, as those that are trained together."""
+    size = cohort_size(config)
+    return [list(clients[first : first + size]) for first in range(0, len(clients), size)]
+
+
 def trains_on(config: Config) -> str:
     """What decides the last bits on this machine, as in "cpu AVX2 in 32-true with torch 2.15.0"."""
     on_gpu = torch.cuda.is_available()
