@@ -2,6 +2,7 @@
 
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,11 @@ def draw(shape: str, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def write(folder: Path, train: int = 120, test: int = 40) -> None:
+def write(folder: Path, train: int = 120, test: int = 40, shapes: Sequence[str] = SHAPES, seed: int = 0) -> None:
     """An image folder: ``train/circle/000.png`` and so on, so many images of each shape."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("test", test)):
-        for shape in SHAPES:
+        for shape in shapes:
             place = folder / split / shape
             place.mkdir(parents=True)
             for number in range(count):

@@ -25,6 +25,8 @@ class Federated:
     """Mean and standard deviation by channel that its images were normalized with."""
     memories: Path | None = None
     """The folder of what the clients kept, where the checkpoint lies in a run's folder."""
+    site: int | None = None
+    """The client whose machine wrote the checkpoint; None if the server did."""
 
     @property
     def server_round(self) -> int:
@@ -101,7 +103,7 @@ def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
         raise ConfigError("checkpoint", str(path), f"was written by another version of lit_fedbabu: {error}") from None
     state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
     memories = path.resolve().parent.parent / runs.MEMORY
-    if algorithm_of(config).kept and not memories.is_dir():
+    if algorithm_of(config).kept and not memories.is_dir() and not config.on_sites:
         raise ConfigError(
             "checkpoint", str(path), f"{config.algorithm} needs the run's folder {runs.MEMORY}/ beside it"
         )
@@ -112,6 +114,7 @@ def read_checkpoint(path: Path, trusted_model: str = "") -> Federated:
         about["class_names"],
         (about["mean"], about["std"]),
         memories if memories.is_dir() else None,
+        about.get("client"),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from flwr.client import NumPyClient
 
-from lit_fedbabu import update
+from lit_fedbabu import runs, training, update
 from lit_fedbabu.config import Config
 from lit_fedbabu.privacy import protect
 
@@ -52,6 +52,13 @@ class FedBABUClient(NumPyClient):
             The initial loss in nats, the number of test images, and the client's entry in results.json.
         """
         return evaluate_together([self], parameters, config)[0]
+
+    def save(self, parameters: list[np.ndarray], server_round: int) -> None:
+        """Write what was received in a round as a checkpoint, in the folder that the memories lie in."""
+        module = update.received_module(self.config, self.received(parameters))
+        rounds = [{"round": server_round}]
+        module.about = update.about(self.config, round=server_round, rounds=rounds, client=self.client)
+        training.save_checkpoint(module, self.memories.parent / runs.LAST_CHECKPOINT)
 
     def received(self, parameters: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """Shared arrays under their names in the model's state."""

@@ -1,20 +1,23 @@
 """Flower's ClientApp: a node trains and evaluates the clients it hosts, one NumPyClient or cohort after another."""
 
+import platform
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from logging import WARNING
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from lit_fedbabu import runs, training
-from lit_fedbabu.client import FedBABUClient, evaluate_together, fit_together
-from lit_fedbabu.config import Config
+from lit_fedbabu import runs
+from lit_fedbabu.host import Host, host_of
+from lit_fedbabu.preflight import trains_on
+
+if TYPE_CHECKING:
+    from lit_fedbabu.client import FedBABUClient
 
 app = ClientApp()
 
@@ -22,17 +25,9 @@ app = ClientApp()
 @app.query("place")
 def place(message: Message, context: Context) -> Message:
     """Tell which of how many nodes this is, and what it trains on. It hosts the clients c with c mod nodes == node."""
-    node = context.node_config
-    if "partition-id" not in node or "num-partitions" not in node:
-        raise ValueError(
-            "node-config has no partition-id and num-partitions; start the SuperNode with"
-            " --node-config 'partition-id=0 num-partitions=3'"
-        )
-    answer = {
-        "node": int(node["partition-id"]),
-        "nodes": int(node["num-partitions"]),
-        "trains-on": training.trains_on(Config.from_run_config(context.run_config)),
-    }
+    _refuse_other_code(message)
+    host = host_of(context)
+    answer = {"node": host.place, "nodes": host.nodes, "trains-on": trains_on(host.config)}
     return Message(RecordDict({"place": ConfigRecord(answer)}), reply_to=message)
 
 
@@ -45,7 +40,8 @@ def train(message: Message, context: Context) -> Message:
     stacks: dict[str, list[np.ndarray]] = defaultdict(list)
     metrics: dict[str, list] = defaultdict(list)
     failures: dict[str, list] = defaultdict(list)
-    for participants, received, order in _asked(message, context):
+    host = host_of(context)
+    for participants, received, order in _asked(message, host):
         for participant, outcome in _trained(participants, received, order):
             if isinstance(outcome, Exception):
                 trace = "".join(traceback.format_exception(outcome))
@@ -71,9 +67,17 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the asked clients, with personal models where the message says so."""
+    """Evaluate the asked clients, with personal models where the message says so.
+
+    A site then also keeps the federation's model, beside its memories, for fine-tuning.
+    """
+    from lit_fedbabu.client import evaluate_together
+
     metrics: dict[str, list] = defaultdict(list)
-    for participants, received, order in _asked(message, context):
+    host = host_of(context)
+    for participants, received, order in _asked(message, host):
+        if host.config.on_sites and order["personalize"]:
+            participants[0].save(received, order["server-round"])
         for participant, (*_, row) in zip(participants, evaluate_together(participants, received, order)):
             for key, value in {"client": participant.client, **row}.items():
                 metrics[key].append(value)
@@ -81,9 +85,11 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _trained(
-    participants: Sequence[FedBABUClient], received: list[np.ndarray], order: dict[str, Any]
-) -> list[tuple[FedBABUClient, tuple | Exception]]:
+    participants: Sequence["FedBABUClient"], received: list[np.ndarray], order: dict[str, Any]
+) -> list[tuple["FedBABUClient", tuple | Exception]]:
     """What each participant returns or raises; a cohort that raises is trained one by one, to see whose fault it is."""
+    from lit_fedbabu.client import fit_together
+
     try:
         if len(participants) == 1:
             return [(participants[0], participants[0].fit(received, order))]
@@ -95,18 +101,23 @@ def _trained(
         return [pair for each in participants for pair in _trained([each], received, order)]
 
 
-def _asked(
-    message: Message, context: Context
-) -> Iterator[tuple[list[FedBABUClient], list[np.ndarray], dict[str, Any]]]:
+def _asked(message: Message, host: Host) -> Iterator[tuple[list["FedBABUClient"], list[np.ndarray], dict[str, Any]]]:
     """The clients that a message is for, by cohorts, each with the received arrays and what the server asks."""
-    order = dict(message.content["config"])
-    if order["source-digest"] != runs.source_digest():
-        raise ValueError(
-            f"the server runs {order['source-folder']} but this node runs {runs.package_folder()}, and their code"
-            " differs; install the same version on both, or end the flower-superlink that was started elsewhere"
-        )
-    config = Config.from_run_config(context.run_config)
-    received = message.content["arrays"]
-    for clients in training.cohorts(config, order["clients"]):
-        participants = [FedBABUClient(config, client, Path(order["memory"])) for client in clients]
+    from lit_fedbabu import training  # imports Lightning, which takes seconds: not to answer where this node is
+    from lit_fedbabu.client import FedBABUClient
+
+    _refuse_other_code(message)
+    order, received = dict(message.content["config"]), message.content["arrays"]
+    for clients in training.cohorts(host.config, order["clients"]):
+        participants = [FedBABUClient(host.config, client, host.state / order["memory"]) for client in clients]
         yield participants, [received[name].numpy() for name in participants[0].shared_names], order
+
+
+def _refuse_other_code(message: Message) -> None:
+    """Raise ValueError where the server that sent the message runs other code than this node."""
+    server = message.content["config"]
+    if server["source-digest"] != runs.source_digest():
+        raise ValueError(
+            f"the server runs {server['source-folder']} but {platform.node()} runs {runs.package_folder()}, and their"
+            " code differs; install the same version on both, or end the flower-superlink that was started elsewhere"
+        )

@@ -80,14 +80,21 @@ class Config:
         ' "digits"',
     )
     label_column: str = _option("", "column of the dataset with the labels; empty: the only one there is")
+    class_names: str = _option(
+        "", "names of the classes in the order of their numbers, as in cat,dog; empty: the dataset's own; sites need it"
+    )
     normalization: str = _option(
         "data",
         "of images, by channel: mean and standard deviation of the dataset's training images, or ImageNet's constants,"
         " as in the paper's code",
         choices=("data", "imagenet"),
     )
-    partitioner: str = _option("classes", "how images are dealt to clients: a name of partition.PARTITIONERS")
-    num_clients: int = _option(100, "participants with data of their own", low=1)
+    partitioner: str = _option(
+        "classes",
+        "how images are dealt to clients: a name of partition.PARTITIONERS; sites deals nothing, for every SuperNode is"
+        " a client with images of its own, and the dataset is just a name for all of them",
+    )
+    num_clients: int = _option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
     num_classes_per_client: int = _option(
         2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological, distribution", low=1
     )
@@ -165,6 +172,14 @@ class Config:
             raise ConfigError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
         if self.noise_multiplier and not self.clipping_norm:
             raise ConfigError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
+        if self.on_sites and len(self.classes) < 2:
+            remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
+            raise ConfigError("class-names", self.class_names, remedy)
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise ConfigError("class-names", self.class_names, "must be different names with commas between them")
+        if self.on_sites and self.normalization == "data":
+            remedy = "no one sees the images of all sites; take imagenet"
+            raise ConfigError("normalization", self.normalization, remedy)
         if self.clipping_norm and self.norm == "batch-running":
             raise ConfigError("clipping-norm", self.clipping_norm, 'would spoil running statistics; take norm="batch"')
 
@@ -195,6 +210,16 @@ class Config:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
         word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    @property
+    def on_sites(self) -> bool:
+        """Whether every client is a machine of its own with its own images."""
+        return self.partitioner == "sites"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names that the configuration gives; none if it leaves them to the dataset."""
+        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
 
     @property
     def clients_per_round(self) -> int:

@@ -1,11 +1,9 @@
 """What counts as a failed client, and how a failure is told: the server's one place for it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from flwr.app import Array, ConfigRecord, MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 
 from lit_fedbabu import runs
 from lit_fedbabu.board import Board
@@ -13,15 +11,6 @@ from lit_fedbabu.nodes import RunError
 
 DEAD_WORKER = ("ActorDied", "WorkerCrashed")
 """In the reason of a failure: Ray lost a worker process, and Flower's pool starts no other one."""
-
-
-class Update(NamedTuple):
-    """What a client trained: its number, its training images, its mean loss in nats, and its shared arrays."""
-
-    client: int
-    count: int
-    loss: float
-    state: dict[str, np.ndarray]
 
 
 class Failures:
@@ -55,17 +44,6 @@ class Failures:
         self.say(f"round {server_round}  failed: {self.last}")
         if any(word in reason for word in DEAD_WORKER):
             raise RunError(f"round {server_round}: a worker process died; go on with resume = {self.folder}")
-
-
-def fault(update: Update, arrays: Mapping[str, Array]) -> str:
-    """Why an update of these arrays cannot be averaged; empty if it can."""
-    expected = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
-    found = {name: (value.shape, str(value.dtype)) for name, value in update.state.items()}
-    if found != expected:
-        return f"sent {found}, but the model has {expected}"
-    if not all(np.isfinite(value).all() for value in (update.loss, *update.state.values())):
-        return "its weights or its loss are not finite; a lower learning-rate may help"
-    return ""
 
 
 def rows(record: MetricRecord | ConfigRecord | None, *keys: str) -> Iterator[tuple]:

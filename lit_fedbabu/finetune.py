@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu import card, preflight, runs, sources, sweep
+from lit_fedbabu.algorithms import algorithm_of
 from lit_fedbabu.checkpoint import Federated, find_checkpoint, read_checkpoint
 from lit_fedbabu.config import Config, ConfigError, told_in_one_line
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return _newcomer(settings, arguments)
     if arguments.save not in (None, HERE):
         raise ConfigError("--save", str(arguments.save), "is for --data; for the clients it is --save alone")
-    clients = chosen_clients(arguments.clients, federated.config.num_clients)
+    clients = _site(federated, arguments) or chosen_clients(arguments.clients, federated.config.num_clients)
     _check(settings[0])
     facts = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
@@ -119,6 +120,25 @@ def chosen_clients(words: str, num_clients: int) -> list[int]:
     if clients[0] < 0 or clients[-1] >= num_clients:
         raise ConfigError("--clients", words, f"the run's clients are 0 to {num_clients - 1}")
     return clients
+
+
+def _site(federated: Federated, arguments: argparse.Namespace) -> list[int]:
+    """The client whose machine this is, where every client has its own; empty where one machine has all.
+
+    Raises:
+        ConfigError: it is not said which, or what the client kept is elsewhere.
+    """
+    if not federated.config.on_sites:
+        return []
+    words = arguments.clients
+    own = str(federated.site) if words == "all" else words
+    if not own.isdecimal() or federated.site not in (None, int(own)):
+        remedy = "a site has the images of one client; give its client-id"
+        raise ConfigError("--clients", words, remedy)
+    if algorithm_of(federated.config).kept and federated.memories is None:
+        remedy = f"is the server's, and what {federated.config.algorithm} kept is in the site's state folder; give that"
+        raise ConfigError("RUN_OR_CHECKPOINT", str(arguments.source), remedy)
+    return chosen_clients(own, federated.config.num_clients)
 
 
 def _settings(federated: Federated, arguments: argparse.Namespace) -> Iterator[Federated]:

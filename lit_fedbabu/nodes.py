@@ -1,10 +1,14 @@
 """Which of Flower's nodes there are, and in which order."""
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+
+from lit_fedbabu import runs
 
 NODES_TIMEOUT_S = 600.0
 
@@ -20,16 +24,23 @@ class Node(NamedTuple):
     trains_on: str
 
 
-def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
+def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
     """All nodes, ordered by the place that each says it has.
 
-    Waits until all nodes have registered: simulated ones appear while the server already runs.
+    Waits until all nodes have registered: simulated ones appear while the server already runs, and real ones when
+    someone starts them.
+
+    Args:
+        grid: Flower's.
+        say: prints a line for the person who watches.
+        timeout_s: seconds to wait at most.
 
     Raises:
-        RunError: they did not all come in time, or they disagree about their number.
+        RunError: they did not all come in time, they disagree about their number, or one cannot take part.
     """
     deadline = time.monotonic() + timeout_s
     asked: list[int] = []
+    expected = 0
     while True:
         ids = sorted(grid.get_node_ids())
         if ids and ids == asked:  # nobody came since the last look: ask them all
@@ -37,25 +48,30 @@ def find_nodes(grid: Grid, timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
             expected = max(place["nodes"] for place in places)
             if len(places) >= expected:
                 break
+            say(f"waiting for nodes: {len(ids)} of {expected} are there")
             while len(ids) < expected and time.monotonic() < deadline:
                 time.sleep(0.1)
                 ids = sorted(grid.get_node_ids())
         if time.monotonic() > deadline:
-            raise RunError(f"only {len(ids)} nodes came within {timeout_s:.0f} s; start the others first")
+            of_all = f" of {expected}" if expected else ""
+            raise RunError(f"only {len(ids)}{of_all} nodes came within {timeout_s:.0f} s; start the others first")
         asked = ids
         time.sleep(0.5)
+    twice = [str(each) for each, count in Counter(place["node"] for place in places).items() if count > 1]
+    if twice:
+        raise RunError(f"several nodes say they are {', '.join(twice)}; give each its own partition-id or client-id")
     by_place = {place["node"]: Node(node, place["trains-on"]) for place, node in zip(places, asked, strict=True)}
     if sorted(by_place) != list(range(expected)):
-        raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; give each its own partition-id")
+        raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")
     return [by_place[place] for place in range(expected)]
 
 
 def _places(grid: Grid, nodes: list[int], timeout_s: float) -> list[ConfigRecord]:
     """What the nodes answer to "query.place", in the order of ``nodes``."""
-    messages = [Message(RecordDict(), node, "query.place") for node in nodes]
+    messages = [Message(RecordDict({"config": ConfigRecord(runs.own_code())}), node, "query.place") for node in nodes]
     replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
-    for node in nodes:
-        if node not in replies or replies[node].has_error():
-            reason = replies[node].error.reason if node in replies else f"no answer within {timeout_s:.0f} s"
-            raise RunError(f"a node did not say which clients it hosts: {reason}")
+    reasons = [replies[node].error.reason for node in nodes if node in replies and replies[node].has_error()]
+    reasons += [f"no answer within {timeout_s:.0f} s" for node in nodes if node not in replies]
+    if reasons:
+        raise RunError(f"{len(reasons)} of {len(nodes)} nodes cannot take part: {'; '.join(reasons)}")
     return [replies[node].content["place"] for node in nodes]

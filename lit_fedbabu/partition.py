@@ -37,7 +37,7 @@ def partition(config: Config) -> Partition:
         raise ConfigError("partitioner", config.partitioner, f"must be one of {', '.join(PARTITIONERS)}")
     source = sources.source_of(config)
     classes = len(source.class_names)
-    if config.num_clients > len(source.train.labels):
+    if config.num_clients > len(source.train.labels) and not config.on_sites:
         raise ConfigError(
             "num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images"
         )
@@ -57,6 +57,8 @@ def partition(config: Config) -> Partition:
 
 def summary(config: Config) -> str:
     """The split in one line: the least and the most images and classes that a client has."""
+    if config.on_sites:
+        return f"{config.num_clients} sites with images of their own"
     source, dealt = sources.source_of(config), partition(config)
     classes = [len(np.unique(source.train.labels[part])) for part in dealt.train]
     extents = {
@@ -187,6 +189,12 @@ def _by_owner(config: Config, source: sources.Source) -> Partition:
     return Partition(train, tuple(test))
 
 
+def _on_sites(config: Config, source: sources.Source) -> Partition:
+    """Nothing is dealt: a client has all images of the machine that this is."""
+    train, test = (np.arange(len(split.labels)) for split in (source.train, source.test))
+    return Partition((train,) * config.num_clients, (test,) * config.num_clients)
+
+
 def _shards(config: Config, labels: np.ndarray, seed: int) -> Any:
     from flwr_datasets.partitioner import ShardPartitioner
 
@@ -255,4 +263,5 @@ PARTITIONERS: dict[str, Callable[[Config, sources.Source], Partition]] = {
     "square": _by_flower(_sized("SquarePartitioner")),
     "exponential": _by_flower(_sized("ExponentialPartitioner")),
     "natural-id": _by_owner,
+    "sites": _on_sites,
 }

@@ -65,6 +65,8 @@ def _run(words: list[str], resume: Path | None) -> int:
         folder = Path(overrides["output-dir"]) / overrides["run-name"]
         runs.refuse_existing(folder)
         runs.refuse_unwritable("output-dir", Path(overrides["output-dir"]))
+    if config.on_sites:
+        raise ConfigError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
     print("checking the dataset and the split", flush=True)
     from lit_fedbabu import checkpoint, preflight  # import PyTorch, which takes seconds: not before the cheap checks
 

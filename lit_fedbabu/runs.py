@@ -20,7 +20,7 @@ from lit_fedbabu.config import Config, ConfigError, read_toml
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 CONFIG = "config.toml"
@@ -58,7 +58,7 @@ def create(config: Config) -> Path:
     refuse_existing(folder)
     scratch = folder.with_name(f".{folder.name}")
     make_folder("output-dir", scratch)
-    write_config(scratch, config, {})
+    write_config(scratch, config, {"begun": time.strftime("%Y%m%d-%H%M%S")})
     scratch.rename(folder)
     return folder
 
@@ -93,6 +93,15 @@ def is_of(folder: Path, config: Config, facts: Mapping[str, str]) -> bool:
         return read_config(folder) == config and read_environment(folder) == {**versions(), **facts}
     except ConfigError:
         return False
+
+
+def memory_of(folder: Path, config: Config) -> str:
+    """The folder of what the clients of the run in the folder keep; sites have it below a folder of their own."""
+    if not config.on_sites:
+        return str(folder / MEMORY)
+    begun = read_environment(folder)["begun"]
+    name = folder.name if folder.name.endswith(begun) else f"{folder.name}-{begun}"  # names may come again
+    return f"{name}/{MEMORY}"
 
 
 def make_folder(option: str, folder: Path) -> None:
@@ -138,6 +147,11 @@ def source_digest() -> str:
     for file in sorted(package_folder().glob("*.py")):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def own_code() -> dict[str, str]:
+    """What a server tells of its code in every message: nodes with other code refuse to take part."""
+    return {"source-digest": source_digest(), "source-folder": str(package_folder())}
 
 
 def package_folder() -> Path:

@@ -16,6 +16,7 @@ from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.partition import class_counts
 from lit_fedbabu.privacy import guarantee
+from lit_fedbabu.sampling import participants
 from lit_fedbabu.strategy import MESSAGE_TIMEOUT_S, SharedParts
 
 app = ServerApp()
@@ -30,7 +31,7 @@ def say(line: str) -> None:
 def main(grid: Grid, context: Context) -> None:
     try:
         config = Config.from_run_config(context.run_config)
-        preflight.check(config)
+        preflight.check(config, images=not config.on_sites)
         federate(grid, config)
     except (ConfigError, RunError) as error:
         say(f"error: {error}")
@@ -61,21 +62,22 @@ def federate(grid: Grid, config: Config) -> Path:
             training.save_checkpoint(whole, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
         training.save_checkpoint(whole, folder / runs.LAST_CHECKPOINT)
 
-    nodes = find_nodes(grid)
+    nodes = find_nodes(grid, say)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     strategy = SharedParts(config, [node.id for node in nodes], folder, board, keep, say, rounds)
     facts = {"trains-on": trains_on}
     say(f"training on {trains_on}")
     if config.clipping_norm:
         every_round = range(1, config.num_server_rounds + 1)
-        drawn = Counter(client for each in every_round for client in strategy.participants(each))
+        drawn = Counter(client for each in every_round for client in participants(config, each))
         facts["privacy"] = guarantee(config, max(drawn.values()))
         say(facts["privacy"])
     if begun is None:
-        counts = class_counts(config)
-        runs.write_whole(folder / runs.PARTITION, counts)
-        board.split(counts)
-        runs.write_config(folder, runs.read_config(folder), facts)
+        if not config.on_sites:
+            counts = class_counts(config)
+            runs.write_whole(folder / runs.PARTITION, counts)
+            board.split(counts)
+        runs.write_config(folder, runs.read_config(folder), {**runs.read_environment(folder), **facts})
     elif (before := runs.read_environment(folder).get("trains-on", trains_on)) != trains_on:
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
     strategy.start(

@@ -63,20 +63,26 @@ def source_of(config: Config) -> Source:
     Raises:
         ConfigError: as ``load``.
     """
-    return load(config.dataset, config.label_column, config.natural_id_column)
+    return load(config.dataset, config.label_column, config.natural_id_column, config.classes)
+
+
+def class_names_of(config: Config) -> tuple[str, ...]:
+    """Names of the classes by their numbers: those that the configuration gives, else the dataset's."""
+    return config.classes or source_of(config).class_names
 
 
 @lru_cache(maxsize=4)
-def load(dataset: str, label_column: str = "", owner_column: str = "") -> Source:
+def load(dataset: str, label_column: str = "", owner_column: str = "", classes: tuple[str, ...] = ()) -> Source:
     """The dataset as arrays that all processes of a machine map from one copy; decoded when first seen.
 
     Args:
         dataset: "digits", a folder, or a hub name "owner/name" or "owner/name:subset".
         label_column: the column with the labels; empty: the only one there is.
         owner_column: a column that says whose an image is; empty: none is read.
+        classes: names of classes in the order that numbers them; empty: the dataset's own.
 
     Raises:
-        ConfigError: the dataset is not there, cannot be reached, or its columns are not as asked for.
+        ConfigError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
     """
     folder = _cache_root() / _cache_key(dataset, label_column, owner_column)
     if not folder.exists():
@@ -92,7 +98,18 @@ def load(dataset: str, label_column: str = "", owner_column: str = "") -> Source
         )
         for split in ("train", "test")
     )
-    return Source(train, test, **{name: tuple(values) for name, values in about.items()})
+    source = Source(train, test, **{name: tuple(values) for name, values in about.items()})
+    return _renumbered(source, dataset, classes) if classes else source
+
+
+def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Source:
+    """The source with the numbers of the given classes for its labels."""
+    if unknown := [name for name in source.class_names if name not in classes]:
+        remedy = f"has no {', '.join(unknown)}, which {dataset} has"
+        raise ConfigError("class-names", ",".join(classes), remedy)
+    number = np.array([classes.index(name) for name in source.class_names])
+    train, test = (dataclasses.replace(split, labels=number[split.labels]) for split in (source.train, source.test))
+    return dataclasses.replace(source, train=train, test=test, class_names=classes)
 
 
 def _cache_root() -> Path:

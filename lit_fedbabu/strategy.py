@@ -6,19 +6,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu import failures, runs
-from lit_fedbabu.algorithms import algorithm_of
+from lit_fedbabu.aggregation import Update, average, fault
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config
 from lit_fedbabu.nodes import RunError
 from lit_fedbabu.partition import summary
+from lit_fedbabu.sampling import participants, substitutes
 
 MESSAGE_TIMEOUT_S = 12 * 3600.0
+SITE_PAUSE_S = 30
+"""Before sites that did not answer are asked again."""
 
 
 class SharedParts(Strategy):
@@ -59,11 +61,7 @@ class SharedParts(Strategy):
         """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation with personal models: one dict per client, as in results.json."""
-        self._order = {
-            "source-digest": runs.source_digest(),
-            "source-folder": str(runs.package_folder()),
-            "memory": str(folder / runs.MEMORY),
-        }
+        self._order = {**runs.own_code(), "memory": runs.memory_of(folder, config)}
         self._before = len(self.rounds)
         self._started = 0.0
         self._seconds = 0.0
@@ -72,29 +70,13 @@ class SharedParts(Strategy):
     def summary(self) -> None:
         """Say what is about to run."""
         config = self.config
-        drawn = len(self.participants(1))
+        drawn = len(participants(config, 1))
         self.say(f"{config.dataset} by {config.partitioner}: {summary(config)}")
         self.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {drawn} of {config.num_clients} clients each,"
             f" {config.num_local_epochs} local epochs, on {len(self.nodes)} nodes"
             + (f"; resumed after round {self._before}" if self._before else "")
         )
-
-    def participants(self, server_round: int) -> list[int]:
-        """The clients that train in a round, drawn without replacement: int(f * N), at least one.
-
-        Where all images are in one place, it is client 0 that has them.
-        """
-        if algorithm_of(self.config).pooled:
-            return [0]
-        rng = np.random.default_rng(self.config.derived_seed("sampling", server_round))
-        return sorted(rng.choice(self.config.num_clients, self.config.clients_per_round, replace=False).tolist())
-
-    def substitutes(self, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
-        """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""
-        rest = sorted(set(range(self.config.num_clients)) - set(asked))
-        rng = np.random.default_rng(self.config.derived_seed("sampling", server_round, attempt))
-        return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -103,19 +85,11 @@ class SharedParts(Strategy):
         self._started = time.monotonic()
         self._grid, self._arrays = grid, arrays
         self._bytes_down = self._bytes_up = 0
-        return self._training(server_round, self.participants(server_round))
+        return self._training(server_round, participants(self.config, server_round))
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._before
-        updates = self._updates(server_round, replies)
-        total = sum(update.count for update in updates)
-
-        def average(name: str, array: Array) -> np.ndarray:
-            weighted = sum(update.count * update.state[name].astype(np.float64) for update in updates)
-            return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
-
-        averaged = ArrayRecord({name: Array(average(name, array)) for name, array in self._arrays.items()})
-        loss = sum(update.count * update.loss for update in updates) / total
+        averaged, loss = average(self._updates(server_round, replies), self._arrays)
         seconds = time.monotonic() - self._started
         self._seconds += seconds
         mean_seconds = self._seconds / (server_round - self._before)
@@ -143,22 +117,21 @@ class SharedParts(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         server_round += self._before
-        last = server_round == self.config.num_server_rounds
-        if not last and server_round % self.config.evaluate_every:
+        if not self._is_evaluated(server_round):
             return []
         clients = range(self.config.num_clients)
-        if last:
+        if self._is_last(server_round):
             self.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
-        return self._messages(MessageType.EVALUATE, server_round, arrays, clients, {"personalize": last})
+        self._grid, self._arrays = grid, arrays
+        return self._evaluation(server_round, clients)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         server_round += self._before
-        replies = list(replies)
-        if not replies:
+        if not self._is_evaluated(server_round):
             return
         rows = [
             dict(zip(reply.content["metrics"], values, strict=True))
-            for reply in self._checked(server_round, range(self.config.num_clients), replies)
+            for reply in self._answers(server_round, replies)
             for values in failures.rows(reply.content["metrics"], *reply.content["metrics"])
         ]
         for name in runs.KINDS:
@@ -180,18 +153,18 @@ class SharedParts(Strategy):
         self._bytes_down += len(messages) * _size(self._arrays)
         return messages
 
-    def _updates(self, server_round: int, replies: Iterable[Message]) -> list[failures.Update]:
+    def _updates(self, server_round: int, replies: Iterable[Message]) -> list[Update]:
         """What the clients of a round trained, by their numbers; failed clients are replaced by others.
 
         Raises:
             RunError: too few were left after all retries.
         """
-        asked = self.participants(server_round)
+        asked = participants(self.config, server_round)
         needed = min(self.config.min_clients_per_round or len(asked), len(asked))
         waiting, updates = asked, []
         for attempt in range(self.config.max_round_retries + 1):
             if attempt:
-                waiting = self.substitutes(server_round, attempt, asked, needed - len(updates))
+                waiting = substitutes(self.config, server_round, attempt, asked, needed - len(updates))
                 if not waiting:
                     break
                 self.say(f"round {server_round}  asking clients {waiting} in place of failed ones")
@@ -206,7 +179,7 @@ class SharedParts(Strategy):
             f" {self.folder / runs.FAILURES} says why the others failed. The last: {self.failures.last}"
         )
 
-    def _sound(self, server_round: int, clients: list[int], replies: Iterable[Message]) -> Iterator[failures.Update]:
+    def _sound(self, server_round: int, clients: list[int], replies: Iterable[Message]) -> Iterator[Update]:
         """The updates among the replies that can be averaged; every other client has failed, and that is written."""
         answered: set[int] = set()
         for reply in replies:
@@ -220,9 +193,9 @@ class SharedParts(Strategy):
                 self.failures.note(server_round, client, node, reason, trace)
             stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
             for place, told in enumerate(failures.rows(reply.content["metrics"], "client", "num_train", "train_loss")):
-                update = failures.Update(*told, {name: stack[place] for name, stack in stacks.items()})
+                update = Update(*told, {name: stack[place] for name, stack in stacks.items()})
                 answered.add(update.client)
-                if wrong := failures.fault(update, self._arrays):
+                if wrong := fault(update, self._arrays):
                     self.failures.note(server_round, update.client, node, wrong)
                 else:
                     yield update
@@ -272,18 +245,45 @@ class SharedParts(Strategy):
             for node, ids in hosted.items()
         ]
 
-    def _checked(self, server_round: int, clients: Iterable[int], replies: Iterable[Message]) -> Iterator[Message]:
-        """The replies, if there is one for every asked client and none is an error."""
-        missing = set(clients)
-        for reply in replies:
-            if reply.has_error():
-                self._note_lost(server_round, clients, reply)
-                raise RunError(f"round {server_round}: node {self._place(reply)} failed: {reply.error.reason}")
-            missing -= set(reply.content["metrics"]["client"])
-            yield reply
-        self._note_silent(server_round, missing)
-        if missing:
-            raise RunError(f"round {server_round}: no answer for clients {sorted(missing)}")
+    def _answers(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        """The replies to an evaluation of all clients.
+
+        Sites may be away: in the last round they are asked again, and who still is away is left out.
+
+        Raises:
+            RunError: a simulated client is missing, or all sites are.
+        """
+        missing, answers = set(range(self.config.num_clients)), []
+        patience = self.config.max_round_retries if self._is_last(server_round) and self.config.on_sites else 0
+        for attempt in range(patience + 1):
+            if attempt:
+                self.say(f"round {server_round}  asking clients {sorted(missing)} again in {SITE_PAUSE_S} s")
+                time.sleep(SITE_PAUSE_S)
+                messages = self._evaluation(server_round, sorted(missing))
+                replies = self._grid.send_and_receive(messages, timeout=MESSAGE_TIMEOUT_S)
+            asked = missing
+            for reply in replies:
+                if reply.has_error():
+                    asked = asked - self._note_lost(server_round, missing, reply)
+                else:
+                    answers.append(reply)
+            missing = missing - {client for each in answers for client in each.content["metrics"]["client"]}
+            self._note_silent(server_round, asked & missing)
+            if not missing:
+                return answers
+        if answers and self.config.on_sites:
+            return answers
+        raise RunError(f"round {server_round}: clients {sorted(missing)} were not evaluated: {self.failures.last}")
+
+    def _evaluation(self, server_round: int, clients: Iterable[int]) -> list[Message]:
+        order = {"personalize": self._is_last(server_round)}
+        return self._messages(MessageType.EVALUATE, server_round, self._arrays, clients, order)
+
+    def _is_evaluated(self, server_round: int) -> bool:
+        return self._is_last(server_round) or server_round % self.config.evaluate_every == 0
+
+    def _is_last(self, server_round: int) -> bool:
+        return server_round == self.config.num_server_rounds
 
 
 def _size(arrays: ArrayRecord) -> int:

@@ -17,6 +17,8 @@ import tomli_w
 from lit_fedbabu import runs
 
 START_TIMEOUT_S = 60
+RAY_PATH = 40
+"""Characters of a folder below which Ray's sockets still have names that the system takes (107)."""
 
 
 class LinkError(RuntimeError):
@@ -35,7 +37,7 @@ def started(root: Path) -> Iterator[Path]:
     Raises:
         LinkError: it did not start.
     """
-    home = Path(tempfile.mkdtemp(prefix="lit_fedbabu-"))
+    home = Path(tempfile.mkdtemp(prefix="lfb-"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,6 +77,8 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    if len(str(home)) <= RAY_PATH:
+        own["RAY_TMPDIR"] = str(home)  # so that Ray's files go when the home goes
     return {"GLIBC_TUNABLES": runs.MALLOC, **os.environ, **own}
 
 

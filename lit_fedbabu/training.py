@@ -105,13 +105,6 @@ def cohorts(config: Config, clients: Sequence[int]) -> list[list[int]]:
     return [list(clients[first : first + size]) for first in range(0, len(clients), size)]
 
 
-def trains_on(config: Config) -> str:
-    """What decides the last bits on this machine, as in "cpu AVX2 in 32-true with torch 2.15.0"."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if on_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    return f"{device} in {resolve_precision(config.precision)} with torch {torch.__version__}"
-
-
 def new_module(config: Config, num_classes: int, model_seed: int, channels: int = 3) -> LitFedBABU:
     """The module with its initial weights, not yet told what to train."""
     return LitFedBABU(

@@ -24,14 +24,14 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 def about(config: Config, **facts: Any) -> dict[str, Any]:
     """What a checkpoint says of its weights: where they come from, and what images and outputs mean."""
     mean, std = mean_and_std(config)
-    names = sources.source_of(config).class_names
+    names = sources.class_names_of(config)
     return {"config": config.experiment(), **facts, "class_names": names, "mean": mean, "std": std}
 
 
 def initial_module(config: Config) -> LitFedBABU:
     """The module as every participant builds it before the first round: random body, random head."""
-    source = sources.source_of(config)
-    return training.new_module(config, len(source.class_names), model_seed(config), source.channels)
+    channels = len(mean_and_std(config)[0])
+    return training.new_module(config, len(sources.class_names_of(config)), model_seed(config), channels)
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import platform
 import re
 import tomllib
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.models import parts_of, select
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.nodes import RunError, find_nodes
+from lit_fedbabu.sampling import participants, substitutes
 from lit_fedbabu.strategy import SharedParts
 from tests.helpers import NARROW, FakeGrid, finetuned, start, tiny_config
 
@@ -63,10 +65,13 @@ def test_only_shared_parts_travel(algorithm, federate):
     trains = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert len(trains) == (2 if algorithm == "centralized" else 4)
     for message in grid.messages:
-        if message.metadata.message_type != "query.place":
+        code = {"source-digest", "source-folder"}
+        if message.metadata.message_type == "query.place":
+            assert set(message.content) == {"config"} and set(message.content["config"]) == code
+        else:
             assert set(message.content["arrays"]) == shared
             assert set(message.content) == {"arrays", "config"}
-            everyone = {"server-round", "clients", "source-digest", "source-folder", "memory"}
+            everyone = {"server-round", "clients", "memory", *code}
             extra = {"learning-rate"} if message.metadata.message_type == "train" else {"personalize"}
             assert set(message.content["config"]) == everyone | extra
     told = {"train": {"client", "num_train", "train_loss"}, "evaluate": {"client", "num_test", *MEASURES}}
@@ -81,13 +86,12 @@ def test_only_shared_parts_travel(algorithm, federate):
     assert moved == shared & set(select(whole, ALGORITHMS[algorithm].trained)), "the server's model is what was shared"
 
 
-def test_the_average_is_over_clients_weighted_by_their_images(federate, tmp_path):
+def test_the_average_is_over_clients_weighted_by_their_images(federate):
     config = tiny_config(partitioner="dirichlet", dirichlet_alpha=2.0, num_server_rounds=1)
     folder, grid = federate(config, FakeGrid(config, 2))
     initial = update.initial_module(config).model.state_dict()
     received = {name: value.clone() for name, value in select(initial, ["body"]).items()}
-    strategy = SharedParts(config, [0], tmp_path, None, None, None)
-    updates = [update.client_update(config, client, 1, received, 0.1) for client in strategy.participants(1)]
+    updates = [update.client_update(config, client, 1, received, 0.1) for client in participants(config, 1)]
     assert len({count for _, count, _ in updates}) > 1
     total = sum(count for _, count, _ in updates)
     final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
@@ -100,7 +104,7 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     config = tiny_config()
     board = SimpleNamespace(round=lambda *_: None)
     strategy = SharedParts(config, [7], tmp_path, board, None, print)
-    clients = strategy.participants(1)
+    clients = participants(config, 1)
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     strategy.configure_train(1, ArrayRecord({"w": Array(np.zeros(1, np.float32))}), ConfigRecord(), None)
     # In float64, 2^60 + 1 is 2^60: the sum is 0 in this order and 1 if the 1 comes last.
@@ -117,15 +121,15 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
         assert arrays["w"].numpy().tolist() == [0.0]
 
 
-def test_sampling_is_without_replacement_and_by_seed_and_round(tmp_path):
-    strategy = SharedParts(tiny_config(num_clients=100, fraction_train=0.1), [0], tmp_path, None, None, None)
-    draws = [strategy.participants(server_round) for server_round in range(1, 81)]
+def test_sampling_is_without_replacement_and_by_seed_and_round():
+    config = tiny_config(num_clients=100, fraction_train=0.1)
+    draws = [participants(config, server_round) for server_round in range(1, 81)]
     assert all(len(set(draw)) == 10 for draw in draws)
-    assert draws[0] != draws[1] and draws[0] == strategy.participants(1)
+    assert draws[0] != draws[1] and draws[0] == participants(config, 1)
     assert set().union(*draws) == set(range(100))
     for fraction, count in ((0.001, 1), (0.29, 29), (1.0, 100)):
         config = tiny_config(num_clients=100, fraction_train=fraction)
-        assert len(SharedParts(config, [0], tmp_path, None, None, None).participants(1)) == count
+        assert len(participants(config, 1)) == count
 
 
 def test_a_run_folder_has_everything_and_it_agrees(federate):
@@ -232,11 +236,10 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, federate, monkeypatch, tmp_path):
+def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, federate, monkeypatch):
     config = tiny_config(num_clients=5, fraction_train=0.6)
-    strategy = SharedParts(config, [0], tmp_path, None, None, None)
-    bad = strategy.participants(2)[1]
-    (other,) = strategy.substitutes(2, 1, strategy.participants(2), 1)
+    bad = participants(config, 2)[1]
+    (other,) = substitutes(config, 2, 1, participants(config, 2), 1)
     failing(monkeypatch, lambda client, server_round: server_round == 2 and client == bad, HOW[how][0])
     folder, _ = federate(config, FakeGrid(config, 5))
     (failure,) = failures_of(folder)
@@ -249,7 +252,7 @@ def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, fe
     federated, before = read_checkpoint(folder / runs.LAST_CHECKPOINT), [start(config)]
     monkeypatch.undo()
     for server_round in (1, 2):
-        clients = [*strategy.participants(server_round), *([other] if server_round == 2 else [])]
+        clients = [*participants(config, server_round), *([other] if server_round == 2 else [])]
         rate = config.learning_rate_in(server_round)
         updates = [
             update.client_update(config, client, server_round, before[-1], rate)
@@ -261,9 +264,9 @@ def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, fe
     assert all(torch.equal(federated.shared[name], value) for name, value in before[-1].items())
 
 
-def test_a_round_counts_if_enough_clients_remain(federate, monkeypatch, tmp_path):
+def test_a_round_counts_if_enough_clients_remain(federate, monkeypatch):
     config = tiny_config(num_clients=5, fraction_train=0.6, min_clients_per_round=2)
-    bad = SharedParts(config, [0], tmp_path, None, None, None).participants(1)[0]
+    bad = participants(config, 1)[0]
     failing(monkeypatch, lambda client, _: client == bad)
     folder, grid = federate(config)
     trained = [message for message in grid.messages if message.metadata.message_type == "train"]
@@ -287,21 +290,25 @@ def test_too_many_failures_end_the_run_after_its_retries_and_leave_a_checkpoint(
     assert (folder / "results.json").read_text() == (federate(config)[0] / "results.json").read_text()
 
 
-def test_the_clients_of_other_code_are_refused_by_name(federate, monkeypatch):
+@pytest.mark.parametrize("kind", ["query.place", "train"])
+def test_nodes_of_other_code_are_refused_by_name(kind, federate, monkeypatch):
+    """Before the first round, and where the code of a node changes while the run goes on."""
     monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
     config = tiny_config(max_round_retries=0)
     grid = FakeGrid(config)
     answer = grid.answer
 
     def from_elsewhere(message, context):
-        if message.metadata.message_type == "train":
+        if message.metadata.message_type == kind:
             message.content["config"]["source-digest"] = "0123"
             message.content["config"]["source-folder"] = "/elsewhere"
         return answer(message, context)
 
     grid.answer = from_elsewhere
-    with pytest.raises(RunError, match=re.escape("/elsewhere but this node runs")):
+    with pytest.raises(RunError, match=re.escape(f"/elsewhere but {platform.node()} runs")):
         federate(config, grid)
+    trained = any(message.metadata.message_type == "train" for message in grid.messages)
+    assert trained == (kind == "train")
 
 
 def test_clients_of_a_lost_node_are_replaced_by_those_of_others(federate):
@@ -344,14 +351,14 @@ def test_nodes_are_ordered_by_their_place_even_if_they_register_late():
     grid = FakeGrid(tiny_config(), 4)
     late = iter([[], list(grid.contexts)[:1], list(grid.contexts)[:1], list(grid.contexts)[:3]])
     grid.get_node_ids = lambda: next(late, list(grid.contexts)[::-1])
-    assert [node.id for node in find_nodes(grid)] == list(grid.contexts)
+    assert [node.id for node in find_nodes(grid, print)] == list(grid.contexts)
 
 
 def test_nodes_that_never_come_are_named():
     grid = FakeGrid(tiny_config(), 4)
     grid.get_node_ids = lambda: list(grid.contexts)[:3]
-    with pytest.raises(RunError, match="only 3 nodes"):
-        find_nodes(grid, timeout_s=2)
+    with pytest.raises(RunError, match="only 3 of 4 nodes"):
+        find_nodes(grid, print, timeout_s=2)
 
 
 def test_an_existing_run_folder_is_not_touched(federate, tmp_path):

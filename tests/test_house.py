@@ -7,10 +7,11 @@ PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
     "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
     "cohort", "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board",
-    "privacy", "nodes", "failures", "strategy", "client", "client_app", "server_app", "superlink", "run",
-    "newcomer", "sweep", "finetune", "predict", "report", "data",
+    "privacy", "sampling", "nodes", "aggregation", "failures", "strategy", "client", "host", "client_app",
+    "server_app", "superlink", "run", "newcomer", "sweep", "finetune", "predict", "report", "data", "credentials",
 ]  # fmt: skip
-SERVER, CLIENT = {"nodes", "failures", "strategy", "server_app", "board"}, {"client", "client_app"}
+SERVER = {"sampling", "nodes", "aggregation", "failures", "strategy", "server_app", "board"}
+CLIENT = {"client", "host", "client_app"}
 
 
 def imported(path):

@@ -8,7 +8,8 @@ from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.partition import PARTITIONERS, class_counts, partition, summary
 from tests.helpers import BALANCED, counts
 
-ANYWHERE = [name for name in PARTITIONERS if name != "natural-id"]  # which needs a column of owners
+ANYWHERE = [name for name in PARTITIONERS if name not in ("natural-id", "sites")]
+"""Which need no column of owners, and deal anything."""
 
 
 @pytest.mark.parametrize("partitioner", ANYWHERE)

@@ -9,7 +9,7 @@ from lit_fedbabu import memory, privacy, runs
 from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.config import Config
 from lit_fedbabu.models import select
-from lit_fedbabu.strategy import SharedParts
+from lit_fedbabu.sampling import participants
 from tests.helpers import NARROW, start, tiny_config
 
 ORDER = {"server-round": 1, "learning-rate": 0.1}
@@ -79,11 +79,10 @@ def test_epsilon_is_the_least_that_the_gaussian_mechanism_has(noise_multiplier, 
     assert privacy.epsilon(noise_multiplier, participations + 1) > found
 
 
-def test_the_run_tells_what_the_protection_amounts_to(federate, capsys, tmp_path):
+def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):
     config = tiny_config(model_name=NARROW, clipping_norm=1.0, noise_multiplier=2.0, num_server_rounds=3)
     folder, _ = federate(config)
-    strategy = SharedParts(config, [0], tmp_path, None, None, None)
-    drawn = [client for server_round in (1, 2, 3) for client in strategy.participants(server_round)]
+    drawn = [client for server_round in (1, 2, 3) for client in participants(config, server_round)]
     most = max(map(drawn.count, drawn))
     told = privacy.guarantee(config, most)
     assert f"epsilon {privacy.epsilon(2.0, 1):.3g} for a round" in told and f"for the {most} rounds" in told

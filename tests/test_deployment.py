@@ -1,0 +1,220 @@
+"""Real nodes on this machine: a SuperLink with TLS and authentication, and three SuperNodes; minutes, so all slow."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tomli_w
+
+from lit_fedbabu import credentials, runs, server_app, superlink
+from lit_fedbabu.config import Config
+from tests.test_federation import files_that_decide
+from tests.test_sites import Sites, site_config, write_site
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).parent.parent
+OWN = (("red", "green"), ("blue", "green"), ("red", "blue"))
+
+
+class Lab:
+    """A SuperLink and its sites, each with a home of its own below a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.processes = {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        assert credentials.main([str(folder / "credentials"), "--sites", "4"]) == 0
+        for site, classes in enumerate(OWN):
+            write_site(folder / f"images-{site}", classes)
+        (folder / "operator").mkdir()
+        lab = {"address": self.address, "root-certificates": str(folder / "credentials" / "ca.crt")}
+        (folder / "operator" / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "lab", "lab": lab}}))
+
+    def start(self, name, command, home):
+        with (self.folder / f"{name}.log").open("a") as log:
+            state = {"XDG_STATE_HOME": str(self.folder / f"{home}-state")}
+            environment = {**superlink.environment(self.folder / home), **state}
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        return self.processes[name]
+
+    def start_superlink(self):
+        own = self.folder / "credentials"
+        command = [
+            superlink.program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
+            "--ssl-ca-certfile", str(own / "ca.crt"), "--ssl-certfile", str(own / "superlink.crt"),
+            "--ssl-keyfile", str(own / "superlink.key"), "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation", "--database", str(self.folder / "superlink.db"),
+        ]  # fmt: skip
+        self.start("superlink", command, "superlink-home")
+        deadline = time.monotonic() + 120
+        while "running on https" not in (self.folder / "superlink.log").read_text():
+            assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
+            time.sleep(0.5)
+
+    def start_site(self, site, *words, images=None, secured=True):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = self.folder / "credentials"
+        security = ["--root-certificates", str(own / "ca.crt")] if secured else ["--insecure"]
+        node = f'client-id={site} data-path="{self.folder / f"images-{site if images is None else images}"}"'
+        command = [
+            superlink.program("flower-supernode"), "--superlink", self.address, *security,
+            "--auth-supernode-private-key", str(own / f"site-{site}"), "--port", str(port),
+            "--node-config", node, *words,
+        ]  # fmt: skip
+        return self.start(f"site-{site}", command, f"site-{site}")
+
+    def flwr(self, *words, **options):
+        environment = superlink.environment(self.folder / "operator")
+        return subprocess.run(
+            [superlink.program("flwr"), *words], env=environment, capture_output=True, text=True, timeout=900, **options
+        )
+
+    def run(self, **options):
+        """The stream of a run, which is submitted, and its status once it has ended."""
+        config = site_config(self.folder, model_name="FourConvNet", **options)
+        (self.folder / "run.toml").write_text(tomli_w.dumps(config.to_run_config()))
+        command = ["run", str(ROOT), "lab", "--stream", "--run-config", str(self.folder / "run.toml")]
+        return subprocess.Popen(
+            [superlink.program("flwr"), *command], env=superlink.environment(self.folder / "operator"),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def status(self):
+        return json.loads(self.flwr("list", "lab", "--format", "json").stdout)["runs"][0]["status"]
+
+    def of(self, word):
+        """Processes of this lab with the word in their command."""
+        for process in psutil.process_iter():
+            try:
+                if str(self.folder) in process.environ().get("FLWR_HOME", "") and word in " ".join(process.cmdline()):
+                    yield process
+            except psutil.Error:
+                pass
+
+    def kill_site(self, site):
+        os.killpg(self.processes[f"site-{site}"].pid, signal.SIGKILL)
+
+    def end(self):
+        for process in list(self.of("")):
+            process.kill()
+
+
+def reach(stream, line, told=""):
+    """Read a stream until a line matches; returns what was read."""
+    for text in stream.stdout:
+        told += text
+        if re.search(line, text):
+            return told
+    raise AssertionError(f"no {line!r} in\n{told}")
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as folder:
+        lab = Lab(Path(folder))
+        try:
+            lab.start_superlink()
+            for site in range(3):
+                done = lab.flwr("supernode", "register", str(lab.folder / "credentials" / f"site-{site}.pub"), "lab")
+                assert done.returncode == 0, done.stdout + done.stderr
+                lab.start_site(site)
+            yield lab
+        finally:
+            lab.end()
+
+
+def test_a_federation_of_three_sites_is_that_of_one_process(lab, tmp_path):
+    """Encrypted and authenticated, to the same bytes; then a site makes its personal model."""
+    stream = lab.run(run_name="first")
+    told, _ = stream.communicate(timeout=900)
+    folder = lab.folder / "server" / "first"
+    assert (folder / runs.RESULTS).exists() and lab.status() == "finished:completed", told
+    nodes = [
+        {"client-id": site, "data-path": str(lab.folder / f"images-{site}"), "state-path": str(tmp_path / f"{site}")}
+        for site in range(3)
+    ]
+    config = site_config(tmp_path, model_name="FourConvNet", run_name="first")
+    assert files_that_decide(server_app.federate(Sites(config, nodes), config)) == files_that_decide(folder)
+    (state,) = (lab.folder / "site-2-state" / "lit_fedbabu").iterdir()
+    command = [sys.executable, "-m", "lit_fedbabu.finetune", str(state), "--save"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (tuned,) = state.glob("finetune/*")
+    assert runs.read_results(tuned)["clients"] == runs.read_results(folder)["clients"][2:]
+
+
+def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
+    stranger = lab.start_site(3, images=0)
+    assert stranger.wait(120) != 0
+    assert "register" in (lab.folder / "site-3.log").read_text().lower()
+    (lab.folder / "site-3.log").unlink()
+    plain = lab.start_site(3, "--max-retries", "1", images=0, secured=False)
+    assert plain.wait(120) != 0
+    assert json.loads(lab.flwr("supernode", "list", "lab", "--format", "json").stdout)["success"]
+
+
+def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_is_back(lab):
+    stream = lab.run(run_name="killed", num_server_rounds=6, min_clients_per_round=2, evaluate_every=9)
+    told = reach(stream, r"round 1/6 ")
+    time.sleep(3)
+    lab.kill_site(1)
+    told = reach(stream, r"round 2  failed: client 1 on node 1", told)
+    lab.start_site(1)
+    told += stream.communicate(timeout=900)[0]
+    folder = lab.folder / "server" / "killed"
+    failures = [json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
+    assert {failure["client"] for failure in failures} == {1}
+    rounds = {failure["round"] for failure in failures}
+    assert 2 in rounds and 6 not in rounds, "it was back for the last round at least"
+    assert [row["client"] for row in runs.read_results(folder)["clients"]] == [0, 1, 2], told
+
+
+def test_a_killed_server_is_resumed_to_the_same_bytes(lab, tmp_path):
+    stream = lab.run(run_name="resumed", num_server_rounds=3, algorithm="fedper")
+    reach(stream, r"round 1  initial")
+    (server,) = lab.of("flwr-serverapp")
+    server.kill()
+    stream.wait(timeout=300)
+    folder = lab.folder / "server" / "resumed"
+    assert not (folder / runs.RESULTS).exists()
+    stream = lab.run(run_name="resumed", num_server_rounds=3, algorithm="fedper", resume=str(folder))
+    told, _ = stream.communicate(timeout=900)
+    assert "resumed after round" in told and lab.status() == "finished:completed", told
+    nodes = [
+        {"client-id": site, "data-path": str(lab.folder / f"images-{site}"), "state-path": str(tmp_path / f"{site}")}
+        for site in range(3)
+    ]
+    options = {"model_name": "FourConvNet", "algorithm": "fedper", "num_server_rounds": 3}
+    config = Config(**{**vars(site_config(tmp_path, **options)), "run_name": "resumed"})
+    assert files_that_decide(server_app.federate(Sites(config, nodes), config)) == files_that_decide(folder)
+
+
+def test_a_site_with_other_code_or_images_is_refused_by_name(lab):
+    """Flower sends the code to the sites once; here someone changes it at one of them."""
+    (changed,) = (lab.folder / "site-0" / "apps").glob("*/lit_fedbabu/steps.py")
+    code = changed.read_text()
+    changed.write_text(code + "\n# mine\n")
+    told, _ = lab.run(run_name="other-code").communicate(timeout=900)
+    assert re.search(r"error: 1 of 3 nodes cannot take part: .*and their code differs", told), told
+    assert lab.status() == "finished:failed"
+    changed.write_text(code)
+    lab.kill_site(0)
+    lab.start_site(0, images=7)
+    told, _ = lab.run(run_name="no-images").communicate(timeout=900)
+    assert re.search(r"error: .*client-id 0 on .*images-7", told), told
