@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from lit_fedbabu import client_app, finetune, runs, training, update
+from lit_fedbabu import finetune, runs, training, update, worker
 from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.client import FedBABUClient
@@ -128,7 +128,7 @@ def test_a_cohort_that_raises_is_trained_one_by_one(federate, monkeypatch, caplo
             raise RuntimeError("it was me")
         return fit(self, received, order)
 
-    monkeypatch.setattr(client_app, "fit_together", broken)
+    monkeypatch.setattr(worker, "fit_together", broken)
     monkeypatch.setattr(FedBABUClient, "fit", alone)
     with caplog.at_level(logging.WARNING, logger="flwr"):
         folder, _ = federate(config)

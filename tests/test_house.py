@@ -7,11 +7,12 @@ PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
 ORDER = [
     "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
     "cohort", "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board",
-    "privacy", "sampling", "nodes", "aggregation", "failures", "strategy", "client", "host", "client_app",
-    "server_app", "superlink", "run", "newcomer", "sweep", "finetune", "predict", "report", "data", "credentials",
+    "privacy", "sampling", "nodes", "aggregation", "failures", "strategy", "client", "host", "worker", "warm",
+    "client_app", "server_app", "superlink", "run", "newcomer", "sweep", "finetune", "predict", "report", "data",
+    "credentials",
 ]  # fmt: skip
 SERVER = {"sampling", "nodes", "aggregation", "failures", "strategy", "server_app", "board"}
-CLIENT = {"client", "host", "client_app"}
+CLIENT = {"client", "host", "worker", "warm", "client_app"}
 
 
 def imported(path):

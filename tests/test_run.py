@@ -14,6 +14,7 @@ import pytest
 
 from lit_fedbabu import runs
 from lit_fedbabu.config import Config
+from tests import soak
 from tests.helpers import tiny_config
 from tests.test_federation import curves, files_that_decide
 
@@ -234,3 +235,19 @@ def test_worst_decile_is_the_mean_of_the_lowest_tenth():
     assert runs.spread(values[::-1])["worst_decile"] == pytest.approx(0.045)
     assert runs.spread([0.5])["worst_decile"] == 0.5
     assert runs.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0, "jain": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_hundred_rounds_leak_nothing_and_lose_no_failure(tmp_path):
+    seen = soak.soak(500, str(tmp_path))
+    assert seen["status"] == 0, seen["told"]
+    assert not any(seen["left"].values()), seen["left"]
+    written = (tmp_path / "soak" / runs.FAILURES).read_text().splitlines()
+    assert len(written) == seen["injected"] > 0
+    for kind in soak.KINDS:
+        for what, share in (("MB", 0.01), ("files", 0.05), ("ports", 0.1)):
+            grown = soak.growth(seen["samples"], kind, what, first=100)
+            assert grown, f"no {kind} was seen"
+            for mean, slope in grown:
+                assert 100 * slope < share * mean, f"{kind}: {what} grow by {100 * slope:.2f} in 100 rounds"

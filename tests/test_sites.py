@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Error, Message, RecordDict
 from PIL import Image
 
-from lit_fedbabu import credentials, finetune, runs, server_app, strategy, update
+from lit_fedbabu import credentials, finetune, runs, server_app, strategy, update, warm, worker
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.module import LitFedBABU
@@ -41,6 +41,7 @@ def write_site(folder, classes, count=12):
 def nodes(tmp_path, monkeypatch):
     """The node-config of three sites, of which none has all classes, and a place for what is theirs."""
     monkeypatch.setattr(strategy, "SITE_PAUSE_S", 0)
+    monkeypatch.setattr(warm, "answer", lambda what, *received: getattr(worker, what)(*received))
     own = [["red", "green"], ["blue", "green"], ["red", "blue"]]
     return [
         {
