@@ -18,6 +18,8 @@ from lit_fedbabu.compare import Run, finetunings, percent
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dvp*"
+BANDS = 3
+"""Methods in a figure that get bands; those of more could not be told apart."""
 STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -72,8 +74,8 @@ def _saved(figure: Figure, path: Path) -> Iterator[Path]:
 
 
 def rounds(methods: dict[str, list[Run]]) -> Figure:
-    """Initial accuracy over communication rounds: mean over clients and seeds, band of one std over clients."""
-    figure, axes = _one(2.4)
+    """Initial accuracy over communication rounds: mean over clients and seeds, bands of one std over clients."""
+    figure, axes = _one(2.6)
     for number, (method, members) in enumerate(methods.items()):
         histories = [
             {
@@ -84,9 +86,10 @@ def rounds(methods: dict[str, list[Run]]) -> Figure:
             for run in members
         ]
         shared = sorted(set(histories[0]).intersection(*histories))
-        _line_with_band(axes, number, method, shared, [[history[each] for each in shared] for history in histories])
+        values = [[history[each] for each in shared] for history in histories]
+        _line(axes, number, method, shared, values, band=len(methods) <= BANDS)
     axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -103,11 +106,12 @@ def finetuning(methods: dict[str, list[Run]]) -> Figure:
         for number, method in enumerate(methods):
             if members := of_methods.get(method):
                 epochs = range(min(len(run.curve) for run in members))
-                _line_with_band(axes, number, method, epochs, [run.curve[: len(epochs)] for run in members])
+                values = [run.curve[: len(epochs)] for run in members]
+                _line(axes, number, method, epochs, values, band=len(of_methods) <= BANDS)
         _over_epochs(axes, part, rate)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
-    grid[0, 0].legend(loc="lower right")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(6, len(methods)))
     return figure
 
 
@@ -146,7 +150,7 @@ def heat_map(class_counts: str) -> Figure:
 def curve(spreads: Sequence[dict[str, float]], part: str, rate: float) -> Figure:
     """Accuracy (0 to 1) before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
     figure, axes = _one(2.4)
-    _line_with_band(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]])
+    _line(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]], band=True)
     _over_epochs(axes, part, rate)
     axes.set_ylabel("accuracy (%)")
     return figure
@@ -180,11 +184,12 @@ def _one(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _line_with_band(
-    axes: Axes, number: int, label: str, x: Sequence[int], spreads: Sequence[Sequence[dict[str, float]]]
+def _line(
+    axes: Axes, number: int, label: str, x: Sequence[int], spreads: Sequence[Sequence[dict[str, float]]], band: bool
 ) -> None:
-    """A line of means over seeds, and a band of one std over clients (mean over seeds) to either side."""
+    """A line of means over seeds and, if asked for, a band of one std over clients (mean over seeds) to either side."""
     mean, std = (np.mean([[each[key] for each in one] for one in spreads], axis=0) for key in ("mean", "std"))
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     axes.plot(x, mean, color=colour, marker=marker, label=label)
-    axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    if band:
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)

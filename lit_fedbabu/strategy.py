@@ -181,43 +181,36 @@ class SharedParts(Strategy):
 
     def _sound(self, server_round: int, clients: list[int], replies: Iterable[Message]) -> Iterator[Update]:
         """The updates among the replies that can be averaged; every other client has failed, and that is written."""
-        answered: set[int] = set()
-        for reply in replies:
-            node = self._place(reply)
-            if reply.has_error():
-                answered |= self._note_lost(server_round, clients, reply)
-                continue
+        for reply in self._whole(server_round, clients, replies):
+            node = self._place(reply.metadata.src_node_id)
             self._bytes_up += _size(reply.content["arrays"])
             for client, reason, trace in failures.rows(reply.content.get("failures"), "client", "reason", "traceback"):
-                answered.add(client)
                 self.failures.note(server_round, client, node, reason, trace)
             stacks = {name: array.numpy() for name, array in reply.content["arrays"].items()}
             for place, told in enumerate(failures.rows(reply.content["metrics"], "client", "num_train", "train_loss")):
                 update = Update(*told, {name: stack[place] for name, stack in stacks.items()})
-                answered.add(update.client)
                 if wrong := fault(update, self._arrays):
                     self.failures.note(server_round, update.client, node, wrong)
                 else:
                     yield update
-        self._note_silent(server_round, set(clients) - answered)
 
-    def _note_lost(self, server_round: int, clients: Iterable[int], reply: Message) -> set[int]:
-        """Write down the failure of all clients that a node was asked for and sent an error instead."""
-        lost = {client for client in clients if self._host(client) == reply.metadata.src_node_id}
-        for client in sorted(lost):
-            self.failures.note(server_round, client, self._place(reply), reply.error.reason)
-        return lost
-
-    def _note_silent(self, server_round: int, clients: Iterable[int]) -> None:
-        for client in sorted(clients):
-            self.failures.note(server_round, client, "?", "no answer")
+    def _whole(self, server_round: int, clients: Iterable[int], replies: Iterable[Message]) -> list[Message]:
+        """The replies that are no errors. A client that none of them speaks of has failed, and that is written."""
+        replies = list(replies)
+        whole = [reply for reply in replies if not reply.has_error()]
+        errors = {reply.metadata.src_node_id: reply.error.reason for reply in replies if reply.has_error()}
+        # Flower's own errors, as of a node that is gone, do not say whose they are.
+        flowers = "; ".join(reason for node, reason in errors.items() if node not in self.nodes)
+        for client in sorted(set(clients) - _clients_in(whole)):
+            node = self._host(client)
+            self.failures.note(server_round, client, self._place(node), errors.get(node) or flowers or "no answer")
+        return whole
 
     def _host(self, client: int) -> int:
         return self.nodes[client % len(self.nodes)]
 
-    def _place(self, reply: Message) -> str:
-        node = reply.metadata.src_node_id
-        return str(self.nodes.index(node)) if node in self.nodes else "?"
+    def _place(self, node: int) -> str:
+        return str(self.nodes.index(node))
 
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Flower's place for an evaluation on the server: here a round is over, and is kept."""
@@ -261,14 +254,8 @@ class SharedParts(Strategy):
                 time.sleep(SITE_PAUSE_S)
                 messages = self._evaluation(server_round, sorted(missing))
                 replies = self._grid.send_and_receive(messages, timeout=MESSAGE_TIMEOUT_S)
-            asked = missing
-            for reply in replies:
-                if reply.has_error():
-                    asked = asked - self._note_lost(server_round, missing, reply)
-                else:
-                    answers.append(reply)
-            missing = missing - {client for each in answers for client in each.content["metrics"]["client"]}
-            self._note_silent(server_round, asked & missing)
+            answers += self._whole(server_round, missing, replies)
+            missing = missing - _clients_in(answers)
             if not missing:
                 return answers
         if answers and self.config.on_sites:
@@ -284,6 +271,12 @@ class SharedParts(Strategy):
 
     def _is_last(self, server_round: int) -> bool:
         return server_round == self.config.num_server_rounds
+
+
+def _clients_in(replies: Iterable[Message]) -> set[int]:
+    """The clients that replies speak of, trained or evaluated or failed."""
+    records = (reply.content.get(name) for reply in replies for name in ("metrics", "failures"))
+    return {client for record in records for (client,) in failures.rows(record, "client")}
 
 
 def _size(arrays: ArrayRecord) -> int:

@@ -105,7 +105,7 @@ STOPS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, temp, federate):
-    options = {**TINY, "num-server-rounds": 40, "num-clients": 8}
+    options = {**TINY, "num-server-rounds": 120, "evaluate-every": 60, "num-clients": 8}
     whole, _ = federate(Config.from_run_config(options))
     environment = {**os.environ, "TMPDIR": str(temp)}
     command = [sys.executable, "-m", "lit_fedbabu.run"]
@@ -113,7 +113,7 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     first = [*command, *(f"{key}={value}" for key, value in (options | place).items())]
     process = subprocess.Popen(first, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("round 2/40"):
+        if line.startswith("round 2/"):
             break
     stop, status = STOPS[how]
     stop(process, str(temp))

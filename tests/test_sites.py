@@ -92,6 +92,13 @@ class Sites(FakeGrid):
             return Message(Error(code=1, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
 
 
+def unavailable(message):
+    """What Flower answers for a node that sends no heartbeat: the answer comes from Flower, and names no node."""
+    reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
+
+
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
 def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, nodes, tmp_path, capsys):
     config = site_config(tmp_path, algorithm=algorithm)
@@ -156,7 +163,7 @@ def test_a_site_that_is_away_is_written_down_and_asked_again(nodes, tmp_path, ca
         place = message.metadata.message_type, message.content["config"].get("server-round")
         if context.node_config["client-id"] == 1 and place in away:
             away.discard(place)
-            return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+            return unavailable(message)
         return answer(message, context)
 
     grid.answer = sometimes
@@ -174,7 +181,7 @@ def test_a_site_that_stays_away_is_left_out_of_the_results(nodes, tmp_path, caps
 
     def gone(message, context):
         if context.node_config["client-id"] == 1 and message.metadata.message_type == "evaluate":
-            return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+            return unavailable(message)
         return answer(message, context)
 
     grid.answer = gone
@@ -182,9 +189,7 @@ def test_a_site_that_stays_away_is_left_out_of_the_results(nodes, tmp_path, caps
     assert [row["client"] for row in runs.read_results(folder)["clients"]] == [0, 2]
     assert "over 2 clients" in capsys.readouterr().out
     grid.answer = lambda message, context: (
-        answer(message, context)
-        if message.metadata.message_type != "evaluate"
-        else Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+        answer(message, context) if message.metadata.message_type != "evaluate" else unavailable(message)
     )
     with pytest.raises(RunError, match=r"round 1: clients \[0, 1, 2\] were not evaluated: .*Node Unavailable"):
         server_app.federate(grid, Config(**{**vars(config), "run_name": "second"}))
