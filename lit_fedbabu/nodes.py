@@ -45,10 +45,10 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
         ids = sorted(grid.get_node_ids())
         if ids and ids == asked:  # nobody came since the last look: ask them all
             places = _places(grid, ids, timeout_s)
-            expected = max(place["nodes"] for place in places)
-            if len(places) >= expected:
+            expected = max((place["nodes"] for place in places.values()), default=expected)
+            if len(places) >= max(expected, len(ids)):
                 break
-            say(f"waiting for nodes: {len(ids)} of {expected} are there")
+            say(f"waiting for nodes: {len(places)} of {expected or 'any'} are there")
             while len(ids) < expected and time.monotonic() < deadline:
                 time.sleep(0.1)
                 ids = sorted(grid.get_node_ids())
@@ -57,21 +57,24 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
             raise RunError(f"only {len(ids)}{of_all} nodes came within {timeout_s:.0f} s; start the others first")
         asked = ids
         time.sleep(0.5)
-    twice = [str(each) for each, count in Counter(place["node"] for place in places).items() if count > 1]
+    twice = [str(each) for each, count in Counter(place["node"] for place in places.values()).items() if count > 1]
     if twice:
         raise RunError(f"several nodes say they are {', '.join(twice)}; give each its own partition-id or client-id")
-    by_place = {place["node"]: Node(node, place["trains-on"]) for place, node in zip(places, asked, strict=True)}
+    by_place = {place["node"]: Node(node, place["trains-on"]) for node, place in places.items()}
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")
     return [by_place[place] for place in range(expected)]
 
 
-def _places(grid: Grid, nodes: list[int], timeout_s: float) -> list[ConfigRecord]:
-    """What the nodes answer to "query.place", in the order of ``nodes``."""
+def _places(grid: Grid, nodes: list[int], timeout_s: float) -> dict[int, ConfigRecord]:
+    """What nodes answer to "query.place"; nothing of those that Flower found to be gone.
+
+    Raises:
+        RunError: nodes answered that they cannot take part.
+    """
     messages = [Message(RecordDict({"config": ConfigRecord(runs.own_code())}), node, "query.place") for node in nodes]
     replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
     reasons = [replies[node].error.reason for node in nodes if node in replies and replies[node].has_error()]
-    reasons += [f"no answer within {timeout_s:.0f} s" for node in nodes if node not in replies]
     if reasons:
         raise RunError(f"{len(reasons)} of {len(nodes)} nodes cannot take part: {'; '.join(reasons)}")
-    return [replies[node].content["place"] for node in nodes]
+    return {node: replies[node].content["place"] for node in nodes if node in replies}

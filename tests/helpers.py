@@ -4,7 +4,7 @@ import random
 import datasets
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
@@ -81,6 +81,13 @@ class FakeGrid:
 
     def answer(self, message, context) -> Message:
         return client_app.app(message, context)
+
+
+def unavailable(message):
+    """What Flower answers for a node that sends no heartbeat: the answer comes from Flower, and names no node."""
+    reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
 
 
 def state_digest(state):

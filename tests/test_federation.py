@@ -23,7 +23,7 @@ from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.nodes import RunError, find_nodes
 from lit_fedbabu.sampling import participants, substitutes
 from lit_fedbabu.strategy import SharedParts
-from tests.helpers import NARROW, FakeGrid, finetuned, start, tiny_config
+from tests.helpers import NARROW, FakeGrid, finetuned, start, tiny_config, unavailable
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
 
@@ -359,6 +359,20 @@ def test_nodes_that_never_come_are_named():
     grid.get_node_ids = lambda: list(grid.contexts)[:3]
     with pytest.raises(RunError, match="only 3 of 4 nodes"):
         find_nodes(grid, print, timeout_s=2)
+
+
+def test_a_node_that_is_gone_when_it_is_asked_is_waited_for(capsys):
+    grid = FakeGrid(tiny_config(), 3)
+    answer, gone = grid.answer, iter([True])
+
+    def sometimes(message, context):
+        if context.node_config["partition-id"] == 1 and next(gone, False):
+            return unavailable(message)
+        return answer(message, context)
+
+    grid.answer = sometimes
+    assert [node.id for node in find_nodes(grid, print)] == list(grid.contexts)
+    assert "waiting for nodes: 2 of 3 are there" in capsys.readouterr().out
 
 
 def test_an_existing_run_folder_is_not_touched(federate, tmp_path):

@@ -16,7 +16,7 @@ from lit_fedbabu.batches import ClientData
 from lit_fedbabu.config import Config, ConfigError
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.nodes import RunError
-from tests.helpers import NARROW, FakeGrid
+from tests.helpers import NARROW, FakeGrid, unavailable
 from tests.test_federation import files_that_decide
 
 SITES = 3
@@ -90,13 +90,6 @@ class Sites(FakeGrid):
             return super().answer(message, context)
         except Exception as error:
             return Message(Error(code=1, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
-
-
-def unavailable(message):
-    """What Flower answers for a node that sends no heartbeat: the answer comes from Flower, and names no node."""
-    reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
-    reply.metadata.__dict__["_src_node_id"] = 1
-    return reply
 
 
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
