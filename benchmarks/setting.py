@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_fedbabu import runs, training
+from lit_fedbabu import preflight, runs
 from lit_fedbabu.config import Config
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": found[1] if found else platform.processor(),
         "cores": runs.available_cores(),
-        "trains on": training.trains_on(Config(precision="32-true")),
+        "trains on": preflight.trains_on(Config(precision="32-true")),
         "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16", False)),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),

@@ -20,7 +20,7 @@ from lit_fedbabu.config import Config, ConfigError, read_toml
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=4294967296"
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 CONFIG = "config.toml"

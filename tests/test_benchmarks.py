@@ -4,6 +4,7 @@ import torch
 
 from benchmarks.bench import ratios
 from benchmarks.loops import Common, Tuned
+from benchmarks.setting import machine
 from lit_fedbabu.batches import IMAGENET_MEAN, IMAGENET_STD, normalize
 from lit_fedbabu.config import Config
 from lit_fedbabu.models import build_model
@@ -47,3 +48,8 @@ def test_ratios_are_taken_turn_by_turn():
     assert found["round through flwr / round by workers alone"] == pytest.approx((1.05, 1.0, 1.1))
     theirs, ours = 80 * (20 + 10 * 20) + 10 * 20, 60 + 80 * 11.55 + 50 * (8 * 0.1 + 0.1)
     assert found["whole reference run, common / ours (estimate)"][0] == pytest.approx(theirs / ours, abs=1e-3)
+
+
+def test_results_say_what_machine_they_are_of():
+    about = machine()
+    assert about["cores"] >= 1 and " in 32-true with torch " in about["trains on"]

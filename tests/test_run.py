@@ -115,6 +115,8 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     for line in process.stdout:
         if line.startswith("round 2/"):
             break
+    else:
+        pytest.fail(f"it ended by itself: {process.communicate()[1]}")
     stop, status = STOPS[how]
     stop(process, str(temp))
     _, told = process.communicate(timeout=200)
