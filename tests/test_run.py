@@ -197,6 +197,7 @@ def test_plain_flwr_run_with_its_default_nodes(tmp_path):
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
     """The server refuses what only it can see: a folder that appeared after the first look."""
     script = (

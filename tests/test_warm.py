@@ -31,14 +31,15 @@ def alive(folder):
     return found
 
 
-@pytest.fixture
-def node(monkeypatch):
+@pytest.fixture(scope="module")
+def node():
     """A process that stands for a SuperNode, and the folder of sockets."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        monkeypatch.setattr(os, "getppid", lambda: process.pid)
-        yield Path(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", folder)
+            patch.setattr(os, "getppid", lambda: process.pid)
+            yield Path(folder)
         process.kill()
         process.wait()
         assert wait_for(lambda: not alive(folder)), "it ends with the SuperNode"
@@ -111,10 +112,10 @@ def test_a_fork_that_is_killed_is_told_and_one_whose_asker_is_gone_ends(node, tm
     assert wait_for(lambda: not forks())
 
 
-def test_a_folder_that_others_can_enter_is_refused(node, tmp_path):
-    folder = node / f"lit_fedbabu-{os.getuid()}"
+def test_a_folder_that_others_can_enter_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"lit_fedbabu-{os.getuid()}"
     folder.mkdir()
     folder.chmod(0o755)
     with pytest.raises(RuntimeError, match="must be a folder of yours that others cannot enter"):
         warm.answer("place", *question(tmp_path))
-    folder.rmdir()
