@@ -30,6 +30,8 @@ from lit_fedbabu.partition import partition
 
 CLIENTS = 10
 """Of a round; each has 500 training and 100 test images, as in the reference experiment."""
+ALONE = f"round of {CLIENTS} clients, ours"
+"""What a round through Flower is compared with."""
 ROUNDS, ALL_CLIENTS, EVALUATIONS = 80, 100, 8
 """Of the reference experiment, for the estimate of a whole run."""
 
@@ -52,8 +54,10 @@ def main() -> int:
         measured = {"machine": machine(), "config": config.experiment() | {"dataset": "noise of CIFAR-10's shape"}}
         print(json.dumps(measured["machine"]), flush=True)
         measured["one core"] = one_core = _in_turns(_one_core(config), arguments.repeats)
-        measured["all cores"] = _in_turns(_all_cores(config), max(2, arguments.repeats // 2))
+        work, turns = _all_cores(config), max(2, arguments.repeats // 2)
+        measured["all cores"] = every = _in_turns(work, turns)
         measured |= _through_flower(config)
+        every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of Flower, so that drift cancels
     measured["ratios"] = ratios(measured)
     for title, times in (*one_core.items(), *measured["all cores"].items()):
         print(f"{title:<52}{np.median(times):8.3f} s   {min(times):.3f} to {max(times):.3f}")
@@ -84,7 +88,7 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     for title in ("round, floor in bf16", "round, ours in bf16"):
         if title in one:
             found[f"round, floor / {title.removeprefix('round, ')}"] = of(one["round, floor"], one[title])
-    side_by_side = np.median(every["round of 10 clients, ours"])
+    side_by_side = np.median(every[ALONE])
     found["round through flwr / round by workers alone"] = of(rounds, [side_by_side] * len(rounds))
     theirs = ROUNDS * (
         np.median(every["round of 10 clients, common, one process"])
@@ -140,7 +144,7 @@ def _all_cores(config: Config) -> dict[str, Callable[[], Any]]:
         )
         for title, what in (("round", "train"), ("evaluation", "evaluate"), ("fine-tuning", "personalize"))
     }
-    ours = {f"round of {CLIENTS} clients, ours": lambda: list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))}
+    ours = {ALONE: lambda: list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))}
     return ours | common
 
 
@@ -198,9 +202,10 @@ def _threads(count: int) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
 
 @contextmanager
 def _peak_memory(name: str) -> Iterator[dict[str, int]]:
-    """The greatest resident and unique memory in bytes of any process of that name, looked at every five seconds.
+    """The greatest resident memory in bytes of any process of that name, and what of it no other process shares.
 
-    A look holds the process up, so there are few; the greatest resident memory is the kernel's own record.
+    The greatest is the kernel's own record. What is shared, which is the libraries, is looked at every five seconds:
+    a look holds the process up, so there are few.
     """
     peak, over = {"resident": 0, "unique": 0}, threading.Event()
 
@@ -209,10 +214,12 @@ def _peak_memory(name: str) -> Iterator[dict[str, int]]:
             for process in psutil.process_iter(["cmdline"]):
                 try:
                     if name in " ".join(process.info["cmdline"] or []):
+                        memory = process.memory_full_info()
                         record = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                        peak["resident"] = max(peak["resident"], 1024 * int(record[1]))
-                        peak["unique"] = max(peak["unique"], process.memory_full_info().uss)
-                except (psutil.Error, OSError):
+                        resident = 1024 * int(record[1])
+                        peak["resident"] = max(peak["resident"], resident)
+                        peak["unique"] = max(peak["unique"], resident - (memory.rss - memory.uss))
+                except (psutil.Error, OSError, TypeError):  # the last: a process on its end has no record
                     continue
 
     watcher = threading.Thread(target=watch)

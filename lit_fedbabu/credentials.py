@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.sites < 1:
         raise ConfigError("--sites", arguments.sites, "must be at least 1")
     hosts = [_alternative(host) for host in arguments.host or ["localhost", "127.0.0.1"]]
-    runs.make_folder("folder", arguments.folder)
-    if any(arguments.folder.iterdir()):
-        raise ConfigError("folder", str(arguments.folder), "is not empty, and nothing is overwritten; take another one")
+    runs.make_new_folder("folder", arguments.folder)
     for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items():
         public = name.endswith((".crt", ".pub"))
         path = arguments.folder / name

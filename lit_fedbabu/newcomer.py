@@ -44,7 +44,7 @@ def finetune(federated: Federated, dataset: str, label_column: str, save_to: Pat
         raise ConfigError("--data", dataset, f"has one class, {source.class_names[0]}; give two or more")
     preflight.check(config)
     if save_to is not None:
-        _make(save_to)
+        runs.make_new_folder("--save", save_to)
     module = training.new_module(config, len(source.class_names), model_seed(config), len(federated.constants[0]))
     module.model.load_state_dict({**module.model.state_dict(), **body})
     data = ClientData(config, 0, config.derived_seed("finetune", 0), constants=federated.constants)
@@ -67,18 +67,6 @@ def finetune(federated: Federated, dataset: str, label_column: str, save_to: Pat
         facts = update.about(config, round=federated.server_round, data=dataset, running_statistics=running)
         module.about = {**facts, "mean": mean, "std": std}
         _save(module, federated, row, save_to)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-        (folder / ".scratch").touch()
-        (folder / ".scratch").unlink()
-    except OSError as error:
-        raise ConfigError("--save", str(folder), f"cannot be written to: {error.strerror}") from None
-    if taken:
-        raise ConfigError("--save", str(folder), "is not empty, and nothing is overwritten; take another folder")
 
 
 def _save(module: LitFedBABU, federated: Federated, row: dict, folder: Path) -> None:

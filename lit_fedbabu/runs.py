@@ -20,8 +20,9 @@ from lit_fedbabu.config import Config, ConfigError, read_toml
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log; ``lit_fedbabu.run`` shows just these."""
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=4294967296"
-"""GLIBC_TUNABLES of workers: a step's large buffers are kept and not faulted in again and again (Linux)."""
+MALLOC = "glibc.malloc.mmap_threshold=16777216:glibc.malloc.trim_threshold=4294967296"
+"""GLIBC_TUNABLES of workers (Linux): the buffers of a step are kept and not faulted in again and again, and those above
+16 MB, of predicting a client's training images at once, are given back, for kept they would lie scattered."""
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 CONFIG = "config.toml"
 RESULTS = "results.json"
@@ -114,6 +115,23 @@ def make_folder(option: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(option, str(folder), f"cannot be made: {error.strerror}") from None
+
+
+def make_new_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option names, which may be there if it is empty.
+
+    Raises:
+        ConfigError: it cannot be made or written to, or it is not empty.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+        (folder / ".scratch").touch()
+        (folder / ".scratch").unlink()
+    except OSError as error:
+        raise ConfigError(option, str(folder), f"cannot be written to: {error.strerror}") from None
+    if taken:
+        raise ConfigError(option, str(folder), "is not empty, and nothing is overwritten; take another folder")
 
 
 def refuse_unwritable(option: str, folder: Path) -> None:

@@ -38,9 +38,7 @@ def started(root: Path) -> Iterator[Path]:
         LinkError: it did not start.
     """
     home = Path(tempfile.mkdtemp(prefix="lfb-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (home / "config.toml").write_text(
         tomli_w.dumps({"superlink": {"default": "own", "own": {"address": f"127.0.0.1:{port}", "insecure": True}}})
     )
@@ -80,6 +78,13 @@ def environment(home: Path) -> dict[str, str]:
     if len(str(home)) <= RAY_PATH:
         own["RAY_TMPDIR"] = str(home)  # so that Ray's files go when the home goes
     return {"GLIBC_TUNABLES": runs.MALLOC, **os.environ, **own}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def program(name: str) -> str:

@@ -3,6 +3,7 @@ import random
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -81,6 +82,18 @@ class FakeGrid:
 
     def answer(self, message, context) -> Message:
         return client_app.app(message, context)
+
+
+def ours(folder):
+    """Processes of Flower whose home is in the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in process.environ().get("FLWR_HOME", ""):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
 
 
 def unavailable(message):

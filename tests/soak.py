@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from lit_fedbabu import runs
-from tests.helpers import narrow_model
+from tests.helpers import narrow_model, ours
 
 FAILING = 0.005
 """Of the training steps."""
@@ -81,10 +81,8 @@ def shared_memory():
 
 def looked(temp):
     """Processes that belong to a run whose files are below a folder, and what they use now."""
-    for process in psutil.process_iter():
+    for process in ours(temp):
         try:
-            if temp not in process.environ().get("FLWR_HOME", ""):
-                continue
             line = " ".join(process.cmdline())
             kind = next((kind for kind, word in KINDS.items() if word in line), None)
             memory = process.memory_full_info().uss / 2**20 if kind else 0.0

@@ -4,19 +4,17 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import tomli_w
 
-from lit_fedbabu import credentials, runs, server_app, superlink
-from lit_fedbabu.config import Config
+from lit_fedbabu import credentials, runs, server_app, superlink, warm, worker
+from tests.helpers import ours
 from tests.test_federation import files_that_decide
 from tests.test_sites import Sites, site_config, write_site
 
@@ -31,9 +29,7 @@ class Lab:
     def __init__(self, folder):
         self.folder = folder
         self.processes = {}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = superlink.free_port()
         self.address = f"127.0.0.1:{self.port}"
         assert credentials.main([str(folder / "credentials"), "--sites", "4"]) == 0
         for site, classes in enumerate(OWN):
@@ -66,23 +62,20 @@ class Lab:
             time.sleep(0.5)
 
     def start_site(self, site, *words, images=None, secured=True):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         own = self.folder / "credentials"
         security = ["--root-certificates", str(own / "ca.crt")] if secured else ["--insecure"]
         node = f'client-id={site} data-path="{self.folder / f"images-{site if images is None else images}"}"'
         command = [
             superlink.program("flower-supernode"), "--superlink", self.address, *security,
-            "--auth-supernode-private-key", str(own / f"site-{site}"), "--port", str(port),
+            "--auth-supernode-private-key", str(own / f"site-{site}"), "--port", str(superlink.free_port()),
             "--node-config", node, *words,
         ]  # fmt: skip
         return self.start(f"site-{site}", command, f"site-{site}")
 
-    def flwr(self, *words, **options):
+    def flwr(self, *words):
         environment = superlink.environment(self.folder / "operator")
         return subprocess.run(
-            [superlink.program("flwr"), *words], env=environment, capture_output=True, text=True, timeout=900, **options
+            [superlink.program("flwr"), *words], env=environment, capture_output=True, text=True, timeout=900
         )
 
     def run(self, **options):
@@ -98,20 +91,11 @@ class Lab:
     def status(self):
         return json.loads(self.flwr("list", "lab", "--format", "json").stdout)["runs"][0]["status"]
 
-    def of(self, word):
-        """Processes of this lab with the word in their command."""
-        for process in psutil.process_iter():
-            try:
-                if str(self.folder) in process.environ().get("FLWR_HOME", "") and word in " ".join(process.cmdline()):
-                    yield process
-            except psutil.Error:
-                pass
-
     def kill_site(self, site):
         os.killpg(self.processes[f"site-{site}"].pid, signal.SIGKILL)
 
     def end(self):
-        for process in list(self.of("")):
+        for process in ours(self.folder):
             process.kill()
 
 
@@ -139,18 +123,33 @@ def lab():
             lab.end()
 
 
-def test_a_federation_of_three_sites_is_that_of_one_process(lab, tmp_path):
+@pytest.fixture
+def in_one_process(lab, tmp_path, monkeypatch):
+    """What decides of the same federation without Flower's processes, and with none of ours either."""
+    monkeypatch.setattr(warm, "answer", lambda what, *received: getattr(worker, what)(*received))
+
+    def run(**options):
+        config = site_config(tmp_path, model_name="FourConvNet", **options)
+        nodes = [
+            {
+                "client-id": site,
+                "data-path": str(lab.folder / f"images-{site}"),
+                "state-path": str(tmp_path / f"{site}"),
+            }
+            for site in range(3)
+        ]
+        return files_that_decide(server_app.federate(Sites(config, nodes), config))
+
+    return run
+
+
+def test_a_federation_of_three_sites_is_that_of_one_process(lab, in_one_process):
     """Encrypted and authenticated, to the same bytes; then a site makes its personal model."""
     stream = lab.run(run_name="first")
     told, _ = stream.communicate(timeout=900)
     folder = lab.folder / "server" / "first"
     assert (folder / runs.RESULTS).exists() and lab.status() == "finished:completed", told
-    nodes = [
-        {"client-id": site, "data-path": str(lab.folder / f"images-{site}"), "state-path": str(tmp_path / f"{site}")}
-        for site in range(3)
-    ]
-    config = site_config(tmp_path, model_name="FourConvNet", run_name="first")
-    assert files_that_decide(server_app.federate(Sites(config, nodes), config)) == files_that_decide(folder)
+    assert in_one_process(run_name="first") == files_that_decide(folder)
     (state,) = (lab.folder / "site-2-state" / "lit_fedbabu").iterdir()
     command = [sys.executable, "-m", "lit_fedbabu.finetune", str(state), "--save"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -186,10 +185,10 @@ def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_i
     assert [row["client"] for row in runs.read_results(folder)["clients"]] == [0, 1, 2], told
 
 
-def test_a_killed_server_is_resumed_to_the_same_bytes(lab, tmp_path):
+def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
     stream = lab.run(run_name="resumed", num_server_rounds=3, algorithm="fedper")
     reach(stream, r"round 1  initial")
-    (server,) = lab.of("flwr-serverapp")
+    (server,) = (each for each in ours(lab.folder) if "flwr-serverapp" in " ".join(each.cmdline()))
     server.kill()
     stream.wait(timeout=300)
     folder = lab.folder / "server" / "resumed"
@@ -197,13 +196,7 @@ def test_a_killed_server_is_resumed_to_the_same_bytes(lab, tmp_path):
     stream = lab.run(run_name="resumed", num_server_rounds=3, algorithm="fedper", resume=str(folder))
     told, _ = stream.communicate(timeout=900)
     assert "resumed after round" in told and lab.status() == "finished:completed", told
-    nodes = [
-        {"client-id": site, "data-path": str(lab.folder / f"images-{site}"), "state-path": str(tmp_path / f"{site}")}
-        for site in range(3)
-    ]
-    options = {"model_name": "FourConvNet", "algorithm": "fedper", "num_server_rounds": 3}
-    config = Config(**{**vars(site_config(tmp_path, **options)), "run_name": "resumed"})
-    assert files_that_decide(server_app.federate(Sites(config, nodes), config)) == files_that_decide(folder)
+    assert in_one_process(run_name="resumed", num_server_rounds=3, algorithm="fedper") == files_that_decide(folder)
 
 
 def test_a_site_with_other_images_or_code_is_refused_by_name(lab):

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -9,13 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
-from lit_fedbabu import runs
+from lit_fedbabu import runs, superlink
 from lit_fedbabu.config import Config
 from tests import soak
-from tests.helpers import tiny_config
+from tests.helpers import ours, tiny_config
 from tests.test_federation import curves, files_that_decide
 
 ROOT = Path(__file__).parent.parent
@@ -38,18 +36,6 @@ def temp():
 
 def words(**options):
     return [f"{key.replace('_', '-')}={value}" for key, value in {**TINY, **options}.items()]
-
-
-def ours(folder):
-    """Processes of Flower whose home is in the folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if folder in process.environ().get("FLWR_HOME", ""):
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
 
 
 def test_flwr_run_from_command_to_personal_accuracies(tmp_path, temp):
@@ -175,13 +161,10 @@ def test_a_run_that_is_killed_twenty_times_ends_where_an_unkilled_one_ends(tmp_p
 @pytest.mark.slow
 def test_plain_flwr_run_with_its_default_nodes(tmp_path):
     """``flwr run .`` as Flower's users type it: two nodes, Flower's own SuperLink, its own environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(superlink.free_port()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     options = " ".join(

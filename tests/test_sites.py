@@ -126,7 +126,7 @@ def test_labels_have_the_federations_numbers_whatever_a_site_has(nodes, tmp_path
         assert all(int(image.float().mean((0, 1)).argmax()) == label for image, label in zip(images, labels))
 
 
-def test_a_server_killed_between_rounds_is_resumed_to_the_same_bytes(nodes, tmp_path, monkeypatch):
+def test_a_server_killed_between_rounds_is_resumed_to_the_same_bytes(nodes, tmp_path):
     config = site_config(tmp_path, algorithm="fedper", num_server_rounds=3)
     whole = server_app.federate(Sites(config, nodes), config)
     states = [{**node, "state-path": f"{node['state-path']}-again"} for node in nodes]

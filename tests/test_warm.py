@@ -24,7 +24,7 @@ def alive(folder):
     found = []
     for process in psutil.process_iter():
         try:
-            if str(folder) in process.cmdline() or any(str(folder) in word for word in process.cmdline()):
+            if any(str(folder) in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             pass
