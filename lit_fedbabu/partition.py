@@ -145,7 +145,7 @@ def _dealt(config: Config, partitioner: Any, columns: dict[str, np.ndarray]) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
-            parts = [partitioner.load_partition(client)["index"] for client in range(config.num_clients)]
+            parts = [partitioner.load_partition(client)[:]["index"] for client in range(config.num_clients)]
     except ValueError as error:
         reason = str(error).split(". ")[0].strip()
         raise ConfigError("partitioner", config.partitioner, f"{' '.join(reason.split())}; {REMEDY}") from None
