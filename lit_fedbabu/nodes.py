@@ -40,6 +40,7 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
     """
     deadline = time.monotonic() + timeout_s
     asked: list[int] = []
+    places: dict[int, ConfigRecord] = {}
     expected = 0
     while True:
         ids = sorted(grid.get_node_ids())
@@ -54,7 +55,8 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
                 ids = sorted(grid.get_node_ids())
         if time.monotonic() > deadline:
             of_all = f" of {expected}" if expected else ""
-            raise RunError(f"only {len(ids)}{of_all} nodes came within {timeout_s:.0f} s; start the others first")
+            there = len(ids) if len(ids) < expected else len(places)  # registered, or else those that answered
+            raise RunError(f"only {there}{of_all} nodes came within {timeout_s:.0f} s; start the others first")
         asked = ids
         time.sleep(0.5)
     twice = [str(each) for each, count in Counter(place["node"] for place in places.values()).items() if count > 1]

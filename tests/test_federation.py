@@ -375,6 +375,18 @@ def test_a_node_that_is_gone_when_it_is_asked_is_waited_for(capsys):
     assert "waiting for nodes: 2 of 3 are there" in capsys.readouterr().out
 
 
+def test_nodes_that_came_but_never_answer_are_not_counted():
+    grid = FakeGrid(tiny_config(), 3)
+    answer = grid.answer
+
+    def only_the_first(message, context):
+        return unavailable(message) if context.node_config["partition-id"] else answer(message, context)
+
+    grid.answer = only_the_first
+    with pytest.raises(RunError, match="only 1 of 3 nodes came"):
+        find_nodes(grid, print, timeout_s=2)
+
+
 def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
     config = tiny_config()
     (tmp_path / "run1").mkdir()
