@@ -59,11 +59,11 @@ def main() -> int:
         measured |= _through_flower(config)
         every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of Flower, so that drift cancels
     measured["ratios"] = ratios(measured)
-    for title, times in (*one_core.items(), *measured["all cores"].items()):
+    for title, times in (*one_core.items(), *every.items()):
         print(f"{title:<52}{np.median(times):8.3f} s   {min(times):.3f} to {max(times):.3f}")
     for title, (middle, low, high) in measured["ratios"].items():
         print(f"{title:<52}{middle:8.2f}     {low:.2f} to {high:.2f}")
-    for key in ("start-up s", "round s", "worker peak MB", "bytes up", "bytes down"):
+    for key in ("start-up s", "round s", "worker peak MiB", "bytes up", "bytes down"):
         print(f"{key:<52}{measured[key]}")
     append("bench.jsonl", measured)
     return 0
@@ -159,7 +159,7 @@ def _through_flower(config: Config, rounds: int = 4) -> dict[str, Any]:
     return {
         "start-up s": round(elapsed[0] - seconds[0], 1),
         "round s": seconds[1:],  # workers import PyTorch and Lightning in the first
-        "worker peak MB": {kind: round(value / 2**20) for kind, value in peak.items()},
+        "worker peak MiB": {kind: round(value / 2**20) for kind, value in peak.items()},
         **{f"bytes {way}": count for way, count in moved.items()},
     }
 
@@ -216,10 +216,10 @@ def _peak_memory(name: str) -> Iterator[dict[str, int]]:
                     if name in " ".join(process.info["cmdline"] or []):
                         memory = process.memory_full_info()
                         record = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                        resident = 1024 * int(record[1])
+                        resident = 1024 * int(record[1]) if record else 0  # none of a process on its end
                         peak["resident"] = max(peak["resident"], resident)
                         peak["unique"] = max(peak["unique"], resident - (memory.rss - memory.uss))
-                except (psutil.Error, OSError, TypeError):  # the last: a process on its end has no record
+                except (psutil.Error, OSError):
                     continue
 
     watcher = threading.Thread(target=watch)
