@@ -120,12 +120,13 @@ class Config:
     learning_rate_decay: float = _option(
         0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
     )
+    inner_learning_rate: float = _option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
+    inner_learning_rate_decay: float = _option(0.1, "the same for alpha; read by per-fedavg", above=0, high=1)
     momentum: float = _option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
     weight_decay: float = _option(0.0, "of SGD, on the trained part only", low=0)
     proximal_mu: float = _option(
         0.01, "strength of the pull to the received model; read by fedprox, fedprox-babu, and ditto as lambda", low=0
     )
-    inner_learning_rate: float = _option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
     clipping_norm: float = _option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
     noise_multiplier: float = _option(
         0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0
@@ -226,12 +227,12 @@ class Config:
         """Clients that are drawn for a round: int(f N), at least one."""
         return max(1, int(self.fraction_train * self.num_clients + 1e-9))
 
-    def learning_rate_in(self, server_round: int) -> float:
+    def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
         """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
-        rate = self.learning_rate
+        rate, factor = getattr(self, field), getattr(self, f"{field}_decay")
         for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
             if 0 < milestone < server_round:
-                rate *= self.learning_rate_decay
+                rate *= factor
         return rate
 
 

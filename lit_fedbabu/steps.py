@@ -70,9 +70,11 @@ class FirstOrderMaml(L.Callback):
         self.before = {}
 
 
-STEPS: dict[str, Callable[[Config, Mapping[str, Tensor]], list[L.Callback]]] = {
-    "sgd": lambda config, start: [],
-    "proximal": lambda config, start: [Proximal(config.proximal_mu, start)],
-    "first-order-maml": lambda config, start: [FirstOrderMaml(config.inner_learning_rate)],
+STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]] = {
+    "sgd": lambda config, server_round, start: [],
+    "proximal": lambda config, server_round, start: [Proximal(config.proximal_mu, start)],
+    "first-order-maml": lambda config, server_round, start: [
+        FirstOrderMaml(config.learning_rate_in(server_round, "inner_learning_rate"))
+    ],
 }
-"""Fresh callbacks for a client whose round starts from the weights ``start``."""
+"""Fresh callbacks for a client's round, by its number, that starts from the weights ``start``."""

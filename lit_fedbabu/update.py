@@ -114,7 +114,7 @@ def cohort_update(
     remembered = [_remembered(config, client, server_round - 1, memories) for client in clients]
     modules = [received_module(config, received, under=NOTHING if algorithm.personal else own) for own in remembered]
     start = stacked(modules)
-    step = STEPS[algorithm.step](config, start)
+    step = STEPS[algorithm.step](config, server_round, start)
     pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
     for part, epochs in algorithm.phases:
         losses = training.fit(

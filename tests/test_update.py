@@ -153,14 +153,18 @@ def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_pa
     )
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.05])
-def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(rate):
-    config = tiny_config(algorithm="per-fedavg", inner_learning_rate=rate, num_local_epochs=2, weight_decay=0.0)
+@pytest.mark.parametrize(("alpha", "server_round"), [(0.0, 1), (0.05, 1), (0.05, 2)])
+def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_round):
+    config = tiny_config(
+        algorithm="per-fedavg", inner_learning_rate=alpha, inner_learning_rate_decay=0.2, num_local_epochs=2,
+        weight_decay=0.0,
+    )  # fmt: skip
+    rate = alpha * 0.2 ** (server_round - 1)
     model = model_by_hand(config)
     weights = list(model.parameters())
     velocity = None
-    assert len(list(batches(config, 0, 1)(1))) % 2 == 1, "an epoch has a batch without a partner"
-    more = batches(config, 0, 1)
+    assert len(list(batches(config, 0, server_round)(1))) % 2 == 1, "an epoch has a batch without a partner"
+    more = batches(config, 0, server_round)
     for _ in range(config.num_local_epochs):
         epoch = list(more(1))
         for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=False):
@@ -174,7 +178,7 @@ def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(rate):
             with torch.no_grad():
                 for weight, old, step in zip(weights, before, velocity, strict=True):
                     weight.copy_(old - 0.1 * step)
-    state, _, _ = update.client_update(config, 0, 1, start(config), 0.1)
+    state, _, _ = update.client_update(config, 0, server_round, start(config), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
