@@ -2,10 +2,10 @@
 
 import csv
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,7 @@ from lit_fedbabu.compare import Run, finetunings, percent
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dvp*"
+DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))
 BANDS = 3
 """Methods in a figure that get bands; those of more could not be told apart."""
 STYLE = {
@@ -75,7 +76,7 @@ def _saved(figure: Figure, path: Path) -> Iterator[Path]:
 
 def rounds(methods: dict[str, list[Run]]) -> Figure:
     """Initial accuracy over communication rounds: mean over clients and seeds, bands of one std over clients."""
-    figure, axes = _one(2.6)
+    figure, axes = _one(2.4)
     for number, (method, members) in enumerate(methods.items()):
         histories = [
             {
@@ -89,8 +90,7 @@ def rounds(methods: dict[str, list[Run]]) -> Figure:
         values = [[history[each] for each in shared] for history in histories]
         _line(axes, number, method, shared, values, band=len(methods) <= BANDS)
     axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=3)
-    return figure
+    return _with_legend(figure)
 
 
 def finetuning(methods: dict[str, list[Run]]) -> Figure:
@@ -111,20 +111,20 @@ def finetuning(methods: dict[str, list[Run]]) -> Figure:
         _over_epochs(axes, part, rate)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(6, len(methods)))
-    return figure
+    return _with_legend(figure)
 
 
 def clients(methods: dict[str, list[Run]]) -> Figure:
     """How accuracies are distributed over the clients of all seeds: the share of clients that reach no more."""
-    figure, axes = _one(2.8)
-    for (method, members), colour in zip(methods.items(), itertools.cycle(COLOURS)):
-        for name, dashes in (("initial", (0, (3, 1.5))), ("personalized", "-")):
+    figure = Figure(figsize=(2 * COLUMN, 2.4))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name in zip(panels, runs.KINDS, strict=True):
+        for number, (method, members) in enumerate(methods.items()):
             values = [100 * row[f"{name}_accuracy"] for run in members for row in run.outcome["clients"]]
-            axes.ecdf(values, label=f"{method}, {name}", color=colour, linestyle=dashes)
-    axes.set(xlabel="accuracy on the client's test images (%)", ylabel="cumulative share of clients", xlim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
+            axes.ecdf(values, label=method, **_look(number))
+        axes.set(title=name, xlabel="accuracy on the client's test images (%)", xlim=(0, 100))
+    panels[0].set_ylabel("cumulative share of clients")
+    return _with_legend(figure)
 
 
 def partition(methods: dict[str, list[Run]]) -> Figure | None:
@@ -184,12 +184,27 @@ def _one(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _with_legend(figure: Figure) -> Figure:
+    """With the legend of all panels above them: three names in a column's width, and height for every row of them."""
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    columns = min(len(lines), round(3 * figure.get_figwidth() / COLUMN))
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(lines) // columns))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns)
+    return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour and dashes of a method by its place among the methods: those of the first 21 differ."""
+    again, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "linestyle": DASHES[again % len(DASHES)]}
+
+
 def _line(
     axes: Axes, number: int, label: str, x: Sequence[int], spreads: Sequence[Sequence[dict[str, float]]], band: bool
 ) -> None:
     """A line of means over seeds and, if asked for, a band of one std over clients (mean over seeds) to either side."""
     mean, std = (np.mean([[each[key] for each in one] for one in spreads], axis=0) for key in ("mean", "std"))
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    axes.plot(x, mean, color=colour, marker=marker, label=label)
+    look = _look(number)
+    axes.plot(x, mean, marker=MARKERS[number % len(MARKERS)], label=label, **look)
     if band:
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_fedbabu import finetune, report, runs
+from lit_fedbabu import figures, finetune, report, runs
+from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.compare import by_method, finetunings, read_run
 from tests.helpers import tiny_config
 
@@ -126,12 +127,28 @@ def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
     assert names <= {path.name for path in (tmp_path / "one").iterdir()}
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    for name, inches in (("rounds", 3.5), ("clients", 3.5), ("partition", 3.5), ("finetuning", 7)):
+    for name, inches in (("rounds", 3.5), ("clients", 7), ("partition", 3.5), ("finetuning", 7)):
         image = Image.open(tmp_path / "one" / f"{name}.png")
         assert image.width == inches * 300
         assert np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, "something is drawn"
         text = (tmp_path / "one" / f"{name}.svg").read_text()
         assert {"rounds": "initial accuracy (%)", "partition": "training images"}.get(name, "(%)") in text
+
+
+@pytest.mark.parametrize("name", ["rounds", "clients", "finetuning"])
+def test_a_figure_of_all_methods_has_room_for_their_names_and_no_two_alike(name, tmp_path):
+    methods = by_method([read_run(made_up_run(tmp_path / each, each)) for each in ALGORITHMS])
+    assert len(methods) == 11
+    with figures.style():
+        figure = getattr(figures, name)(methods)
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, page = legend.get_window_extent(), figure.bbox
+    assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y1 <= page.y1
+    assert all(axes.get_window_extent().height > 0.4 * page.height for axes in figure.axes), "drawings are not squeezed"
+    for axes in figure.axes:
+        looks = {(line.get_color(), line._dash_pattern[1] and tuple(line._dash_pattern[1])) for line in axes.lines}
+        assert len(axes.lines) == len(looks) == 11
 
 
 @pytest.mark.parametrize(
