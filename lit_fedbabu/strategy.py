@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu import failures, runs
 from lit_fedbabu.aggregation import Update, average, fault
+from lit_fedbabu.algorithms import algorithm_of
 from lit_fedbabu.board import Board
 from lit_fedbabu.config import Config
 from lit_fedbabu.nodes import RunError
@@ -70,10 +71,11 @@ class SharedParts(Strategy):
     def summary(self) -> None:
         """Say what is about to run."""
         config = self.config
-        drawn = len(participants(config, 1))
+        drawn = f"{len(participants(config, 1))} of {config.num_clients} clients each"
+        who = "one participant with all training images" if algorithm_of(config).pooled else drawn
         self.say(f"{config.dataset} by {config.partitioner}: {summary(config)}")
         self.say(
-            f"{config.algorithm}: {config.num_server_rounds} rounds, {drawn} of {config.num_clients} clients each,"
+            f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
             f" {config.num_local_epochs} local epochs, on {len(self.nodes)} nodes"
             + (f"; resumed after round {self._before}" if self._before else "")
         )

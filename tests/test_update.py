@@ -183,11 +183,12 @@ def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_roun
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_centralized_training_sees_the_images_of_all_clients(federate):
+def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
     config = tiny_config(algorithm="centralized", num_server_rounds=1)
     _, count, _ = update.client_update(config, 0, 1, start(config), 0.1)
     assert count == sum(len(ClientData(config, client, 0).train_set) for client in range(config.num_clients))
     folder, grid = federate(config)
+    assert "one participant with all training images" in capsys.readouterr().out
     asked = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert [message.content["config"]["clients"] for message in asked] == [[0]]
     one = {"num_clients": 1, "num_classes_per_client": 10, "num_server_rounds": 2}
