@@ -1,6 +1,7 @@
 """``make bench``: a round beside a bare loop and beside what most published code does, as ratios inside one run."""
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.loops import Common, Tuned
 from benchmarks.setting import append, machine, noise, rounds_of
-from lit_fedbabu import runs, sources, update
+from lit_fedbabu import preflight, runs, sources, update
 from lit_fedbabu.algorithms import shared_state
 from lit_fedbabu.client import FedBABUClient
 from lit_fedbabu.config import Config
@@ -39,6 +40,9 @@ ROUNDS, ALL_CLIENTS, EVALUATIONS = 80, 100, 8
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="how often everything is measured, in turns")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "32-true", "bf16-mixed"), help="of all but the common loop"
+    )
     arguments = parser.parse_args()
     if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts: as lit_fedbabu.run sets it for its workers
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": runs.MALLOC})
@@ -48,10 +52,13 @@ def main() -> int:
             dataset=str(noise(Path(scratch) / "noise", 500 * CLIENTS, 100 * CLIENTS)),
             num_clients=CLIENTS,
             fraction_train=1.0,
-            precision="32-true",
+            precision=preflight.resolve_precision(arguments.precision),
             output_dir=scratch,
         )
-        measured = {"machine": machine(), "config": config.experiment() | {"dataset": "noise of CIFAR-10's shape"}}
+        measured = {
+            "machine": machine(config),
+            "config": config.experiment() | {"dataset": "noise of CIFAR-10's shape"},
+        }
         print(json.dumps(measured["machine"]), flush=True)
         measured["one core"] = one_core = _in_turns(_one_core(config), arguments.repeats)
         work, turns = _all_cores(config), max(2, arguments.repeats // 2)
@@ -85,9 +92,9 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
         "evaluation, common / ours": of(one["evaluation, common"], one["evaluation, ours"]),
         "fine-tuning, common / ours": of(one["fine-tuning, common"], one["fine-tuning, ours"]),
     }
-    for title in ("round, floor in bf16", "round, ours in bf16"):
-        if title in one:
-            found[f"round, floor / {title.removeprefix('round, ')}"] = of(one["round, floor"], one[title])
+    for who in ("floor", "ours"):
+        if f"round, {who} in float32" in one:
+            found[f"round, {who} in float32 / in bf16"] = of(one[f"round, {who} in float32"], one[f"round, {who}"])
     side_by_side = np.median(every[ALONE])
     found["round through flwr / round by workers alone"] = of(rounds, [side_by_side] * len(rounds))
     theirs = ROUNDS * (
@@ -108,8 +115,9 @@ def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
     client, order, received = _client(config, 0)
     common = Common(config, train, test)
     with_threads = _threads(1)
+    in_bf16 = config.precision == "bf16-mixed"
     work = {
-        "round, floor": Tuned(config, *train).train,
+        "round, floor": Tuned(config, *train, bf16=in_bf16).train,
         "round, ours": lambda: client.fit(received, order),
         "round, common": with_threads(common.train),
         "evaluation, ours": lambda: client.evaluate(received, {**order, "personalize": False}),
@@ -117,10 +125,10 @@ def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
         "fine-tuning, ours": lambda: client.evaluate(received, {**order, "personalize": True}),
         "fine-tuning, common": with_threads(common.personalize),
     }
-    if torch.cpu.get_capabilities().get("avx512_bf16", False):
-        in_bf16, *_ = _client(Config(**{**vars(config), "precision": "bf16-mixed"}), 0)
-        work["round, floor in bf16"] = Tuned(config, *train, bf16=True).train
-        work["round, ours in bf16"] = lambda: in_bf16.fit(received, order)
+    if in_bf16:
+        in_float32, *_ = _client(dataclasses.replace(config, precision="32-true"), 0)
+        work["round, floor in float32"] = Tuned(config, *train).train
+        work["round, ours in float32"] = lambda: in_float32.fit(received, order)
     return work
 
 

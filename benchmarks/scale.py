@@ -49,7 +49,7 @@ def main() -> int:
                 f"{clients:>6} clients  round {mean:.2f} ± {error:.2f} s  server {memory / 2**20:.0f} MB"
                 f"  start {started[0]:.1f} s"
             )
-    append("scale.jsonl", {"machine": machine(), **found})
+    append("scale.jsonl", {"machine": machine(config), **found})
     with figures.style():
         _draw(found).savefig(RESULTS / "scale.png", dpi=200)
     return 0

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 
 from lit_fedbabu import preflight, runs
@@ -58,14 +57,13 @@ def rounds_of(config: Config, count: int) -> Iterator[tuple[float, float]]:
         run.wait()
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and when."""
+def machine(config: Config) -> dict[str, Any]:
+    """What the numbers were measured on, in which precision, and when."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
     return {
         "cpu": found[1] if found else platform.processor(),
         "cores": runs.available_cores(),
-        "trains on": preflight.trains_on(Config(precision="32-true")),
-        "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16", False)),
+        "trains on": preflight.trains_on(config),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
