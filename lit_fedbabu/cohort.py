@@ -55,7 +55,7 @@ class LitCohort(LitFedBABU):
             member.to(self.device)
             member.on_fit_start()
         self._losses, self._seen = torch.zeros(
-            2, len(self._members), device=self.device, dtype=getattr(torch, self.hparams.dtype)
+            2, len(self._members), device=self.device, dtype=self.weights_dtype
         )
 
     on_test_start = on_fit_start
@@ -107,7 +107,7 @@ class LitCohort(LitFedBABU):
         for clients, images, labels in batch:
             features = self._each(clients, images, "body")
             logits = self._each(clients, features, "head")
-            predicted |= dict(zip(clients, zip(features.flatten(2), logits, labels)))
+            predicted |= dict(zip(clients, zip(*(each.to(self.weights_dtype) for each in (features.flatten(2), logits)), labels)))
         return predicted
 
     def _rows(self, clients: list[int]) -> slice | list[int]:

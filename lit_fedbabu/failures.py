@@ -39,7 +39,9 @@ class Failures:
         reason = " ".join(reason.split())
         failure = {"round": server_round, "client": client, "node": node, "reason": reason, "traceback": trace}
         runs.record_failure(self.folder, failure)
-        self.last = f"client {client} on node {node}: {reason[:300]}"
+        # Ray and Flower wrap what was raised, and say at the end what it was.
+        told = reason if len(reason) <= 300 else f"{reason[:100]} … {reason[-200:]}"
+        self.last = f"client {client} on node {node}: {told}"
         self.board.failure(server_round, self.last)
         self.say(f"round {server_round}  failed: {self.last}")
         if any(word in reason for word in DEAD_WORKER):

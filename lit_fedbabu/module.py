@@ -65,6 +65,11 @@ class LitFedBABU(L.LightningModule):
         """The modules that this one is: itself, as opposed to a cohort."""
         return [self]
 
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Of the weights, in which everything outside mixed precision is computed."""
+        return getattr(torch, self.hparams.dtype)
+
     def set_mode(self, mode: str) -> None:
         """Choose what trains: "body", "head" or "full"."""
         self.hparams.mode = mode
@@ -87,7 +92,7 @@ class LitFedBABU(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for metric in (self.train_loss, self.test_loss):  # on its way to the device a metric forgets its dtype
-            metric.set_dtype(getattr(torch, self.hparams.dtype))
+            metric.set_dtype(self.weights_dtype)
 
     on_test_start = on_fit_start
 
@@ -110,7 +115,8 @@ class LitFedBABU(L.LightningModule):
         self.observe(self(images), labels)
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
-        """Count logits (N, num_classes) of test images in."""
+        """Count logits (N, num_classes) of test images in; they are measured in the weights' own precision."""
+        logits = logits.to(self.weights_dtype)
         self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
         self.test_accuracy.update(logits, labels)
         self.test_calibration_error.update(logits, labels)
@@ -119,10 +125,10 @@ class LitFedBABU(L.LightningModule):
         self.test_step(batch, batch_idx)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, ...]:
-        """Features (N, F) of the body, logits (N, num_classes) and labels (N,)."""
+        """Features (N, F) of the body, logits (N, num_classes) and labels (N,), in the weights' own precision."""
         images, labels = batch
         features = self.model.body(images)
-        return features.flatten(1), self.model.head(features), labels
+        return features.flatten(1).to(self.weights_dtype), self.model.head(features).to(self.weights_dtype), labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Pickle writes an object that it has seen as a reference: copied, equal contents make equal bytes.

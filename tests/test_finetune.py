@@ -2,17 +2,20 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import finetune, runs, sources, sweep
+from lit_fedbabu.algorithms import ALGORITHMS
 from lit_fedbabu.batches import ClientData
 from lit_fedbabu.checkpoint import read_checkpoint
 from lit_fedbabu.module import LitFedBABU
 from lit_fedbabu.partition import partition
 from lit_fedbabu.training import evaluate
-from tests.helpers import finetuned, tiny_config
+from tests.helpers import NARROW, finetuned, tiny_config
+from tests.test_federation import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -77,6 +80,18 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     config = tiny_config(num_server_rounds=1, num_finetune_epochs=3, finetune_part="body", finetune_learning_rate=0.1)
     federated = dataclasses.replace(read_checkpoint(folder / runs.LAST_CHECKPOINT), config=config)
     assert finetuned(federated, list(range(6))) == runs.read_results(folder / "finetune" / "body-3epochs-lr0.1")
+
+
+@pytest.mark.parametrize("cohort_size", [1, 6])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_and_its_fine_tuning_work_in_mixed_precision(algorithm, cohort_size, federate):
+    mixed = {"precision": "bf16-mixed", "cohort_size": cohort_size}
+    folder, _ = federate(tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=1, **mixed))
+    assert finetune.main([str(folder), "--model-name", NARROW]) == 0
+    outcome = runs.read_results(folder)
+    assert runs.read_results(folder / "finetune" / "full-1epochs-lr0.001") == outcome
+    measured = [[row[key] for row in outcome["clients"]] for key in MEASURES]
+    assert np.isfinite(np.array(measured)).all()
 
 
 def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, monkeypatch):

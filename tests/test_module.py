@@ -175,6 +175,26 @@ def test_mixed_precision_trains_float32_weights():
     assert len({before, state_digest(module.model.state_dict()), state_digest(full.model.state_dict())}) == 3
 
 
+def test_predictions_and_measures_of_mixed_precision_are_float32():
+    config = tiny_config(precision="bf16-mixed")
+    module, data = update.initial_module(config), ClientData(config, 2, 0)
+    images, labels = data.test_set.tensors
+    (own,) = training.predictions([module], [data])
+    assert {(features.dtype, logits.dtype) for features, logits, _ in own} == {(torch.float32, torch.float32)}
+    logits = own[1][1]
+    torch.testing.assert_close(logits, module(normalize(images, *data.constants)), rtol=0.05, atol=0.05)
+    module.observe(logits, labels)
+    expected = training.Evaluation(
+        module.test_loss.compute().item(),
+        module.test_accuracy.compute().item(),
+        module.test_calibration_error.compute().item(),
+        len(labels),
+    )
+    for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
+        metric.reset()
+    assert training.evaluate([module], [data]) == [expected]
+
+
 def test_reach_is_nearest_templates_and_a_look_at_other_classes():
     config = tiny_config()
     module, data = update.initial_module(config), ClientData(config, 2, 0)
