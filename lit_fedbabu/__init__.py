@@ -1,1 +1,70 @@
-"""FedBABU (Oh, Kim, Yun, ICLR 2022, arXiv 2106.06042) with PyTorch Lightning and Flower."""
+"""FedBABU (Oh, Kim, Yun, ICLR 2022, arXiv 2106.06042) with PyTorch Lightning and Flower.
+
+Names are imported when they are first used, so that ``import lit_fedbabu`` is quick.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_fedbabu.algorithms.table import ALGORITHMS
+    from lit_fedbabu.client.numpy_client import FedBABUClient
+    from lit_fedbabu.config import Config
+    from lit_fedbabu.errors import InputError, RunError
+    from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.finetune import finetune
+    from lit_fedbabu.learning.classifier import Classifier, load_model
+    from lit_fedbabu.learning.module import LitFedBABU
+    from lit_fedbabu.records.results import as_columns, read_results
+    from lit_fedbabu.run import run
+    from lit_fedbabu.server.strategy import SharedParts
+    from lit_fedbabu.tasks.data import ClientData
+
+__version__ = "0.2.0.dev0"
+
+_HOME = {
+    "ALGORITHMS": "algorithms.table",
+    "Classifier": "learning.classifier",
+    "ClientData": "tasks.data",
+    "Config": "config",
+    "Experiment": "experiment",
+    "FedBABUClient": "client.numpy_client",
+    "InputError": "errors",
+    "LitFedBABU": "learning.module",
+    "RunError": "errors",
+    "SharedParts": "server.strategy",
+    "as_columns": "records.results",
+    "finetune": "finetune",
+    "load_model": "learning.classifier",
+    "read_results": "records.results",
+    "run": "run",
+}
+"""The file that each public name lives in."""
+
+__all__ = [
+    "ALGORITHMS", "Classifier", "ClientData", "Config", "Experiment", "FedBABUClient", "InputError", "LitFedBABU",
+    "RunError", "SharedParts", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
+]  # fmt: skip
+
+
+class _Package(ModuleType):
+    """A package in which ``run`` and ``finetune`` stay functions when the files of the same name are imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{self.__name__}.{_HOME[name]}"), name)
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

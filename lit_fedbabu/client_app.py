@@ -8,28 +8,28 @@ app = ClientApp()
 
 @app.query("place")
 def place(message: Message, context: Context) -> Message:
-    """``worker.place``."""
+    """Answered by ``handlers.place``."""
     return _answer("place", message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """``worker.train``."""
+    """Answered by ``handlers.train``."""
     return _answer("train", message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """``worker.evaluate``."""
+    """Answered by ``handlers.evaluate``."""
     return _answer("evaluate", message, context)
 
 
 def _answer(what: str, message: Message, context: Context) -> Message:
-    """What the function of that name in worker.py answers: here, or on a site in a process that is warm."""
+    """The handler's answer: here, or on a site in a process that is warm."""
     if context.run_config.get("partitioner") == "sites":
-        from lit_fedbabu import warm
+        from lit_fedbabu.client import warm
 
         return warm.answer(what, message, context)
-    from lit_fedbabu import worker
+    from lit_fedbabu.client.handlers import ANSWERS
 
-    return getattr(worker, what)(message, context)
+    return ANSWERS[what](message, context)

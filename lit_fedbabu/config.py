@@ -1,56 +1,18 @@
-"""The experiment's options: one frozen dataclass, the same keys as ``[tool.flwr.app.config]``."""
+"""The options of an experiment: one frozen dataclass with the keys of ``[tool.flwr.app.config]``."""
 
 import dataclasses
 import difflib
-import functools
 import hashlib
-import json
-import math
-import sys
-import tomllib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import checked, key_of, option
+
 PLACES = ("output-dir", "run-name", "resume")
-"""Keys that say where a run lies and nothing about its numbers."""
-
-
-class ConfigError(ValueError):
-    """Bad input, told in one line that names the key, the value and the remedy."""
-
-    def __init__(self, key: str, value: Any, remedy: str) -> None:
-        name = key if key.isprintable() else json.dumps(key)
-        super().__init__(f"{name} = {json.dumps(value, default=str)}: {remedy}")
-
-
-def told_in_one_line(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
-    """A command that tells bad input, with exit status 2, and a full disk and the like, with 1, in a line on stderr."""
-
-    @functools.wraps(main)
-    def command(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except (ConfigError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2 if isinstance(error, ConfigError) else 1
-
-    return command
-
-
-def _option(
-    default: Any,
-    about: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-) -> Any:
-    limits = {"about": about, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=limits)
+"""Keys that say where a run lies, and nothing about its numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,143 +22,143 @@ class Config:
     Values are checked when the object is made.
 
     Raises:
-        ConfigError: a value has the wrong type or lies outside its limits.
+        InputError: a value has the wrong type or lies outside its limits.
     """
 
-    algorithm: str = _option("fedbabu", "row of the table in algorithms.py")
-    model_name: str = _option(
+    algorithm: str = option("fedbabu", "row of the table in algorithms.py")
+    model_name: str = option(
         "FourConvNet",
         "model of models.py, or your own build(num_classes, norm, channels), as in my_package.my_module:build",
     )
-    norm: str = _option(
+    norm: str = option(
         "batch",
         "of the models here: batch is batch norm with each batch's own statistics, as in the paper; batch-running has"
         " running statistics, which are shared, kept and frozen with the part they are in",
         choices=("batch", "batch-running"),
     )
-    dataset: str = _option(
+    dataset: str = option(
         "uoft-cs/cifar10",
         'hub name "owner/name" or "owner/name:subset", a folder (Hugging Face parquet or image-folder layout), or'
         ' "digits"',
     )
-    label_column: str = _option("", "column of the dataset with the labels; empty: the only one there is")
-    class_names: str = _option(
+    label_column: str = option("", "column of the dataset with the labels; empty: the only one there is")
+    class_names: str = option(
         "", "names of the classes in the order of their numbers, as in cat,dog; empty: the dataset's own; sites need it"
     )
-    normalization: str = _option(
+    normalization: str = option(
         "data",
         "of images, by channel: mean and standard deviation of the dataset's training images, or ImageNet's constants,"
         " as in the paper's code",
         choices=("data", "imagenet"),
     )
-    partitioner: str = _option(
+    partitioner: str = option(
         "classes",
         "how images are dealt to clients: a name of partition.PARTITIONERS; sites deals nothing, for every SuperNode is"
         " a client with images of its own, and the dataset is just a name for all of them",
     )
-    num_clients: int = _option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
-    num_classes_per_client: int = _option(
+    num_clients: int = option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
+    num_classes_per_client: int = option(
         2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological, distribution", low=1
     )
-    dirichlet_alpha: float = _option(0.5, "concentration; read by dirichlet, inner-dirichlet", above=0)
-    lognormal_sigma: float = _option(2.0, "spread of the sizes of a class's pieces; read by distribution", low=0)
-    natural_id_column: str = _option("", "column of the dataset that says whose an image is; read by natural-id")
-    min_client_images: int = _option(10, "training images that every client must have at least", low=1)
-    augmentation: str = _option(
+    dirichlet_alpha: float = option(0.5, "concentration; read by dirichlet, inner-dirichlet", above=0)
+    lognormal_sigma: float = option(2.0, "spread of the sizes of a class's pieces; read by distribution", low=0)
+    natural_id_column: str = option("", "column of the dataset that says whose an image is; read by natural-id")
+    min_client_images: int = option(10, "training images that every client must have at least", low=1)
+    augmentation: str = option(
         "crop-flip",
         "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",
         choices=("crop-flip", "crop", "none"),
     )
-    num_server_rounds: int = _option(80, "K: communication rounds", low=1)
-    num_local_epochs: int = _option(4, "tau: epochs of each participant in a round", low=1)
-    num_head_epochs: int = _option(4, "epochs on the head before those on the body; read by fedrep", low=0)
-    fraction_train: float = _option(0.1, "f: share of the clients that train in a round", above=0, high=1)
-    min_clients_per_round: int = _option(
+    num_server_rounds: int = option(80, "K: communication rounds", low=1)
+    num_local_epochs: int = option(4, "tau: epochs of each participant in a round", low=1)
+    num_head_epochs: int = option(4, "epochs on the head before those on the body; read by fedrep", low=0)
+    fraction_train: float = option(0.1, "f: share of the clients that train in a round", above=0, high=1)
+    min_clients_per_round: int = option(
         0, "trained clients that a round needs; 0: as many as were drawn, failed ones being replaced", low=0
     )
-    max_round_retries: int = _option(2, "times that a round asks other clients in place of failed ones", low=0)
-    batch_size: int = _option(50, "training images per step", low=1)
-    learning_rate: float = _option(0.1, "of SGD in the first round", above=0)
-    learning_rate_decay: float = _option(
+    max_round_retries: int = option(2, "times that a round asks other clients in place of failed ones", low=0)
+    batch_size: int = option(50, "training images per step", low=1)
+    learning_rate: float = option(0.1, "of SGD in the first round", above=0)
+    learning_rate_decay: float = option(
         0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
     )
-    inner_learning_rate: float = _option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
-    inner_learning_rate_decay: float = _option(0.1, "the same for alpha; read by per-fedavg", above=0, high=1)
-    momentum: float = _option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
-    weight_decay: float = _option(0.0, "of SGD, on the trained part only", low=0)
-    proximal_mu: float = _option(
+    inner_learning_rate: float = option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
+    inner_learning_rate_decay: float = option(0.1, "the same for alpha; read by per-fedavg", above=0, high=1)
+    momentum: float = option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
+    weight_decay: float = option(0.0, "of SGD, on the trained part only", low=0)
+    proximal_mu: float = option(
         0.01, "strength of the pull to the received model; read by fedprox, fedprox-babu, and ditto as lambda", low=0
     )
-    clipping_norm: float = _option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
-    noise_multiplier: float = _option(
+    clipping_norm: float = option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
+    noise_multiplier: float = option(
         0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0
     )
-    finetune_part: str = _option("full", "what fine-tuning trains", choices=("head", "body", "full"))
-    num_finetune_epochs: int = _option(5, "epochs of fine-tuning on a client's own data", low=0)
-    finetune_learning_rate: float = _option(
+    finetune_part: str = option("full", "what fine-tuning trains", choices=("head", "body", "full"))
+    num_finetune_epochs: int = option(5, "epochs of fine-tuning on a client's own data", low=0)
+    finetune_learning_rate: float = option(
         0.001, "of SGD while fine-tuning; the paper's is the decayed rate of the last rounds", above=0
     )
-    evaluate_every: int = _option(
+    evaluate_every: int = option(
         10, "rounds between two evaluations on all clients; the last round is always evaluated", low=1
     )
-    test_batch_size: int = _option(
+    test_batch_size: int = option(
         1000,
         "test images per batch at most; a client's whole test set should fit, because batch norm"
         " uses the statistics of the test batch",
         low=1,
     )
-    precision: str = _option(
+    precision: str = option(
         "auto",
         "Lightning precision; auto is bf16-mixed where GPU or CPU have it, else 16-mixed on GPU, else 32-true;"
         " 64-true also keeps, averages and sends weights in float64",
         choices=("auto", "bf16-mixed", "16-mixed", "32-true", "64-true"),
     )
-    num_threads: int = _option(
+    num_threads: int = option(
         1, "CPU threads of one client's training; part of what makes numbers repeat to the bit", low=1
     )
-    cohort_size: int = _option(
+    cohort_size: int = option(
         0,
         "clients of a node that are trained together, as one model with a leading axis of clients; 1: one after"
         " another; 0: 1 on a CPU, 10 on a GPU",
         low=0,
     )
-    output_dir: str = _option("tb_logs", "folder of run folders")
-    run_name: str = _option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
-    resume: str = _option("", "folder of a run that was stopped, to be continued after its last whole round")
-    seed: int = _option(42, "of the split, the initial model, the sampling and every client", low=0)
+    output_dir: str = option("tb_logs", "folder of run folders")
+    run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
+    resume: str = option("", "folder of a run that was stopped, to be continued after its last whole round")
+    seed: int = option(42, "of the split, the initial model, the sampling and every client", low=0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _checked(key_of(field), getattr(self, field.name), field)
+            value = checked(getattr(self, field.name), field)
             object.__setattr__(self, field.name, value)
         if "/" in self.run_name or self.run_name.startswith("."):
-            raise ConfigError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
+            raise InputError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
         if self.noise_multiplier and not self.clipping_norm:
-            raise ConfigError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
+            raise InputError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
         if self.on_sites and len(self.classes) < 2:
             remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
-            raise ConfigError("class-names", self.class_names, remedy)
+            raise InputError("class-names", self.class_names, remedy)
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
-            raise ConfigError("class-names", self.class_names, "must be different names with commas between them")
+            raise InputError("class-names", self.class_names, "must be different names with commas between them")
         if self.on_sites and self.normalization == "data":
             remedy = "no one sees the images of all sites; take imagenet"
-            raise ConfigError("normalization", self.normalization, remedy)
+            raise InputError("normalization", self.normalization, remedy)
         if self.clipping_norm and self.norm == "batch-running":
-            raise ConfigError("clipping-norm", self.clipping_norm, 'would spoil running statistics; take norm="batch"')
+            raise InputError("clipping-norm", self.clipping_norm, 'would spoil running statistics; take norm="batch"')
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
         """Make a Config from kebab-case keys, as Flower's ``context.run_config`` has them.
 
         Raises:
-            ConfigError: an unknown key, or a value that is refused.
+            InputError: an unknown key, or a value that is refused.
         """
         names = {key_of(field): field.name for field in dataclasses.fields(cls)}
         for key, value in run_config.items():
             if key not in names:
                 close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
-                raise ConfigError(key, value, f"no such key; {hint}")
+                raise InputError(key, value, f"no such key; {hint}")
         return cls(**{names[key]: value for key, value in run_config.items()})
 
     def to_run_config(self) -> dict[str, Any]:
@@ -234,64 +196,3 @@ class Config:
             if 0 < milestone < server_round:
                 rate *= factor
         return rate
-
-
-def key_of(field: dataclasses.Field) -> str:
-    """The TOML key of a dataclass field."""
-    return field.name.replace("_", "-")
-
-
-def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """Read ``configs/x.toml`` files and ``key=value`` words, later ones winning.
-
-    A value is read as TOML; what is not TOML is a string, so ``dataset=digits`` needs no quotes.
-
-    Raises:
-        ConfigError: a file that is missing or no TOML, or a word that is neither.
-    """
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if word.endswith(".toml"):
-            values |= read_toml(Path(word))
-        elif equals and key:
-            try:
-                values[key] = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                values[key] = text
-        else:
-            raise ConfigError("argument", word, "write a file configs/NAME.toml or key=value")
-    return values
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The flat table of a TOML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable or no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:  # of which those for bytes that are no text, or no TOML, are
-        raise ConfigError("configuration file", str(path), f"cannot be read: {error}") from None
-
-
-def _checked(key: str, value: Any, field: dataclasses.Field) -> Any:
-    limits = field.metadata
-    kind = field.type if isinstance(field.type, type) else {"int": int, "float": float, "str": str}[field.type]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        article = {int: "a whole number", float: "a number", str: "a text"}[kind]
-        raise ConfigError(key, value, f"must be {article}, as in {key}={json.dumps(field.default)}")
-    if limits["choices"] and value not in limits["choices"]:
-        raise ConfigError(key, value, f"must be one of {', '.join(limits['choices'])}")
-    if kind is float and not math.isfinite(value):
-        raise ConfigError(key, str(value), "must be finite")
-    for bound, broken in (("low", "at least"), ("above", "greater than"), ("high", "at most")):
-        limit = limits[bound]
-        if limit is None:
-            continue
-        if (value < limit) if bound == "low" else (value <= limit) if bound == "above" else (value > limit):
-            raise ConfigError(key, value, f"must be {broken} {limit}, as in {key}={json.dumps(field.default)}")
-    return value

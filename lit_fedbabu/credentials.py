@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from lit_fedbabu import runs
-from lit_fedbabu.config import ConfigError, told_in_one_line
+from lit_fedbabu.errors import InputError, one_line_errors
+from lit_fedbabu.files import make_new_folder
 
 DAYS = 825
 """For which the certificates hold: what common clients accept at most."""
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.credentials",
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sites", type=int, required=True, help="how many key pairs")
     arguments = parser.parse_args(argv)
     if arguments.sites < 1:
-        raise ConfigError("--sites", arguments.sites, "must be at least 1")
+        raise InputError("--sites", arguments.sites, "must be at least 1")
     hosts = [_alternative(host) for host in arguments.host or ["localhost", "127.0.0.1"]]
-    runs.make_new_folder("folder", arguments.folder)
+    make_new_folder("folder", arguments.folder)
     for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items():
         public = name.endswith((".crt", ".pub"))
         path = arguments.folder / name
@@ -51,7 +51,7 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.DNSName(host)
     except ValueError:
-        raise ConfigError("--host", host, "must be a name of ASCII letters or an IP address") from None
+        raise InputError("--host", host, "must be a name of ASCII letters or an IP address") from None
 
 
 def _certificates(hosts: list[x509.GeneralName]) -> dict[str, bytes]:

@@ -6,14 +6,17 @@ import io
 import sys
 from pathlib import Path
 
-from lit_fedbabu import runs
-from lit_fedbabu.config import Config, parse_overrides, told_in_one_line
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.files import make_folder, write_whole
+from lit_fedbabu.options import parse_words
+from lit_fedbabu.records.run_folder import PARTITION
 
 ROWS = 100
 """Clients in the printed table; the file has all."""
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.data",
@@ -22,18 +25,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
     arguments = parser.parse_args(argv)
-    config = Config.from_run_config(parse_overrides(arguments.words))
-    from lit_fedbabu import preflight  # imports PyTorch, which takes seconds: not before the cheap checks
+    config = Config.from_run_config(parse_words(arguments.words))
+    from lit_fedbabu.experiment import Experiment  # imports PyTorch, which takes seconds: first refuse bad options
 
-    preflight.check(config)
-    runs.make_folder("--out", arguments.out)
-    from lit_fedbabu import figures, partition
+    experiment = Experiment(config)
+    experiment.check()
+    make_folder("--out", arguments.out)
+    from lit_fedbabu.records.plots import draw_split
 
-    counts = partition.class_counts(config)
+    counts = experiment.task.class_counts()
     print(table(counts))
-    print(f"{config.dataset} by {config.partitioner}: {partition.summary(config)}")
-    runs.write_whole(arguments.out / runs.PARTITION, counts)
-    for path in (arguments.out / runs.PARTITION, *figures.draw_split(counts, arguments.out)):
+    print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
+    write_whole(arguments.out / PARTITION, counts)
+    for path in (arguments.out / PARTITION, *draw_split(counts, arguments.out)):
         print(path)
     return 0
 
@@ -50,7 +54,7 @@ def table(class_counts: str) -> str:
         classes = ", ".join(f"{name} {count}" for name, count in train.items())
         lines.append(f"{client:>6}  {sum(train.values()):>6}  {sum(images['test'][client].values()):>6}  {classes}")
     if len(images["train"]) > ROWS:
-        lines.append(f"and {len(images['train']) - ROWS} more clients, in {runs.PARTITION}")
+        lines.append(f"and {len(images['train']) - ROWS} more clients, in {PARTITION}")
     return "\n".join(lines)
 
 

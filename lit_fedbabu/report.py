@@ -1,150 +1,38 @@
 """``python -m lit_fedbabu.report RUN...``: tables (Markdown, CSV) and figures (PNG, SVG) from run folders."""
 
 import argparse
-import csv
-import io
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from lit_fedbabu import runs
-from lit_fedbabu.compare import Run, by_method, finetunings, percent, read_run, tunings_of
-from lit_fedbabu.config import told_in_one_line
-
-EPOCHS = (0, 1, 2, 3, 5, 10)
-"""Columns of the table of fine-tunings, where they were reached."""
+from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.files import make_folder, write_whole
+from lit_fedbabu.reporting.compare import by_method, read_run
+from lit_fedbabu.reporting.tables import as_csv, finetuning_table, markdown, measure_table, method_table
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.report",
-        description="Make tables and figures from run folders; runs that differ in nothing but the seed make one row.",
+        description="Make tables and figures from run folders. Runs that differ only in their seed make one row.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
     arguments = parser.parse_args(argv)
     methods = by_method([read_run(folder) for folder in arguments.folders])
-    runs.make_folder("--out", arguments.out)
+    make_folder("--out", arguments.out)
     tables = {"methods": method_table, "finetuning": finetuning_table, "measures": measure_table}
     for name, rows in ((name, of(methods)) for name, of in tables.items()):
         if not rows:
             continue
-        runs.write_whole(arguments.out / f"{name}.md", markdown(rows))
-        runs.write_whole(arguments.out / f"{name}.csv", _as_csv(rows))
+        write_whole(arguments.out / f"{name}.md", markdown(rows))
+        write_whole(arguments.out / f"{name}.csv", as_csv(rows))
         print(markdown(rows))
-    from lit_fedbabu import figures  # matplotlib takes long to import: not before bad input is refused
+    from lit_fedbabu.reporting import figures  # imports matplotlib, which takes long: first refuse bad input
 
     for path in figures.draw(methods, arguments.out):
         print(path)
     return 0
-
-
-def method_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """A row for every method and kind of accuracy; all numbers in percent, over clients and over seeds."""
-    rows = []
-    for method, members in methods.items():
-        best = [
-            percent(found["initial_accuracy"]) for run in members if (found := run.outcome["best_round_on_test_data"])
-        ]
-        kinds = {
-            "initial": [run.spreads("initial_accuracy") for run in members],
-            "personalized": [run.spreads("personalized_accuracy") for run in members],
-            "initial, best round on test data": best,
-            "personalized, best round on test data": [
-                tuned.spreads("personalized_accuracy")
-                for run in members
-                for tuned in run.finetunings
-                if _is_of_best_round(tuned, run)
-            ],
-        }
-        for kind, spreads in kinds.items():
-            if spreads:
-                rows.append({"method": method, "accuracy": kind, "seeds": len(spreads), **_over_seeds(spreads)})
-    return rows
-
-
-def _is_of_best_round(tuned: Run, run: Run) -> bool:
-    own = (run.config.finetune_part, run.config.num_finetune_epochs, run.config.finetune_learning_rate)
-    same = (tuned.config.finetune_part, tuned.config.num_finetune_epochs, tuned.config.finetune_learning_rate) == own
-    return same and tuned.outcome["round"] == run.outcome["best_round_on_test_data"]["round"] != run.outcome["round"]
-
-
-def _over_seeds(spreads: Sequence[dict[str, float]]) -> dict[str, str]:
-    def mean(key: str) -> float:
-        return float(np.mean([spread[key] for spread in spreads]))
-
-    means = [spread["mean"] for spread in spreads]
-    return {
-        "mean": f"{mean('mean'):.2f}",
-        "std over clients": f"{mean('std'):.2f}",
-        "std over seeds": f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "",
-        "worst decile": f"{mean('worst_decile'):.2f}",
-    }
-
-
-def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """A row for every fine-tuned part, learning rate and method: mean accuracy in percent after some epochs."""
-    rows = []
-    for (part, rate), of_methods in finetunings(methods).items():
-        for method, members in of_methods.items():
-            row: dict[str, Any] = {"trained": part, "learning rate": f"{rate:g}", "method": method}
-            row["seeds"] = len(members)
-            for epoch in EPOCHS:
-                reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
-                row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
-            rows.append(row)
-    return rows
-
-
-def measure_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """A row for every fine-tuning, method and measure that the results have: means over clients and seeds, 0 to 1."""
-    found: dict[tuple, dict[int, tuple]] = defaultdict(dict)
-    for method, members in methods.items():
-        for run in members:
-            for tuned in tunings_of(run):
-                config, summary = tuned.config, tuned.outcome["summary"]
-                measured = {title: runs.measure(tuned.outcome, title) for title in runs.MEASURES}
-                for key in ("running_statistics_accuracy", "one_by_one_accuracy"):
-                    measured[key.replace("_", " ")] = (None, summary.get(key, {}).get("mean"))
-                for title, values in measured.items():
-                    if values[1] is not None:
-                        what = config.finetune_part, config.finetune_learning_rate, config.num_finetune_epochs
-                        found[*what, method, title][run.config.seed] = values
-    rows = []
-    for (part, rate, epochs, method, title), of_seeds in found.items():
-        initial, personalized = zip(*of_seeds.values(), strict=True)
-        row = {"trained": part, "learning rate": f"{rate:g}", "epochs": epochs, "method": method, "measure": title}
-        row["seeds"] = len(of_seeds)
-        row["initial"] = "" if None in initial else f"{np.mean(initial):.4f}"
-        row["personalized"] = f"{np.mean(personalized):.4f}"
-        rows.append(row)
-    return rows
-
-
-def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, numbers to the right."""
-
-    def line(cells: Iterable[Any]) -> str:
-        return f"| {' | '.join(str(cell) for cell in cells)} |\n"
-
-    def is_number(column: str) -> bool:
-        return all(str(row[column]).replace(".", "").isdigit() or row[column] == "" for row in rows)
-
-    rule = ["---:" if is_number(column) else "---" for column in rows[0]]
-    return line(rows[0]) + line(rule) + "".join(line(row.values()) for row in rows)
 
 
 if __name__ == "__main__":

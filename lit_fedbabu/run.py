@@ -1,146 +1,109 @@
-"""``python -m lit_fedbabu.run [CONFIG.toml] [key=value ...]``: ``flwr run`` with a true exit status.
+"""``python -m lit_fedbabu.run [CONFIG.toml] [key=value ...]``: a federation on this machine.
 
-It starts a SuperLink of its own in a folder of its own, submits this package's app to it, shows the
-run's lines, and leaves no process behind. Training itself is the same as under plain ``flwr run .``.
+It starts a SuperLink of its own in a folder of its own, submits this package's app to it, shows the run's lines, and
+leaves no process behind. Training itself is the same as under plain ``flwr run .``.
 """
 
 import argparse
-import json
-import re
 import signal
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
-import tomli_w
-
-from lit_fedbabu import runs, superlink
-from lit_fedbabu.config import Config, ConfigError, parse_overrides, told_in_one_line
-from lit_fedbabu.superlink import LinkError
-
-NODES_PER_WORKER = 16
-"""Nodes are many more than workers, so that a round's clients divide evenly among the workers."""
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError, RunError, one_line_errors
+from lit_fedbabu.files import refuse_unwritable
+from lit_fedbabu.options import parse_words
+from lit_fedbabu.records import run_folder
+from lit_fedbabu.system import program
 
 
-@told_in_one_line
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.run",
         description="Run a federation on this machine. Options and defaults: [tool.flwr.app.config] in pyproject.toml.",
     )
-    parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="overrides, later ones win")
+    parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="options; later ones win")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = parse_words(arguments.words)
+    if arguments.resume:
+        options["resume"] = str(arguments.resume)
     try:
-        return _run(arguments.words, arguments.resume)
-    except LinkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        folder, status = _run(options)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    if status == 0:
+        print(f"TensorBoard: {program('tensorboard')} --logdir {folder.parent}", flush=True)
+    return status
 
 
-def _run(words: list[str], resume: Path | None) -> int:
-    overrides = parse_overrides(words)
-    root = _app_folder()
-    if resume is None and overrides.get("resume"):
-        resume = Path(str(overrides["resume"])).expanduser()
-    if resume:
-        for key in ("run-name", "output-dir"):
-            if key in overrides:
-                raise ConfigError(key, overrides[key], "a run that is resumed keeps its folder; leave it out")
-        overrides = {**runs.read_config(resume).to_run_config(), **overrides, "resume": str(resume.resolve())}
-        config = Config.from_run_config(overrides)
-        folder = resume.resolve()
-    else:
-        config = Config.from_run_config(overrides)
-        overrides["output-dir"] = str(Path(config.output_dir).expanduser().resolve())
-        overrides["run-name"] = config.run_name or runs.default_run_name(config)
-        if Path(config.dataset).expanduser().is_dir():
-            overrides["dataset"] = str(Path(config.dataset).expanduser().resolve())
-        folder = Path(overrides["output-dir"]) / overrides["run-name"]
-        runs.refuse_existing(folder)
-        runs.refuse_unwritable("output-dir", Path(overrides["output-dir"]))
+def run(config: Config) -> dict[str, Any]:
+    """Run a federation on this machine.
+
+    Args:
+        config: its options. ``resume`` names the folder of a run to be continued.
+
+    Returns:
+        The content of its results.json, as of ``read_results``.
+
+    Raises:
+        InputError: the configuration cannot be run.
+        RunError: the run has failed.
+    """
+    from lit_fedbabu.records.results import read_results
+
+    defaults = Config().to_run_config()
+    folder, status = _run({key: value for key, value in config.to_run_config().items() if value != defaults[key]})
+    if status:
+        raise RunError(f"the run in {folder} has failed; what was said of it is above")
+    return read_results(folder)
+
+
+def _run(options: dict[str, Any]) -> tuple[Path, int]:
+    """Check the options and run; returns the run's folder and the exit status."""
+    resume = Path(str(options["resume"])).expanduser() if options.get("resume") else None
+    options, folder = _resumed(options, resume) if resume else _new(options)
+    config = Config.from_run_config(options)
     if config.on_sites:
-        raise ConfigError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
+        raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
     print("checking the dataset and the split", flush=True)
-    from lit_fedbabu import checkpoint, preflight  # import PyTorch, which takes seconds: not before the cheap checks
+    from lit_fedbabu.engines import flower  # these import PyTorch, which takes seconds: first the cheap checks
+    from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.learning.precision import resolve_precision
+    from lit_fedbabu.records.federation import resumable
 
-    preflight.resolve_precision(config.precision)
-    preflight.check(Config.from_run_config(overrides))
+    root = flower.app_folder()
+    resolve_precision(config.precision)
+    Experiment(config).check()
     if resume:
-        checkpoint.resumable(config)
-    with superlink.started(root) as home:
-        return _follow(root, home, overrides, folder, _resources(config))
+        resumable(config)
+    return folder, flower.run(root, options, folder)
 
 
-def _app_folder() -> Path:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").exists():
-        raise ConfigError("app", str(root), "has no pyproject.toml; clone the repository and pip install -e it")
-    return root
+def _resumed(options: dict[str, Any], resume: Path) -> tuple[dict[str, Any], Path]:
+    """The options of a run that is continued, and its folder."""
+    for key in ("run-name", "output-dir"):
+        if key in options:
+            raise InputError(key, options[key], "a run that is resumed keeps its folder; leave it out")
+    folder = resume.resolve()
+    return {**run_folder.read_config(resume).to_run_config(), **options, "resume": str(folder)}, folder
 
 
-def _resources(config: Config) -> str:
-    """Flower's --federation-config: a worker for every GPU, or for every ``num-threads`` cores."""
-    import torch
-
-    cores = runs.available_cores()
-    gpus = torch.cuda.device_count()
-    workers = gpus or max(1, cores // config.num_threads)
-    nodes = min(config.num_clients, NODES_PER_WORKER * workers)
-    cpus = max(1, cores // workers) if gpus else min(config.num_threads, cores)
-    resources = f"num-supernodes={nodes} client-resources-num-cpus={cpus} init-args-num-cpus={cores}"
-    return f"{resources} client-resources-num-gpus=1.0" if gpus else resources
-
-
-def _follow(root: Path, home: Path, overrides: dict, folder: Path, resources: str) -> int:
-    """Submit the run, show its lines as they come, and return the exit status of the run itself."""
-    (home / "run.toml").write_text(tomli_w.dumps(overrides))
-    command = [superlink.program("flwr"), "run", str(root), "own", "--stream", "--run-config", str(home / "run.toml")]
-    log = home / "flower.log"
-    told_error = False
-    with log.open("w") as file:
-        stream = subprocess.Popen(
-            [*command, "--federation-config", resources],
-            env=superlink.environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        print("starting Flower (half a minute or more)", flush=True)
-        for line in stream.stdout:
-            file.write(line)
-            file.flush()
-            text = ANSI.sub("", line).strip()
-            if text.startswith(runs.MARK):
-                text = text.removeprefix(f"{runs.MARK} ")
-                told_error |= text.startswith("error:")
-                print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
-        stream.wait()
-    status, details = _status(home)
-    kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
-    with kept.open("ab") as file:  # a resumed run has a log already
-        file.write(log.read_bytes())
-    if status == "finished:completed" and (folder / runs.RESULTS).exists():
-        print(f"TensorBoard: {superlink.program('tensorboard')} --logdir {folder.parent}", flush=True)
-        return 0
-    if not told_error:
-        print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)
-    return 1
-
-
-def _status(home: Path) -> tuple[str, str]:
-    """Flower's own word on the only run there is, and its reason."""
-    command = [superlink.program("flwr"), "list", "own", "--format", "json"]
-    answer = subprocess.run(command, env=superlink.environment(home), capture_output=True, text=True)
-    try:
-        run = json.loads(answer.stdout)["runs"][0]
-        return run["status"], " ".join(run.get("status-details", "").split())
-    except (ValueError, LookupError):
-        return "not submitted", " ".join(answer.stderr.split())[-200:]
+def _new(options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The options of a new run, with absolute paths, and its folder."""
+    config = Config.from_run_config(options)
+    output_dir = Path(config.output_dir).expanduser().resolve()
+    name = config.run_name or run_folder.default_run_name(config)
+    options = {**options, "output-dir": str(output_dir), "run-name": name}
+    if Path(config.dataset).expanduser().is_dir():
+        options["dataset"] = str(Path(config.dataset).expanduser().resolve())
+    run_folder.refuse_existing(output_dir / name)
+    refuse_unwritable("output-dir", output_dir)
+    return options, output_dir / name
 
 
 if __name__ == "__main__":

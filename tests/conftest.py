@@ -2,10 +2,11 @@ import os
 
 import pytest
 
-from lit_fedbabu import server_app, sources
 from lit_fedbabu.config import Config
-from lit_fedbabu.partition import partition
-from tests.helpers import BALANCED, FakeGrid, tiny_config, write_tiny_dataset
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.server.federate import federate as federate_on
+from lit_fedbabu.tasks.images.task import ImageClassification
+from tests.support import BALANCED, FakeGrid, tiny_config, write_tiny_dataset
 
 
 def pytest_addoption(parser):
@@ -29,7 +30,7 @@ def federate(tmp_path):
         count += 1
         grid = grid or FakeGrid(config)
         options = {**config.to_run_config(), "output-dir": str(tmp_path), "run-name": f"run{count}"}
-        return server_app.federate(grid, Config.from_run_config(options)), grid
+        return federate_on(grid, Experiment(Config.from_run_config(options))), grid
 
     return run
 
@@ -39,7 +40,7 @@ def finished(machine, tmp_path_factory):
     """The folder of a federation of one round, for tests that leave it as it is."""
     place = {"output_dir": str(tmp_path_factory.mktemp("finished")), "run_name": "run"}
     config = tiny_config(num_server_rounds=1, num_finetune_epochs=2, **place)
-    return server_app.federate(FakeGrid(config), config)
+    return federate_on(FakeGrid(config), Experiment(config))
 
 
 @pytest.fixture
@@ -52,7 +53,5 @@ def one_core(monkeypatch):
 @pytest.fixture
 def cifar_like(monkeypatch):
     """Labels of CIFAR-10's sizes, without its images."""
-    partition.cache_clear()
-    monkeypatch.setattr(sources, "load", lambda *_: BALANCED)
-    yield Config()
-    partition.cache_clear()
+    monkeypatch.setattr(ImageClassification, "source", BALANCED)
+    return Config()

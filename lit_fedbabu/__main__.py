@@ -1,0 +1,40 @@
+"""``lit-fedbabu COMMAND``: the one command. ``python -m lit_fedbabu.COMMAND`` is the same."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "run": "run a federation on this machine",
+    "finetune": "make personal models from a federation's",
+    "predict": "classify images by a saved model, or export it",
+    "report": "make tables and figures of runs",
+    "data": "show which client has which images",
+    "credentials": "make certificates and keys for real nodes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first word names; returns its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in COMMANDS:
+        status: int = importlib.import_module(f"lit_fedbabu.{words[0]}").main(words[1:])
+        return status
+    if words and words[0] == "--version":
+        from lit_fedbabu import __version__
+
+        print(f"lit-fedbabu {__version__}")
+        return 0
+    lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
+    usage = "\n".join(["usage: lit-fedbabu COMMAND ...", "", *lines, "", "lit-fedbabu COMMAND --help says more"])
+    if words and words[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if words:
+        print(f"error: command = {words[0]!r}: must be one of {', '.join(COMMANDS)}", file=sys.stderr)
+    else:
+        print(usage, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What a client does with its model: train for a round, be evaluated, become personal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.steps import STEPS, Proximal
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning import trainer
+from lit_fedbabu.learning.cohort import stack
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.tasks.data import ClientData
+from lit_fedbabu.tasks.evaluation import Evaluation, Personalization
+
+
+class TrainedClient(NamedTuple):
+    """What a round made of a client.
+
+    Args:
+        state: its shared weights.
+        num_train: its training images.
+        train_loss: mean over all images seen in the last phase, in nats.
+    """
+
+    state: dict[str, Tensor]
+    num_train: int
+    train_loss: float
+
+
+def client_update(
+    experiment: Experiment,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    learning_rate: float,
+    memories: Path | None = None,
+) -> TrainedClient:
+    """One client's part of one round: train what the algorithm trains, keep what it keeps, return what it shares.
+
+    Randomness depends on (seed, round, client) alone.
+
+    Args:
+        experiment: with the algorithm and the client's data.
+        client: its number.
+        server_round: number of the round, from 1.
+        received: the shared weights.
+        learning_rate: of this round.
+        memories: folder of what clients keep; only algorithms that keep something need it.
+    """
+    return cohort_update(experiment, [client], server_round, received, learning_rate, memories)[0]
+
+
+def cohort_update(
+    experiment: Experiment,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    learning_rate: float,
+    memories: Path | None = None,
+) -> list[TrainedClient]:
+    """The ``client_update`` of several clients, which are trained together: the same up to rounding."""
+    config, algorithm = experiment.config, experiment.algorithm
+    data = [
+        experiment.client_data(client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
+        for client in clients
+    ]
+    remembered = [_remembered(experiment, client, server_round - 1, memories) for client in clients]
+    modules = [experiment.received_module(received, under={} if algorithm.personal else own) for own in remembered]
+    start = stack(modules)
+    step = STEPS[algorithm.step](config, server_round, start)
+    pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
+    losses = [float("nan")] * len(modules)
+    for part, epochs in algorithm.phases:
+        losses = trainer.fit(
+            modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
+        )
+    shared = [experiment.shared(module.model.state_dict()) for module in modules]
+    if algorithm.personal:
+        modules = [experiment.new_module(own) for own in remembered]
+        epochs_of_personal = config.num_local_epochs
+        trainer.fit(modules, data, mode="full", epochs=epochs_of_personal, learning_rate=learning_rate, callbacks=pull)
+    for client, module in zip(clients, modules, strict=True):
+        if kept := experiment.kept(module.model.state_dict()):
+            memory.keep(_needed(memories, experiment), client, server_round, kept)
+    sizes = [len(own.train_set) for own in data]
+    return [TrainedClient(*trained) for trained in zip(shared, sizes, losses, strict=True)]
+
+
+def own_module(
+    experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None
+) -> LitFedBABU:
+    """The client's model when a round is over: what is evaluated, and what fine-tuning starts from.
+
+    For an algorithm with personal models it is the personal one, for the others the model at the start of a round.
+    """
+    remembered = _remembered(experiment, client, server_round, memories)
+    if experiment.algorithm.personal:
+        experiment.check_received(received)
+        return experiment.new_module(received, remembered)
+    return experiment.received_module(received, under=remembered)
+
+
+def personal_model(
+    experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
+) -> tuple[LitFedBABU, Personalization]:
+    """A client's own model after a round, fine-tuned as ``finetune-*`` and ``num-finetune-epochs`` say.
+
+    Randomness depends on (seed, client) alone.
+    """
+    return personal_models(experiment, [client], server_round, received, memories)[0]
+
+
+def personal_models(
+    experiment: Experiment,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None = None,
+) -> list[tuple[LitFedBABU, Personalization]]:
+    """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
+    modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
+    personalized = trainer.personalize(modules, finetuning_data(experiment, clients), **finetuning_of(experiment))
+    return list(zip(modules, personalized, strict=True))
+
+
+def initial_evaluations(
+    experiment: Experiment,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None = None,
+) -> list[Evaluation]:
+    """Measures of each client's own model after a round, as it is, on the client's test images."""
+    modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
+    return trainer.evaluate(modules, finetuning_data(experiment, clients))
+
+
+def with_running_statistics(
+    experiment: Experiment, client: int, module: LitFedBABU
+) -> tuple[LitFedBABU, dict[str, float]]:
+    """The client's model with running statistics of its training images, and what they change.
+
+    Returns:
+        The model, and on the client's test images (0 to 1) ``running_statistics_accuracy`` with them and
+        ``one_by_one_accuracy`` without them, where each image is a batch of its own.
+    """
+    data, alone = finetuning_data(experiment, [client]), finetuning_data(experiment, [client], test_batch_size=1)
+    fixed = trainer.with_running_statistics(module, data[0])
+    return fixed, {
+        "running_statistics_accuracy": trainer.evaluate([fixed], data)[0].accuracy,
+        "one_by_one_accuracy": trainer.evaluate([module], alone)[0].accuracy,
+    }
+
+
+def finetuning_data(
+    experiment: Experiment, clients: Sequence[int], test_batch_size: int | None = None
+) -> list[ClientData]:
+    """The data of clients in the order that fine-tuning sees."""
+    return [
+        experiment.client_data(
+            client, experiment.config.derived_seed("finetune", client), test_batch_size=test_batch_size
+        )
+        for client in clients
+    ]
+
+
+def finetuning_of(experiment: Experiment) -> dict[str, str | int | float]:
+    """Part, epochs and learning rate of fine-tuning, as ``trainer.personalize`` takes them."""
+    config = experiment.config
+    return {
+        "part": config.finetune_part,
+        "epochs": config.num_finetune_epochs,
+        "learning_rate": config.finetune_learning_rate,
+    }
+
+
+def _remembered(experiment: Experiment, client: int, server_round: int, memories: Path | None) -> dict[str, Tensor]:
+    if not experiment.algorithm.kept:
+        return {}
+    return memory.recall(_needed(memories, experiment), client, server_round)
+
+
+def _needed(memories: Path | None, experiment: Experiment) -> Path:
+    if memories is None:
+        raise ValueError(f"{experiment.config.algorithm} keeps models between rounds and was given no folder for them")
+    return memories

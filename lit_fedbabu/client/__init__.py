@@ -1,0 +1,1 @@
+"""The node: it answers messages of the server for the clients that it hosts."""

@@ -1,0 +1,94 @@
+"""What a node answers: it trains and evaluates the clients it hosts, one NumPyClient or cohort after another."""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from logging import WARNING
+
+from flwr.app import Context, Message
+from flwr.common.logger import log
+
+from lit_fedbabu.client.host import Host, Hosts
+from lit_fedbabu.client.numpy_client import (
+    FedBABUClient,
+    FitReply,
+    Parameters,
+    evaluate_together,
+    fit_together,
+)  # fmt: skip
+from lit_fedbabu.handshake import Code, Place
+from lit_fedbabu.learning.precision import trains_on
+from lit_fedbabu.learning.trainer import cohorts
+from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
+
+HOSTS = Hosts()
+"""Of this process: it keeps the experiment between messages."""
+
+
+def place(message: Message, context: Context) -> Message:
+    """Answer which of how many nodes this is, and what it trains on."""
+    Code.from_record(message.content).refuse_other()
+    host = HOSTS.of(context)
+    answer = Place(host.place, host.nodes, trains_on(host.experiment.config.precision))
+    return Message(answer.to_record(), reply_to=message)
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the asked clients. A client that raises is left out, and the reply says why."""
+    updates: list[ClientUpdate] = []
+    failures: list[Failure] = []
+    host = HOSTS.of(context)
+    for participants, received, order in _asked(message, host):
+        for participant, outcome in _trained(participants, received, order):
+            if isinstance(outcome, Exception):
+                trace = "".join(traceback.format_exception(outcome))
+                failures.append(Failure(participant.client, repr(outcome), trace))
+                continue
+            parameters, count, metrics = outcome
+            arrays = dict(zip(host.experiment.shared_names, parameters, strict=True))
+            updates.append(ClientUpdate(participant.client, count, metrics["train_loss"], arrays))
+    return Message(TrainReply(updates, failures).to_record(), reply_to=message)
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the asked clients, with personal models where the message says so.
+
+    A site then also keeps the federation's model, beside its memories, for fine-tuning.
+    """
+    rows = []
+    host = HOSTS.of(context)
+    for participants, received, order in _asked(message, host):
+        if host.experiment.config.on_sites and order.personalize:
+            participants[0].save(received, order.server_round)
+        answers = evaluate_together(participants, received, order.to_config())
+        for participant, (*_, row) in zip(participants, answers, strict=True):
+            rows.append({"client": participant.client, **row})
+    return Message(EvaluateReply(rows).to_record(), reply_to=message)
+
+
+ANSWERS: dict[str, Callable[[Message, Context], Message]] = {"place": place, "train": train, "evaluate": evaluate}
+"""What answers a message, by the name of the handler in ``client_app``."""
+
+
+def _trained(
+    participants: Sequence[FedBABUClient], received: Parameters, order: Order
+) -> list[tuple[FedBABUClient, FitReply | Exception]]:
+    """What each participant returns or raises. A cohort that raises is trained one by one, to find who failed."""
+    try:
+        if len(participants) == 1:
+            return [(participants[0], participants[0].fit(received, order.to_config()))]
+        return list(zip(participants, fit_together(participants, received, order.to_config()), strict=True))
+    except Exception as error:  # whatever it is, the other clients' work counts
+        if len(participants) == 1:
+            return [(participants[0], error)]
+        log(WARNING, "a cohort of %d clients is trained one by one after %r", len(participants), error)
+        return [pair for each in participants for pair in _trained([each], received, order)]
+
+
+def _asked(message: Message, host: Host) -> Iterator[tuple[list[FedBABUClient], Parameters, Order]]:
+    """The clients that a message is for, by cohorts, each with the received arrays and the order."""
+    Code.from_record(message.content).refuse_other()
+    order, received = Order.from_record(message.content)
+    experiment = host.experiment
+    for clients in cohorts(experiment.config, order.clients):
+        participants = [FedBABUClient(experiment, client, host.state / order.memory) for client in clients]
+        yield participants, [received[name].numpy() for name in experiment.shared_names], order

@@ -1,0 +1,80 @@
+"""Where a node's clients have their images and memories: dealt to simulated nodes, a real node's own."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.app import Context
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
+
+
+class Host(NamedTuple):
+    """A node as the host of clients.
+
+    Args:
+        place: it hosts the clients c with c mod ``nodes`` == place.
+        nodes: how many nodes there are.
+        experiment: with this node's images for its dataset.
+        state: folder that memories lie in, unless their path is absolute.
+    """
+
+    place: int
+    nodes: int
+    experiment: Experiment
+    state: Path
+
+
+class Hosts:
+    """The nodes that this process answers for. They share one experiment, which is built once."""
+
+    def __init__(self) -> None:
+        self._experiment: Experiment | None = None
+
+    def of(self, context: Context) -> Host:
+        """The node that a message has come to.
+
+        With the partitioner "sites" its node-config has ``client-id``, ``data-path`` and, if memories are not to lie
+        in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``.
+
+        Raises:
+            ValueError: the node-config does not say that, or the images are not what the experiment needs.
+        """
+        config, node = Config.from_run_config(context.run_config), context.node_config
+        if not config.on_sites:
+            _need(node, "partition-id", "num-partitions", example="partition-id=0 num-partitions=3")
+            place, nodes = int(node["partition-id"]), int(node["num-partitions"])
+            return Host(place, nodes, self._built(config), Path())
+        _need(node, "client-id", "data-path", example='client-id=0 data-path="/data/images"')
+        client, name = node["client-id"], f"client-id {node['client-id']} on {platform.node()}"
+        if not isinstance(client, int) or client not in range(config.num_clients):
+            highest = config.num_clients - 1
+            raise ValueError(f"{name}: there are {config.num_clients} clients, so it must be 0 to {highest}")
+        try:
+            experiment = self._built(dataclasses.replace(config, dataset=str(node["data-path"])))
+            experiment.task.check()
+        except InputError as error:
+            raise ValueError(f"{name}: {error}") from None
+        state = Path(str(node.get("state-path", state_folder()))).expanduser()
+        return Host(client, config.num_clients, experiment, state)
+
+    def _built(self, config: Config) -> Experiment:
+        if self._experiment is None or self._experiment.config != config:
+            self._experiment = Experiment(config)
+        return self._experiment
+
+
+def state_folder() -> Path:
+    """Where a site keeps what is its own, unless its node-config says otherwise."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lit_fedbabu"
+
+
+def _need(node_config: Mapping[str, Any], *keys: str, example: str) -> None:
+    if missing := [key for key in keys if key not in node_config]:
+        remedy = f"start the SuperNode with --node-config '{example}'"
+        raise ValueError(f"the node-config of {platform.node()} has no {' and no '.join(missing)}; {remedy}")

@@ -1,0 +1,103 @@
+"""The engine ``flower``: a run on a SuperLink of its own, as under ``flwr run .``, with a true exit status."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from lit_fedbabu import system
+from lit_fedbabu.config import Config
+from lit_fedbabu.engines import superlink
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.run_folder import RESULTS
+
+NODES_PER_WORKER = 16
+"""Nodes are many more than workers, so that the clients of a round divide evenly among the workers."""
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def app_folder() -> Path:
+    """The folder with the app's ``pyproject.toml``.
+
+    Raises:
+        InputError: there is none.
+    """
+    root = system.package_folder().parent
+    if not (root / "pyproject.toml").exists():
+        raise InputError("app", str(root), "has no pyproject.toml; clone the repository and pip install -e it")
+    return root
+
+
+def run(root: Path, options: dict[str, Any], folder: Path) -> int:
+    """Run a federation and print its lines as they come; returns the exit status of the run itself.
+
+    Args:
+        root: as of ``app_folder``.
+        options: the run's configuration, by keys.
+        folder: the run's, which the server makes.
+
+    Raises:
+        RunError: no SuperLink could be started.
+    """
+    with superlink.started(root) as home:
+        return _follow(root, home, options, folder)
+
+
+def _resources(config: Config) -> str:
+    """Flower's --federation-config: a worker for every GPU, or for every ``num-threads`` cores."""
+    cores = system.available_cores()
+    gpus = torch.cuda.device_count()
+    workers = gpus or max(1, cores // config.num_threads)
+    nodes = min(config.num_clients, NODES_PER_WORKER * workers)
+    cpus = max(1, cores // workers) if gpus else min(config.num_threads, cores)
+    resources = f"num-supernodes={nodes} client-resources-num-cpus={cpus} init-args-num-cpus={cores}"
+    return f"{resources} client-resources-num-gpus=1.0" if gpus else resources
+
+
+def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> int:
+    (home / "run.toml").write_text(tomli_w.dumps(options))
+    command = [system.program("flwr"), "run", str(root), "own", "--stream", "--run-config", str(home / "run.toml")]
+    command += ["--federation-config", _resources(Config.from_run_config(options))]
+    log = home / "flower.log"
+    error_shown = False
+    with log.open("w") as file:
+        stream = subprocess.Popen(
+            command, env=superlink.environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        print("starting Flower (half a minute or more)", flush=True)
+        for line in stream.stdout or ():
+            file.write(line)
+            file.flush()
+            text = ANSI.sub("", line).strip()
+            if text.startswith(system.LOG_MARK):
+                text = text.removeprefix(f"{system.LOG_MARK} ")
+                error_shown |= text.startswith("error:")
+                print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
+        stream.wait()
+    status, details = _status(home)
+    kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
+    with kept.open("ab") as kept_file:  # a resumed run has a log already
+        kept_file.write(log.read_bytes())
+    if status == "finished:completed" and (folder / RESULTS).exists():
+        return 0
+    if not error_shown:
+        print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)
+    return 1
+
+
+def _status(home: Path) -> tuple[str, str]:
+    """What Flower says of the only run there is, and its reason."""
+    command = [system.program("flwr"), "list", "own", "--format", "json"]
+    answer = subprocess.run(command, env=superlink.environment(home), capture_output=True, text=True)
+    try:
+        run = json.loads(answer.stdout)["runs"][0]
+        return run["status"], " ".join(run.get("status-details", "").split())
+    except (ValueError, LookupError):
+        return "not submitted", " ".join(answer.stderr.split())[-200:]

@@ -1,0 +1,120 @@
+"""A SuperLink of one's own: started, and ended with all that it started, whatever becomes of its starter."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import tomli_w
+
+from lit_fedbabu import system
+from lit_fedbabu.errors import RunError
+
+START_TIMEOUT_S = 60
+RAY_PATH = 40
+"""Characters of a folder below which Ray's sockets still have names that the system takes (107)."""
+
+
+@contextmanager
+def started(root: Path) -> Iterator[Path]:
+    """A SuperLink with a FLWR_HOME of its own, which is yielded; everything it started is ended afterwards.
+
+    That also holds if this process is killed: a guard then does it.
+
+    Args:
+        root: the folder of the app, in which it runs.
+
+    Raises:
+        RunError: it did not start.
+    """
+    home = Path(tempfile.mkdtemp(prefix="lfb-"))
+    port = free_port()
+    (home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": "own", "own": {"address": f"127.0.0.1:{port}", "insecure": True}}})
+    )
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    command = [
+        system.program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "state.db"),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    try:
+        with (home / "superlink.log").open("w") as log:
+            link = subprocess.Popen(
+                command, cwd=root, env=environment(home), stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _listens(port):
+            if link.poll() is not None or time.monotonic() > deadline:
+                tail = (home / "superlink.log").read_text().strip().splitlines()[-1:]
+                raise RunError(f"Flower's SuperLink did not start: {' '.join(tail)}")
+            time.sleep(0.1)
+        yield home
+    finally:
+        end_all(home)
+        guard.communicate()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What Flower's processes of this FLWR_HOME find in their environment."""
+    own = {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    if len(str(home)) <= RAY_PATH:
+        own["RAY_TMPDIR"] = str(home)  # so that Ray's files go when the home goes
+    return {"GLIBC_TUNABLES": system.MALLOC, **os.environ, **own}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def end_all(home: Path) -> None:
+    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        ours = [process for process in psutil.process_iter() if _belongs(process, home)]
+        for process in ours:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(ours, timeout=5)
+
+
+def _belongs(process: psutil.Process, home: Path) -> bool:
+    try:
+        return process.environ().get("FLWR_HOME") == str(home)
+    except psutil.Error:
+        return False
+
+
+def main() -> None:
+    """Guard the FLWR_HOME in the first argument: wait until the starter is gone, then clear up behind it."""
+    home = Path(sys.argv[1])
+    sys.stdin.read()  # ends when the other end of the pipe is closed, by whatever cause
+    end_all(home)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

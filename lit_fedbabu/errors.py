@@ -1,0 +1,43 @@
+"""Errors that a person reads: one line each, with an exit status."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: the key or file, its value, and what to do instead.
+
+    Args:
+        key: name of the option, argument or file.
+        value: what was given.
+        remedy: what is wrong with it and what to do.
+    """
+
+    def __init__(self, key: str, value: Any, remedy: str) -> None:
+        name = key if key.isprintable() else json.dumps(key)
+        super().__init__(f"{name} = {json.dumps(value, default=str)}: {remedy}")
+
+
+class RunError(RuntimeError):
+    """The run cannot go on. The message says in one line why, and what to do."""
+
+
+Command = Callable[[list[str] | None], int]
+"""A command: takes the words after its name (None: those of the process) and returns the exit status."""
+
+
+def one_line_errors(main: Command) -> Command:
+    """Print errors of a command as one line on stderr. Exit status: 2 for bad input, 1 for others, as a full disk."""
+
+    @functools.wraps(main)
+    def command(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (InputError, RunError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, InputError) else 1
+
+    return command

@@ -1,0 +1,145 @@
+"""What follows from a configuration, worked out once in a process and handed down."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.tasks.data import ClientData, ImageClassification
+
+
+class Experiment:
+    """A configuration with its algorithm, its task and its initial model.
+
+    Dataset, split and initial model are made when they are first asked for, and once.
+
+    Args:
+        config: the options.
+        task: what clients learn; None: what the configuration says.
+
+    Raises:
+        InputError: there is no such algorithm.
+    """
+
+    def __init__(self, config: Config, task: ImageClassification | None = None) -> None:
+        self.config = config
+        self.algorithm = algorithm_of(config)
+        self.task = task or ImageClassification(config)
+
+    def with_finetuning(self, part: str, epochs: int, learning_rate: float) -> Experiment:
+        """The same experiment with other options of fine-tuning; dataset, split and initial model are shared.
+
+        Raises:
+            InputError: an option is outside its limits.
+        """
+        other = copy.copy(self)
+        other.config = dataclasses.replace(
+            self.config, finetune_part=part, num_finetune_epochs=epochs, finetune_learning_rate=learning_rate
+        )
+        return other
+
+    @cached_property
+    def _initial(self) -> LitFedBABU:
+        config = self.config
+        return LitFedBABU(
+            model_name=config.model_name,
+            num_classes=len(self.task.class_names),
+            norm=config.norm,
+            channels=self.task.channels,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            model_seed=self.model_seed,
+            dtype="float64" if config.precision == "64-true" else "float32",
+        )
+
+    @property
+    def model_seed(self) -> int:
+        """The seed that every client and the server build the initial model from."""
+        return self.config.derived_seed("model")
+
+    def new_module(self, *states: Mapping[str, Tensor]) -> LitFedBABU:
+        """The initial model, random body and random head, with states laid over it, one after the other."""
+        module = copy.deepcopy(self._initial)
+        if states:
+            whole = dict(module.model.state_dict())
+            for state in states:
+                whole |= state
+            module.model.load_state_dict(whole)
+        return module
+
+    @cached_property
+    def shared_names(self) -> tuple[str, ...]:
+        """Names of the weights that travel, in the order of the model's state."""
+        return tuple(self.shared(self._initial.model.state_dict()))
+
+    def initial_shared(self) -> dict[str, Tensor]:
+        """The shared weights before the first round."""
+        return {name: value.clone() for name, value in self.shared(self._initial.model.state_dict()).items()}
+
+    def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a model's state that travel."""
+        return select(state, parts_of(self.algorithm.shared))
+
+    def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a model's state that a client keeps: trained and not shared."""
+        return select(state, self.algorithm.kept)
+
+    def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> LitFedBABU:
+        """The initial model, over it what lies ``under``, and over both what was received.
+
+        Raises:
+            ValueError: what was received is not exactly what the algorithm shares.
+        """
+        self.check_received(received)
+        return self.new_module(under or {}, received)
+
+    def check_received(self, received: Iterable[str]) -> None:
+        """Raise ValueError unless these are the names of the weights that the algorithm shares."""
+        if set(received) != set(self.shared_names):
+            expected = sorted(self.shared_names)
+            raise ValueError(f"received {sorted(received)}, but {self.config.algorithm} shares {expected}")
+
+    def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
+        """The data of a client; ``seed`` decides order and augmentation, options are as of ``ClientData``."""
+        return self.task.client_data(client, seed, **options)
+
+    def provenance(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """What a checkpoint says of its weights: kind, configuration, and what images and outputs mean.
+
+        Args:
+            kind: one of ``checkpoint.KINDS``.
+            facts: as ``round``, ``rounds``, ``client``, ``data``.
+        """
+        return {"kind": kind, "config": self.config.experiment(), **facts, **self.task.provenance}
+
+    def check(self, images: bool = True) -> None:
+        """Check what can be checked before anything starts: algorithm, model, dataset and split.
+
+        Args:
+            images: whether this machine has the clients' images. A server of sites has none.
+
+        Raises:
+            InputError: one line that names the key, the value and the remedy.
+        """
+        config = self.config
+        if self.algorithm.pooled and config.on_sites:
+            raise InputError("algorithm", config.algorithm, "needs all images in one place; take partitioner=iid")
+        drawn = 1 if self.algorithm.pooled else config.clients_per_round
+        if config.min_clients_per_round > drawn:
+            remedy = f"a round draws {drawn} of {config.num_clients} clients; take fewer, or a larger fraction-train"
+            raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
+        classes, channels = len(self.task.class_names), self.task.source.channels if images else self.task.channels
+        build_model(config.model_name, classes, self.model_seed, config.norm, channels)
+        if images:
+            self.task.check()

@@ -1,0 +1,74 @@
+"""Files that are written whole or not at all, and folders that an option names."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_fedbabu.errors import InputError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a hidden name and move it into place. If that fails, the old file stays."""
+    scratch = path.with_name(f".{path.name}")
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, whole or not at all: one line for each key, and one for each entry of a list."""
+
+    def lines(item: Any) -> str:
+        if not isinstance(item, list):
+            return json.dumps(item)
+        return "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in item) + "\n ]"
+
+    body = ",\n".join(f" {json.dumps(key)}: {lines(item)}" for key, item in value.items())
+    write_whole(path, f"{{\n{body}\n}}\n")
+
+
+def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append a mapping as one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option names, unless it exists.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(option, str(folder), f"cannot be made: {error.strerror}") from None
+
+
+def make_new_folder(option: str, folder: Path) -> None:
+    """Make the folder that an option names. It may exist if it is empty.
+
+    Raises:
+        InputError: it cannot be made or written to, or it is not empty.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+        (folder / ".scratch").touch()
+        (folder / ".scratch").unlink()
+    except OSError as error:
+        raise InputError(option, str(folder), f"cannot be written to: {error.strerror}") from None
+    if taken:
+        raise InputError(option, str(folder), "is not empty, and nothing is overwritten; take another folder")
+
+
+def refuse_unwritable(option: str, folder: Path) -> None:
+    """Raise InputError where the folder that an option names cannot be made or written to."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise InputError(option, str(folder), f"{place} is no folder that can be written to; take another one")

@@ -1,0 +1,146 @@
+"""The one checkpoint format: save, read, load. Reading runs no code that a file may contain, and needs no Lightning."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.models import build_model
+
+if TYPE_CHECKING:
+    from lit_fedbabu.learning.module import LitFedBABU
+
+KINDS = ("federation", "personal", "newcomer")
+"""A federation's shared model; the personal model of one of its clients; the model of someone who had no part in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Args:
+        path: of the file.
+        kind: one of ``KINDS``.
+        provenance: ``config``, ``round``, ``class_names``, ``mean``, ``std``, and what else is known of the weights:
+            ``rounds`` (the history of a federation), ``client``, ``data``, ``running_statistics``.
+        hyper_parameters: of ``LitFedBABU``.
+        state: the model's weights by their names, ``body...`` and ``head...``.
+    """
+
+    path: Path
+    kind: str
+    provenance: dict[str, Any]
+    hyper_parameters: dict[str, Any]
+    state: dict[str, Tensor]
+
+    def config(self) -> Config:
+        """The configuration of the federation.
+
+        Raises:
+            InputError: it has options that this version does not know.
+        """
+        try:
+            return Config.from_run_config(self.provenance["config"])
+        except InputError as error:
+            remedy = f"was written by another version of lit_fedbabu: {error}"
+            raise InputError("checkpoint", str(self.path), remedy) from None
+
+    def build(self) -> nn.Module:
+        """The model with its weights, in evaluation mode."""
+        options = self.hyper_parameters
+        dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
+        model = _new_model(options).to(dtype=dtype, memory_format=torch.channels_last)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def save(module: LitFedBABU, path: Path) -> None:
+    """Write a Lightning checkpoint, whole or not at all. ``LitFedBABU.load_from_checkpoint(path)`` reads it too.
+
+    Args:
+        module: whose ``provenance`` names a kind of ``KINDS``.
+        path: of the file; its folder is made.
+    """
+    from lit_fedbabu.learning.trainer import new_trainer  # imports Lightning, which takes seconds
+
+    if module.provenance["kind"] not in KINDS:
+        raise ValueError(f"kind {module.provenance['kind']!r} is none of {', '.join(KINDS)}")
+    trainer = new_trainer(Config(precision="64-true" if module.hparams["dtype"] == "float64" else "32-true"))
+    trainer.strategy.connect(module)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    trainer.save_checkpoint(scratch, weights_only=True)
+    os.replace(scratch, path)
+
+
+def read(path: Path, trusted_model: str = "") -> Checkpoint:
+    """Read a checkpoint, without running any code that it may contain.
+
+    Args:
+        path: of the file.
+        trusted_model: the import path of a model of the user's own that may be imported.
+
+    Raises:
+        InputError: the file is damaged, not of this version of the package, or names a model that is code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        provenance, options = content["lit_fedbabu"], content["hyper_parameters"]
+        model_name = options["model_name"]
+        missing = {"config", "round", "class_names", "mean", "std"} - provenance.keys()
+        missing |= {"num_classes", "norm", "channels"} - options.keys()
+        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        kind = provenance.get("kind") or _kind_of_0_1(provenance)
+    except Exception as error:  # a damaged file can make the reader raise anything
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise InputError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
+    if missing:
+        remedy = f"was written by another version of lit_fedbabu: it does not say {', '.join(sorted(missing))}"
+        raise InputError("checkpoint", str(path), remedy)
+    if kind not in KINDS:
+        remedy = f"was written by another version of lit_fedbabu: its kind is {kind}, not one of {', '.join(KINDS)}"
+        raise InputError("checkpoint", str(path), remedy)
+    if ":" in model_name and model_name != trusted_model:
+        raise InputError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
+    if wrong := _mismatch(options, state):
+        raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
+    return Checkpoint(path, kind, provenance, options, state)
+
+
+def load(path: Path, trusted_model: str = "") -> LitFedBABU:
+    """The LightningModule of a checkpoint, in evaluation mode; arguments and errors as of ``read``."""
+    from lit_fedbabu.learning.module import LitFedBABU  # imports Lightning, which takes seconds
+
+    checkpoint = read(path, trusted_model)
+    module = LitFedBABU(**checkpoint.hyper_parameters)
+    module.model.load_state_dict(checkpoint.state)
+    module.provenance = checkpoint.provenance
+    return module.eval()
+
+
+def _kind_of_0_1(provenance: dict[str, Any]) -> str:
+    """The kind of a checkpoint of version 0.1, which did not say it."""
+    return "federation" if "rounds" in provenance else "newcomer" if "data" in provenance else "personal"
+
+
+def _new_model(options: dict[str, Any]) -> nn.Module:
+    return build_model(options["model_name"], options["num_classes"], 0, options["norm"], options["channels"])
+
+
+def _mismatch(options: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """The first weight that the model named in a checkpoint does not have as the checkpoint has it; empty: none."""
+    expected = {name: tuple(value.shape) for name, value in _new_model(options).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    names = [*expected, *found]
+    return next((f"{name} is {found.get(name)}" for name in names if found.get(name) != expected.get(name)), "")

@@ -1,0 +1,155 @@
+"""LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise unchanged."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.learning.parts import PARTS, parts_of
+
+
+class PartModule(L.LightningModule):
+    """A ``model`` of body and head, of which the mode "body", "head" or "full" says what trains.
+
+    What the mode does not name has ``requires_grad=False`` and is not in the optimizer. So neither gradients nor
+    weight decay nor momentum can move it (paper, Sec. 4: the head stays as it was initialized).
+    """
+
+    model: nn.Module
+
+    @property
+    def members(self) -> Sequence["LitFedBABU"]:
+        """The clients' modules that are trained here: one, or those of a cohort."""
+        raise NotImplementedError
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """The type of the weights. Measures are computed in it, also under mixed precision."""
+        dtype: torch.dtype = getattr(torch, self.hparams["dtype"])
+        return dtype
+
+    def set_mode(self, mode: str) -> None:
+        """Choose what trains: "body", "head" or "full"."""
+        self.hparams["mode"] = mode
+        for part in PARTS:
+            self.model.get_submodule(part).requires_grad_(part in parts_of(mode))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD over what trains. Its momentum lives as long as one ``Trainer.fit``: one round."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        options = {name: self.hparams[name] for name in ("momentum", "weight_decay")}
+        return torch.optim.SGD(trained, lr=self.hparams["learning_rate"], **options)
+
+    def on_train_epoch_start(self) -> None:
+        """Keep running statistics of what does not train as they are."""
+        for part in PARTS:
+            self.model.get_submodule(part).train(part in parts_of(self.hparams["mode"]))
+
+    def on_fit_end(self) -> None:
+        self.train()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.test_step(batch, batch_idx)
+
+    def in_weights_dtype(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions in the type of the weights, for mixed precision leaves them in its own."""
+        return features.to(self.weights_dtype), logits.to(self.weights_dtype), labels
+
+
+class LitFedBABU(PartModule):
+    """A classifier of body and head, with losses and accuracies.
+
+    Args:
+        model_name: a name of ``models.MODELS``, or the import path of your own.
+        num_classes: outputs of the head.
+        norm: a name of ``models.NORMS``.
+        channels: of the images.
+        mode: "body", "head" or "full": what trains.
+        learning_rate: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        model_seed: seed of the initial weights, which are drawn in float32.
+        dtype: "float32" or "float64": of the weights.
+    """
+
+    provenance: dict[str, Any]
+    """Where these weights come from, and what images and outputs mean. It travels in checkpoints."""
+
+    def __init__(
+        self,
+        model_name: str = "FourConvNet",
+        num_classes: int = 10,
+        norm: str = "batch",
+        channels: int = 3,
+        mode: str = "body",
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        model_seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.provenance = {}
+        initial = build_model(model_name, num_classes, model_seed, norm, channels)
+        self.model = initial.to(dtype=getattr(torch, dtype), memory_format=torch.channels_last)
+        self.train_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_calibration_error = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+        self.set_mode(mode)
+
+    @property
+    def members(self) -> Sequence["LitFedBABU"]:
+        return [self]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of normalized images (N, channels, 32, 32)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def on_fit_start(self) -> None:
+        for metric in (self.train_loss, self.test_loss):  # a metric loses its type when it is moved to the device
+            metric.set_dtype(self.weights_dtype)
+
+    def on_test_start(self) -> None:
+        self.on_fit_start()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels)
+        self.train_loss.update(loss.detach(), weight=len(labels))
+        return loss
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.observe(self(images), labels)
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Add logits (N, num_classes) and labels (N,) of test images to the measures."""
+        logits = logits.to(self.weights_dtype)
+        self.test_loss.update(functional.cross_entropy(logits, labels), weight=len(labels))
+        self.test_accuracy.update(logits, labels)
+        self.test_calibration_error.update(logits, labels)
+
+    def predict_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, F) of the body, logits (N, num_classes) and labels (N,)."""
+        images, labels = batch
+        features = self.model.get_submodule("body")(images)
+        return self.in_weights_dtype(features.flatten(1), self.model.get_submodule("head")(features), labels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Pickle writes an object that it has seen before as a reference. Copied, equal contents make equal bytes.
+        checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.provenance = checkpoint.get("lit_fedbabu", {})

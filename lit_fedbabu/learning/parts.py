@@ -1,0 +1,19 @@
+"""The parts of a model: a *body* that extracts features and a *head* that classifies them."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+PARTS = ("body", "head")
+
+Value = TypeVar("Value")
+
+
+def parts_of(part: str) -> tuple[str, ...]:
+    """The parts that a mode names: "full" is both, "none" is none, "body" and "head" are themselves."""
+    return {"full": PARTS, "none": ()}.get(part, (part,))
+
+
+def select(state: Mapping[str, Value], parts: Iterable[str]) -> dict[str, Value]:
+    """The entries of a model's state that lie in the given parts, in the order of the state."""
+    prefixes = tuple(f"{part}." for part in parts)
+    return {name: value for name, value in state.items() if name.startswith(prefixes)}

@@ -1,0 +1,212 @@
+"""The only place that builds a Lightning Trainer: fit, evaluate, predict, personalize."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import registry
+from torch import nn
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.learning.cohort import LitCohort
+from lit_fedbabu.learning.module import LitFedBABU, PartModule
+from lit_fedbabu.learning.precision import resolve_precision
+from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe
+from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalization
+
+AUTOMATIC_COHORT = 10
+"""Clients trained together on a GPU where the configuration leaves it open: one round of the reference experiment."""
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@cache
+def quiet_lightning() -> None:
+    """Silence the greetings and advice of Lightning, once per process: a Trainer is built for each client and round.
+
+    Each Trainer also reads the metadata of every installed package, which is most of its cost. That is cached.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    registry.entry_points = lru_cache(registry.entry_points)
+
+
+def new_trainer(config: Config, **options: Any) -> L.Trainer:
+    """A Trainer for one client or cohort, on this machine's GPU if it has one. It logs and saves nothing.
+
+    Args:
+        config: of which ``precision`` and ``num_threads`` are read.
+        options: of Lightning's Trainer.
+    """
+    quiet_lightning()
+    torch.set_num_threads(config.num_threads)
+    return L.Trainer(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        precision=cast(Any, resolve_precision(config.precision)),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
+def cohort_size(config: Config) -> int:
+    """How many clients are trained together on this machine."""
+    return config.cohort_size or (AUTOMATIC_COHORT if torch.cuda.is_available() else 1)
+
+
+def cohorts(config: Config, clients: Sequence[int]) -> list[list[int]]:
+    """The clients, in their order, in groups that are trained together."""
+    size = cohort_size(config)
+    return [list(clients[first : first + size]) for first in range(0, len(clients), size)]
+
+
+def fit(
+    modules: Sequence[LitFedBABU],
+    data: Sequence[ClientData],
+    *,
+    mode: str,
+    epochs: int,
+    learning_rate: float,
+    curves: Sequence[list[Evaluation]] = (),
+    callbacks: Sequence[L.Callback] = (),
+) -> list[float]:
+    """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
+
+    Args:
+        modules: what to train, one for each client.
+        data: the clients' images.
+        mode: "body", "head" or "full".
+        epochs: over each client's training images.
+        learning_rate: of SGD.
+        curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
+        callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
+
+    Returns:
+        For every client the mean training loss over all images seen, in nats; nan if there was no epoch.
+    """
+    for each in modules:
+        each.train_loss.reset()
+    module, datamodule = _together(modules, data)
+    module.set_mode(mode)
+    module.hparams["learning_rate"] = learning_rate
+    if epochs == 0:
+        return [float("nan")] * len(modules)
+    watch = [_Curves(curves, datamodule)] if curves else []
+    trainer = new_trainer(
+        datamodule.config,
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if watch else 0,
+        callbacks=[*callbacks, *watch],
+    )
+    trainer.fit(module, datamodule=datamodule)
+    if isinstance(module, LitCohort):
+        module.unstack()
+    return [each.train_loss.compute().item() for each in modules]
+
+
+def evaluate(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Evaluation]:
+    """Loss, accuracy and calibration error of every module on its client's test images."""
+    module, datamodule = _together(modules, data)
+    new_trainer(datamodule.config).test(module, datamodule=datamodule, verbose=False)
+    return _evaluations(module, datamodule)
+
+
+def personalize(
+    modules: Sequence[LitFedBABU], data: Sequence[ClientData], *, part: str, epochs: int, learning_rate: float
+) -> list[Personalization]:
+    """Fine-tune a part of the modules in place; evaluate before, and after every epoch."""
+    curves = [[evaluation] for evaluation in evaluate(modules, data)]
+    before = probe(modules, data)
+    fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves)
+    after = probe(modules, data)
+    probes = zip(before, after, strict=True)
+    return [Personalization(tuple(curve), pair) for curve, pair in zip(curves, probes, strict=True)]
+
+
+def predictions(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[list[Predicted]]:
+    """For every client, what its module predicts of its training images, its test images and its ``others``."""
+    module, datamodule = _together(modules, data)
+    predicted = cast(list[list[Any]], new_trainer(datamodule.config).predict(module, datamodule=datamodule))
+    if isinstance(module, LitCohort):
+        everyone = [_of_client(client, predicted) for client in range(len(modules))]
+    else:
+        everyone = [predicted]
+    return [[_joined(batches) for batches in own] for own in everyone]
+
+
+def probe(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[FeatureProbe]:
+    """Accuracy of every module without its head, and on classes that its client does not have."""
+    return [feature_probe(predicted) for predicted in predictions(modules, data)]
+
+
+def with_running_statistics(module: LitFedBABU, data: ClientData) -> LitFedBABU:
+    """A copy whose batch norm uses statistics of the client's training images, and not those of the batch.
+
+    They are taken from the images as they are, without augmentation.
+    """
+    fixed = LitFedBABU(**{**module.hparams, "norm": "batch-running"})
+    fixed.provenance = module.provenance
+    fixed.model.load_state_dict(module.model.state_dict(), strict=False)
+    new_trainer(data.config, callbacks=[_Estimation()]).predict(fixed, datamodule=data)
+    return fixed
+
+
+class _Estimation(L.Callback):
+    """Takes running statistics of batch norm from the training images, as plain means over their batches."""
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        for layer in module.modules():
+            if isinstance(layer, BATCH_NORMS):
+                layer.momentum = 1 / (batch_idx + 1)
+                layer.train(dataloader_idx == 0)  # the training images come first
+
+
+class _Curves(L.Callback):
+    """Adds an evaluation of every client after every epoch."""
+
+    def __init__(self, curves: Sequence[list[Evaluation]], datamodule: ClientData | CohortData) -> None:
+        self.curves = curves
+        self.datamodule = datamodule
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        evaluations = _evaluations(cast(PartModule, module), self.datamodule)
+        for curve, evaluation in zip(self.curves, evaluations, strict=True):
+            curve.append(evaluation)
+
+
+def _together(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> tuple[PartModule, ClientData | CohortData]:
+    return (modules[0] if len(modules) == 1 else LitCohort(modules)), data[0].together(data)
+
+
+def _of_client(client: int, predicted: list[list[Mapping[int, Predicted]]]) -> list[list[Predicted]]:
+    own = [[batch[client] for batch in batches if client in batch] for batches in predicted]
+    return [batches for batches in own if batches]
+
+
+def _joined(batches: list[Predicted]) -> Predicted:
+    features, logits, labels = (torch.cat(values) for values in zip(*batches, strict=True))
+    return features, logits, labels
+
+
+def _evaluations(module: PartModule, data: ClientData | CohortData) -> list[Evaluation]:
+    return [_evaluation(*pair) for pair in zip(module.members, data.members, strict=True)]
+
+
+def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
+    """What the module's metrics have counted of the test images since the last time."""
+    count = len(data.test_set)
+    hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
+    loss, calibration_error = module.test_loss.compute().item(), module.test_calibration_error.compute().item()
+    for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
+        metric.reset()
+    return Evaluation(loss, hits / count, calibration_error, count)

@@ -1,0 +1,1 @@
+"""After the federation: personal models of clients, and of people who had no part in it."""

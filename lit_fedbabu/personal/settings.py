@@ -1,0 +1,124 @@
+"""What a fine-tuning was asked for: settings, clients and folders, checked before any work is done."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.federation import Federation
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Options of a fine-tuning, as of ``python -m lit_fedbabu.finetune``. What is None is as in the federation.
+
+    Args:
+        source: a run's folder, or a checkpoint.
+        part: head, body or full; several as in "head,full".
+        epochs: over a client's training images.
+        lr: learning rate; several as in "1e-3,1e-2".
+        clients: "all", or numbers as in "0,3,7".
+        data: images of someone who had no part in the federation: a folder or a hub name.
+        label_column: of ``data``, where it has several.
+        save: whether clients' models are saved beside the results.
+        save_to: with ``data``, a new folder for the model.
+        running_statistics: whether saved models get statistics of the training images.
+        precision: of the training, as the option ``precision``.
+        dataset: where the federation's dataset is on this machine.
+        model_name: the federation's model if it is an import path, to trust it.
+    """
+
+    source: Path
+    part: str | None = None
+    epochs: int | None = None
+    lr: str | None = None
+    clients: str = "all"
+    data: str | None = None
+    label_column: str = ""
+    save: bool = False
+    save_to: Path | None = None
+    running_statistics: bool = False
+    precision: str | None = None
+    dataset: str | None = None
+    model_name: str = ""
+
+    def configs(self, config: Config) -> Iterator[Config]:
+        """The federation's configuration with every combination of part and learning rate.
+
+        Raises:
+            InputError: an option is outside its limits.
+        """
+        parts = self.part.split(",") if self.part else [config.finetune_part]
+        try:
+            rates = [float(rate) for rate in self.lr.split(",")] if self.lr else [config.finetune_learning_rate]
+        except ValueError:
+            raise InputError("--lr", self.lr, "must be numbers, as in 1e-3,1e-2") from None
+        for part, rate in itertools.product(dict.fromkeys(parts), dict.fromkeys(rates)):
+            yield dataclasses.replace(
+                config,
+                finetune_part=part,
+                finetune_learning_rate=rate,
+                num_finetune_epochs=config.num_finetune_epochs if self.epochs is None else self.epochs,
+                dataset=config.dataset if self.dataset is None else self.dataset,
+                precision=config.precision if self.precision is None else self.precision,
+            )
+
+    def chosen_clients(self, federation: Federation) -> list[int]:
+        """The clients that are fine-tuned. Where every client has its own machine, the one whose machine this is.
+
+        Raises:
+            InputError: no number, no client of the run, or not the client of this machine.
+        """
+        if not federation.config.on_sites:
+            return _numbers(self.clients, federation.config.num_clients)
+        own = str(federation.site) if self.clients == "all" else self.clients
+        if not own.isdecimal() or federation.site not in (None, int(own)):
+            raise InputError("--clients", self.clients, "a site has the images of one client; give its client-id")
+        if algorithm_of(federation.config).kept and federation.memories is None:
+            kept = f"what {federation.config.algorithm} kept is in the site's state folder"
+            raise InputError("RUN_OR_CHECKPOINT", str(self.source), f"is the server's, and {kept}; give that")
+        return _numbers(own, federation.config.num_clients)
+
+
+def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> Path:
+    """The folder for results, beside the run's other files: a new one, or that of the same fine-tuning begun before.
+
+    Args:
+        checkpoint: that is fine-tuned.
+        config: with the options of fine-tuning.
+        facts: what else decides the results.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    run = checkpoint.parent.parent if checkpoint.parent.name == LAST_CHECKPOINT.parent.name else checkpoint.parent
+    which = "" if checkpoint.name == LAST_CHECKPOINT.name else f"{checkpoint.stem}-"
+    name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-lr{config.finetune_learning_rate:g}"
+    for count in itertools.count(1):
+        folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            write_config(folder, config, facts)
+            return folder
+        except FileExistsError:
+            if is_of(folder, config, facts):
+                return folder
+        except OSError as error:
+            raise InputError("RUN_OR_CHECKPOINT", str(run), f"cannot be written to: {error.strerror}") from None
+    raise AssertionError("there is always another name")
+
+
+def _numbers(words: str, num_clients: int) -> list[int]:
+    if words == "all":
+        return list(range(num_clients))
+    try:
+        clients = sorted({int(word) for word in words.split(",")})
+    except ValueError:
+        raise InputError("--clients", words, "must be all, or numbers as in 0,3,7") from None
+    if clients[0] < 0 or clients[-1] >= num_clients:
+        raise InputError("--clients", words, f"the run's clients are 0 to {num_clients - 1}")
+    return clients

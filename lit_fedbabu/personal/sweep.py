@@ -1,0 +1,210 @@
+"""Fine-tuning of many clients in many settings, on all cores. It can be stopped and continued at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import track
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from lit_fedbabu.algorithms.client_update import (
+    finetuning_data,
+    own_module,
+    personal_model,
+    personal_models,
+    with_running_statistics,
+)  # fmt: skip
+from lit_fedbabu.config import Config
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.files import append_json_line, write_json, write_whole
+from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records import tensorboard
+from lit_fedbabu.records.federation import Federation
+from lit_fedbabu.records.results import read_results, results
+from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.system import MALLOC, available_cores
+
+ROWS = "clients.jsonl"
+"""The clients that are done. With it an interrupted fine-tuning is continued."""
+CLIENTS_SHOWN, IMAGES_SHOWN = 20, 25
+"""Clients in the PROJECTOR tab, the first ones, and test images of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """One setting of a sweep.
+
+    Args:
+        config: of the federation, with what fine-tuning trains, for how many epochs and at which rate.
+        folder: for its results.
+        save_to: folder for one checkpoint for each client; None saves none.
+        running_statistics: whether personal models also get running statistics and are evaluated with them.
+    """
+
+    config: Config
+    folder: Path
+    save_to: Path | None = None
+    running_statistics: bool = False
+
+
+class Personalizer:
+    """Fine-tunes clients of a federation in several settings, with one dataset, split and initial model.
+
+    Args:
+        base: an experiment with the configuration of the first setting.
+        federation: whose clients they are.
+        tunings: the settings.
+    """
+
+    def __init__(self, base: Experiment, federation: Federation, tunings: Sequence[Tuning]) -> None:
+        self.received = federation.server_round, federation.shared, federation.memories
+        self.tunings = tunings
+        self.experiments = [
+            base.with_finetuning(each.finetune_part, each.num_finetune_epochs, each.finetune_learning_rate)
+            for each in (tuning.config for tuning in tunings)
+        ]
+
+    def personalize(self, place: int, clients: Sequence[int]) -> list[dict[str, Any]]:
+        """Fine-tune clients together in the setting at that place, and save their models if that is asked for.
+
+        Returns:
+            Their entries in results.json.
+        """
+        experiment, tuning = self.experiments[place], self.tunings[place]
+        rows = []
+        personal = personal_models(experiment, clients, *self.received)
+        for client, (module, outcome) in zip(clients, personal, strict=True):
+            row = {"client": client, **outcome.as_row()}
+            if tuning.running_statistics:
+                module, measured = with_running_statistics(experiment, client, module)
+                row |= measured
+            if tuning.save_to is not None:
+                facts = {"client": client, "running_statistics": tuning.running_statistics}
+                module.provenance = experiment.provenance("personal", round=self.received[0], **facts)
+                checkpoint.save(module, checkpoint_of(tuning.save_to, client))
+            rows.append(row)
+        return rows
+
+    def show(self, place: int, outcome: dict[str, Any]) -> None:
+        """Write what TensorBoard shows: curve, confusions of the worst and the best client, features of the body."""
+        experiment = self.experiments[place]
+        names = experiment.task.class_names
+        rows = sorted(outcome["clients"], key=lambda row: row["personalized_accuracy"])
+
+        def of_test_images(module: LitFedBABU, client: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            (own,) = trainer.predictions([module], finetuning_data(experiment, [client]))
+            return own[1]
+
+        confusions = {}
+        for title, row in (("worst", rows[0]), ("best", rows[-1])):
+            module, _ = personal_model(experiment, row["client"], *self.received)
+            _, logits, labels = of_test_images(module, row["client"])
+            matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
+            confusions[title] = (f"client {row['client']}, the {title}", matrix)
+        points = []
+        for row in outcome["clients"][:CLIENTS_SHOWN]:
+            module = own_module(experiment, row["client"], *self.received)
+            features, _, labels = of_test_images(module, row["client"])
+            shown = zip(features[:IMAGES_SHOWN], labels[:IMAGES_SHOWN], strict=True)
+            points += [(feature, names[label]) for feature, label in shown]
+        features = torch.stack([feature for feature, _ in points])
+        folder = self.tunings[place].folder
+        tensorboard.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))
+
+
+def sweep(personalizer: Personalizer, federation: Federation, clients: Sequence[int]) -> list[dict[str, Any]]:
+    """Fine-tune every client in every setting, keep each as soon as it is done, and write the results."""
+    tunings = personalizer.tunings
+    done = [_done(tuning) for tuning in tunings]
+    todo = [(place, client) for place in range(len(tunings)) for client in clients if client not in done[place]]
+    groups = [
+        (place, cohort)
+        for place, pairs in groupby(todo, key=itemgetter(0))
+        for cohort in trainer.cohorts(tunings[place].config, [client for _, client in pairs])
+    ]
+    with _mapper(personalizer, federation, len(groups)) as mapped:
+        tuned = mapped([place for place, _ in groups], [cohort for _, cohort in groups])
+        rows = track(chain.from_iterable(tuned), description="fine-tuning", total=len(todo))
+        for (place, client), row in zip(todo, rows, strict=True):
+            done[place][client] = row
+            append_json_line(tunings[place].folder / ROWS, row)
+    outcomes = []
+    for tuning, rows_done in zip(tunings, done, strict=True):
+        outcome = results(tuning.config.algorithm, federation.rounds, [rows_done[client] for client in clients])
+        write_json(tuning.folder / RESULTS, outcome)
+        (tuning.folder / ROWS).unlink(missing_ok=True)
+        outcomes.append(outcome)
+    for place in dict.fromkeys(place for place, _ in todo):
+        personalizer.show(place, outcomes[place])
+    return outcomes
+
+
+def checkpoint_of(folder: Path, client: int) -> Path:
+    """Where a client's model is saved."""
+    return folder / f"client_{client:04d}.ckpt"
+
+
+def _done(tuning: Tuning) -> dict[int, dict[str, Any]]:
+    """Entries of the clients that an earlier command has done, and saved if that is asked for."""
+    folder = tuning.folder
+    rows = read_results(folder)["clients"] if (folder / RESULTS).exists() else []
+    if (folder / ROWS).exists():
+        for line in (folder / ROWS).read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a line that an interrupted command did not finish
+                continue
+        write_whole(folder / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
+    saved = tuning.save_to
+    return {row["client"]: row for row in rows if saved is None or checkpoint_of(saved, row["client"]).exists()}
+
+
+class _Mapped(Protocol):
+    def __call__(self, places: Iterable[int], cohorts: Iterable[list[int]]) -> Iterator[list[dict[str, Any]]]: ...
+
+
+@contextmanager
+def _mapper(personalizer: Personalizer, federation: Federation, tasks: int) -> Iterator[_Mapped]:
+    """A function that personalizes many cohorts: here with one core or a GPU, else in a process for each core."""
+    side_by_side = max(1, available_cores() // personalizer.tunings[0].config.num_threads)
+    workers = 1 if torch.cuda.is_available() else min(tasks, side_by_side)
+    if workers <= 1:
+        yield lambda places, cohorts: map(personalizer.personalize, places, cohorts)
+        return
+    os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(federation, personalizer.tunings),
+    )
+    try:
+        yield lambda places, cohorts: pool.map(_in_worker, places, cohorts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_of_worker: list[Personalizer] = []
+"""In a worker process: what it fine-tunes with."""
+
+
+def _start_worker(federation: Federation, tunings: Sequence[Tuning]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the starter: it lets workers finish their clients
+    _of_worker.append(Personalizer(Experiment(tunings[0].config), federation, tunings))
+
+
+def _in_worker(place: int, clients: Sequence[int]) -> list[dict[str, Any]]:
+    return _of_worker[0].personalize(place, clients)

@@ -1,0 +1,1 @@
+"""What a run leaves: its folder, results, TensorBoard files and model cards."""

@@ -1,0 +1,101 @@
+"""What a federation left: read from the checkpoint of a run, to be fine-tuned or resumed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, MEMORY, RESULTS, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """A federation after one of its rounds.
+
+    Args:
+        config: its configuration.
+        rounds: its history, one entry for each round.
+        shared: the weights that its clients share.
+        class_names: of its dataset.
+        constants: mean and standard deviation by channel that its images were normalized with.
+        memories: folder of what the clients kept, where the checkpoint lies in a run's folder.
+        site: the client whose machine wrote the checkpoint; None if the server did.
+    """
+
+    config: Config
+    rounds: list[dict[str, Any]]
+    shared: dict[str, Tensor]
+    class_names: list[str]
+    constants: tuple[list[float], list[float]]
+    memories: Path | None = None
+    site: int | None = None
+
+    @property
+    def server_round(self) -> int:
+        """The last round, from 1."""
+        number: int = self.rounds[-1]["round"]
+        return number
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a run's folder or a file's path stands for.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = source / LAST_CHECKPOINT if source.is_dir() else source
+    if not path.is_file():
+        raise InputError("RUN_OR_CHECKPOINT", str(source), "has no checkpoint; give a run's folder or a .ckpt file")
+    return path
+
+
+def read_federation(path: Path, trusted_model: str = "") -> Federation:
+    """Read a federation from a checkpoint; arguments and errors as of ``checkpoint.read``.
+
+    Raises:
+        InputError: also where the checkpoint is not that of a federation.
+    """
+    content = checkpoint.read(path, trusted_model)
+    provenance = content.provenance
+    if content.kind != "federation":
+        remedy = f"is a personal model (its kind is {content.kind}); give the checkpoint of a federation"
+        raise InputError("checkpoint", str(path), remedy)
+    config = content.config()
+    algorithm = algorithm_of(config)
+    memories = path.resolve().parent.parent / MEMORY
+    if algorithm.kept and not memories.is_dir() and not config.on_sites:
+        raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
+    return Federation(
+        config,
+        provenance["rounds"],
+        select(content.state, parts_of(algorithm.shared)),
+        provenance["class_names"],
+        (provenance["mean"], provenance["std"]),
+        memories if memories.is_dir() else None,
+        provenance.get("client"),
+    )
+
+
+def resumable(config: Config) -> Federation | None:
+    """What the run at ``config.resume`` has done; None if it was stopped before its first round was over.
+
+    Raises:
+        InputError: there is no such run, it is finished, or it was begun with other options.
+    """
+    folder = Path(config.resume)
+    begun = read_config(folder).experiment()
+    for key, value in config.experiment().items():
+        if value != begun[key]:
+            raise InputError(key, value, f"the run in {folder} was begun with {begun[key]!r}; give it the same")
+    if not (folder / LAST_CHECKPOINT).exists():
+        return None
+    federation = read_federation(folder / LAST_CHECKPOINT, config.model_name)
+    if len(federation.rounds) >= config.num_server_rounds:
+        raise InputError("resume", config.resume, f"the run is finished; see {folder / RESULTS}")
+    return federation

@@ -1,0 +1,128 @@
+"""Figures of one run, and the look of all figures: 3.5 inches wide (two columns: 7), 8 point, Okabe-Ito colours."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lit_fedbabu.files import write_whole
+from lit_fedbabu.records.results import percent
+
+COLUMN = 3.5
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dvp*"
+DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))
+BANDS = 3
+"""Methods in a figure that get bands; those of more could not be told apart."""
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "lit_fedbabu",  # equal figures are equal files
+    "svg.fonttype": "none",
+}
+
+
+def style() -> AbstractContextManager:
+    """The look of all figures, while they are made and saved."""
+    return matplotlib.rc_context(STYLE)
+
+
+def draw_split(class_counts: str, out: Path) -> Iterator[Path]:
+    """Draw the heat map of a split as ``partition.png`` and ``partition.svg``.
+
+    Yields:
+        The path of each file written.
+    """
+    with style():
+        yield from saved(heat_map(class_counts), out / "partition")
+
+
+def saved(figure: Figure, path: Path) -> Iterator[Path]:
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix[1:], metadata=metadata)
+        write_whole(path.with_suffix(suffix), drawn.getvalue())
+        yield path.with_suffix(suffix)
+
+
+def heat_map(class_counts: str) -> Figure:
+    """Training images of each client and class, from the content of a ``partition.csv``."""
+    rows = [row for row in csv.DictReader(io.StringIO(class_counts)) if row.pop("split") == "train"]
+    names = [name for name in rows[0] if name != "client"]
+    counts = np.array([[int(row[name]) for name in names] for row in rows])
+    figure, axes = one_panel(min(8, max(2.6, 0.13 * len(names))))
+    axes.grid(False)
+    image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.set(xlabel="client", ylabel="class", yticks=range(len(names)), yticklabels=names)
+    figure.colorbar(image, label="training images")
+    return figure
+
+
+def curve(spreads: Sequence[dict[str, float]], part: str, rate: float) -> Figure:
+    """Accuracy (0 to 1) before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
+    figure, axes = one_panel(2.4)
+    draw_line(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]], band=True)
+    label_epochs(axes, part, rate)
+    axes.set_ylabel("accuracy (%)")
+    return figure
+
+
+def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
+    """Numbers of test images by true class (rows, those that there are) and predicted class (columns)."""
+    shown = np.flatnonzero(matrix.sum(1))
+    figure, axes = one_panel(1.2 + 0.25 * len(shown))
+    axes.grid(False)
+    axes.imshow(matrix[shown], aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(yticks=range(len(shown)), xticks=range(len(names)))
+    axes.set_yticklabels([names[each] for each in shown])
+    axes.set_xticklabels(names, rotation=90)
+    middle = matrix.max() / 2
+    for (row, column), count in np.ndenumerate(matrix[shown]):
+        if count:
+            colour = "black" if count > middle else "white"
+            axes.text(column, row, count, ha="center", va="center", color=colour)
+    return figure
+
+
+def label_epochs(axes: Axes, part: str, rate: float) -> None:
+    axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def one_panel(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN, height))
+    return figure, figure.subplots()
+
+
+def look_of(number: int) -> dict[str, Any]:
+    """Colour and dashes of a method by its place among the methods: those of the first 21 differ."""
+    again, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "linestyle": DASHES[again % len(DASHES)]}
+
+
+def draw_line(
+    axes: Axes, number: int, label: str, x: Sequence[int], spreads: Sequence[Sequence[dict[str, float]]], band: bool
+) -> None:
+    """A line of means over seeds and, if asked for, a band of one std over clients (mean over seeds) to either side."""
+    mean, std = (np.mean([[each[key] for each in one] for one in spreads], axis=0) for key in ("mean", "std"))
+    look = look_of(number)
+    axes.plot(x, mean, marker=MARKERS[number % len(MARKERS)], label=label, **look)
+    if band:
+        axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)

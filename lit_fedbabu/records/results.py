@@ -1,0 +1,148 @@
+"""results.json: its content, how it is read, and the table that people see."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.tasks.evaluation import STAGES
+
+CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
+"""The keys of a results.json."""
+MEASURES = {
+    "fairness (Jain)": ("accuracy", "jain"),
+    "calibration error": ("calibration_error", "mean"),
+    "accuracy without head": ("template_accuracy", "mean"),
+    "accuracy on absent classes": ("other_classes_accuracy", "mean"),
+}
+"""What is told beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """How values of clients are spread; all that is written of them.
+
+    Returns:
+        ``mean``, ``std`` (population), ``worst_decile`` (mean of the lowest tenth of the values, of at least one) and
+        ``jain``, the fairness index (sum x)^2 / (n sum x^2) of Jain et al. 1984: 1 where all are equal, 1/n where one
+        has everything.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    squares = float((ordered**2).mean())
+    return {
+        "mean": float(ordered.mean()),
+        "std": float(ordered.std()),
+        "worst_decile": float(worst.mean()),
+        "jain": float(ordered.mean() ** 2) / squares if squares else 1.0,
+    }
+
+
+def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        algorithm: a name of ``algorithms.ALGORITHMS``.
+        rounds: the history of the federation, one entry per round, as it is in checkpoints.
+        clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
+    """
+    clients = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in client.items()}
+        for client in sorted(clients, key=lambda client: client["client"])
+    ]
+    for client in clients:
+        client["gain"] = client["personalized_accuracy"] - client["initial_accuracy"]
+    measured = {key: [client[key] for client in clients if client[key] is not None] for key in clients[0]}
+    summary = {}
+    for key, values in measured.items():
+        if values and ("accuracy" in key or key == "gain"):
+            summary[key] = spread(values)
+        elif values and key.endswith(("_loss", "_calibration_error")):  # of which less is better
+            summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
+    return {
+        "algorithm": algorithm,
+        "round": rounds[-1]["round"],
+        "summary": summary,
+        "best_round_on_test_data": best_round(rounds),
+        "rounds": list(rounds),
+        "clients": clients,
+    }
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of the results.json in the folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / RESULTS
+    try:
+        outcome = json.loads(path.read_text())
+        return {key: outcome[key] for key in CONTENT}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError("results", str(path), f"cannot be read: {error!r}") from None
+
+
+def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
+    """Of the evaluated rounds, the first with the highest mean initial accuracy; the choice has seen test data."""
+    evaluated = [entry for entry in rounds if "initial_accuracy" in entry]
+    best = max(evaluated, key=lambda entry: entry["initial_accuracy"]["mean"], default=None)
+    return best and {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
+
+
+def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float | None]:
+    """One of ``MEASURES`` over all clients, before and after fine-tuning; None where a result does not have it."""
+    kind, statistic = MEASURES[title]
+    return tuple(outcome["summary"].get(f"{name}_{kind}", {}).get(statistic) for name in STAGES)
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """The summary of a results.json as the table that people read, accuracies in percent."""
+    count = len(outcome["clients"])
+    lines = [
+        f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
+        f"{'accuracy (%)':<16}{'mean ± std':>16}{'worst decile':>16}",
+    ]
+    for name in STAGES:
+        mean, std, worst = (
+            100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
+        )
+        lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+    told = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
+    if told:
+        lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
+    lines += [f"{title:<32}{initial:>10.4f}{personalized:>14.4f}" for title, initial, personalized in told]
+    if best := outcome["best_round_on_test_data"]:
+        mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
+        lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")
+    return "\n".join(lines)
+
+
+def curve(outcome: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Spreads of accuracy over clients before fine-tuning and after each of its epochs."""
+    epochs = sum(key.startswith("accuracy_epoch_") for key in outcome["summary"])
+    return [outcome["summary"][f"accuracy_epoch_{epoch}"] for epoch in range(epochs)]
+
+
+def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
+    """The summary of a results.json without the curve: mean ± std over clients of each measure, as people read it."""
+    return {
+        f"{key.replace('_', ' ')}, over {len(outcome['clients'])} clients": f"{over['mean']:.4f} ± {over['std']:.4f}"
+        for key, over in outcome["summary"].items()
+        if not key.startswith("accuracy_epoch_")
+    }
+
+
+def percent(spread: Mapping[str, float]) -> dict[str, float]:
+    """A spread of accuracies between 0 and 1, as ``spread`` has it, in percent."""
+    return {name: 100 * value for name, value in spread.items()}
+
+
+def as_columns(outcome: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The clients of a results.json as a table: one list for each column. ``pandas.DataFrame`` takes it as it is."""
+    rows = outcome["clients"]
+    return {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}

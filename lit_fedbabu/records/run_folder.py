@@ -1,0 +1,96 @@
+"""The folder of a run: its names, its configuration, and its log of failures."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import append_json_line, make_folder, write_whole
+from lit_fedbabu.options import read_toml
+from lit_fedbabu.system import versions
+
+CONFIG = "config.toml"
+RESULTS = "results.json"
+PARTITION = "partition.csv"
+MEMORY = "memory"
+FAILURES = "failures.jsonl"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
+
+
+def default_run_name(config: Config) -> str:
+    """Dataset, algorithm, seed and local time, as in ``cifar10-fedbabu-seed42-20260131-235959``."""
+    dataset = Path(config.dataset.rstrip("/")).name
+    return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def create(config: Config) -> Path:
+    """Make the folder of a run, with the effective configuration in it, or not at all.
+
+    Raises:
+        InputError: the folder exists already, or cannot be made.
+    """
+    folder = Path(config.output_dir).expanduser().resolve() / (config.run_name or default_run_name(config))
+    refuse_existing(folder)
+    scratch = folder.with_name(f".{folder.name}")
+    make_folder("output-dir", scratch)
+    write_config(scratch, config, {"begun": time.strftime("%Y%m%d-%H%M%S")})
+    scratch.rename(folder)
+    return folder
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise InputError where the folder of a run exists already: nothing is overwritten."""
+    if folder.exists():
+        raise InputError("run-name", folder.name, f"{folder} exists and is not overwritten; take another name")
+
+
+def write_config(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
+    """Write ``config.toml``: every option, versions, and the given facts about the machines."""
+    content = {**config.to_run_config(), "environment": {**versions(), **facts}}
+    write_whole(folder / CONFIG, tomli_w.dumps(content))
+
+
+def read_config(folder: Path) -> Config:
+    """The effective configuration of the run in the folder.
+
+    Raises:
+        InputError: ``config.toml`` is missing, damaged, or not of this version.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError("run", str(folder), f"is no run's folder: it has no {CONFIG}")
+    values = read_toml(folder / CONFIG)
+    values.pop("environment", None)
+    return Config.from_run_config(values)
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """Versions and hardware of the run in the folder, from its ``config.toml``."""
+    environment: dict[str, str] = read_toml(folder / CONFIG).get("environment", {})
+    return environment
+
+
+def is_of(folder: Path, config: Config, facts: Mapping[str, str]) -> bool:
+    """Whether the folder was begun with this configuration, these facts and these versions."""
+    try:
+        return read_config(folder) == config and read_environment(folder) == {**versions(), **facts}
+    except InputError:
+        return False
+
+
+def memory_of(folder: Path, config: Config) -> str:
+    """The folder of what the clients of the run keep. Sites have it below a folder of their own."""
+    if not config.on_sites:
+        return str(folder / MEMORY)
+    begun = read_environment(folder)["begun"]
+    name = folder.name if folder.name.endswith(begun) else f"{folder.name}-{begun}"  # a name may be used again
+    return f"{name}/{MEMORY}"
+
+
+def record_failure(folder: Path, failure: Mapping[str, Any]) -> None:
+    """Append to failures.jsonl which client on which node failed, in which round, and why."""
+    append_json_line(folder / FAILURES, failure)

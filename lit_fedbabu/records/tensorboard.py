@@ -1,0 +1,115 @@
+"""What TensorBoard shows of a run; x is the communication round."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.records import plots
+from lit_fedbabu.records.results import curve, spread, table
+from lit_fedbabu.tasks.evaluation import STAGES
+
+BAND = "band"
+"""The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
+
+
+class Board:
+    """Writes an event file into the run's folder, however many clients there are.
+
+    A resumed run writes a second file, which makes void what the first one has of ``first_round`` and later.
+    """
+
+    def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
+        resumed = any(folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
+        measures = {f"accuracy/{name}_mean": 0.0 for name in STAGES}
+        experiment, start, self._end = hparams(config.experiment(), measures)
+        if resumed:
+            return
+        options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
+        self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
+        margins = {
+            name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
+            for name in STAGES
+        }
+        self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
+        self._writer.file_writer.add_summary(experiment)
+        self._writer.file_writer.add_summary(start)
+        self._writer.flush()
+
+    def round(self, server_round: int, scalars: Mapping[str, float]) -> None:
+        """Scalars of a round of training."""
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, server_round)
+        self._writer.flush()
+
+    def accuracies(self, name: str, server_round: int, values: Sequence[float]) -> None:
+        """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
+        _add_accuracies(self._writer, f"accuracy/{name}", name, values, server_round)
+        self._writer.flush()
+
+    def failure(self, server_round: int, told: str) -> None:
+        """A client's failure, as text."""
+        self._writer.add_text("failures", told, server_round)
+        self._writer.flush()
+
+    def split(self, class_counts: str) -> None:
+        """The split as a figure, from the content of a ``partition.csv``."""
+        with plots.style():
+            self._writer.add_figure("split/training_images", plots.heat_map(class_counts), 0)
+
+    def finish(self, config: Config, outcome: Mapping[str, Any]) -> None:
+        """Fine-tuning as a figure, the summary as text; marks the run as finished for HPARAMS and closes the file."""
+        with plots.style():
+            figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate)
+            self._writer.add_figure("finetuning/accuracy_over_epochs", figure, outcome["round"])
+        self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
+        self._writer.file_writer.add_summary(self._end)
+        self._writer.close()
+
+
+def _add_accuracies(writer: SummaryWriter, tag: str, band: str, values: Sequence[float], step: int) -> None:
+    """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
+    over = spread(values)
+    writer.add_scalar(f"{tag}_mean", over["mean"], step)
+    writer.add_scalar(f"{tag}_worst_decile", over["worst_decile"], step)
+    writer.add_scalar(f"{BAND}/{band}_minus_std", over["mean"] - over["std"], step)
+    writer.add_scalar(f"{BAND}/{band}_plus_std", over["mean"] + over["std"], step)
+    writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=np.linspace(0, 1, 21))
+
+
+def write_finetuning(
+    folder: Path,
+    outcome: Mapping[str, Any],
+    class_names: Sequence[str],
+    confusions: Mapping[str, tuple[str, np.ndarray]],
+    features: tuple[Tensor, Sequence[str]],
+) -> None:
+    """An event file of a fine-tuning, in which x is its epoch.
+
+    Args:
+        folder: where its results are.
+        outcome: the content of its results.json.
+        class_names: of the dataset.
+        confusions: for "worst" and "best" client a title, and images (classes, classes) by true and predicted class.
+        features: of the body, (N, F), and the class of each, for the PROJECTOR tab.
+    """
+    for old in (*folder.glob("events.out.tfevents.*"), *folder.glob("projector_config.pbtxt")):
+        old.unlink()  # of the same fine-tuning, before clients were done again
+    writer = SummaryWriter(str(folder))
+    mean, minus, plus = "finetuning/accuracy_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
+    writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {"accuracy": ["Margin", [mean, minus, plus]]}})
+    for epoch in range(len(curve(outcome))):
+        values = [client[f"accuracy_epoch_{epoch}"] for client in outcome["clients"]]
+        _add_accuracies(writer, "finetuning/accuracy", "finetuning", values, epoch)
+    with plots.style():
+        for which, (title, matrix) in confusions.items():
+            writer.add_figure(f"confusion/{which}_client", plots.confusion(matrix, class_names, title))
+    writer.add_embedding(features[0], metadata=list(features[1]), tag="body_features")
+    writer.add_text("results", f"```\n{table(outcome)}\n```")
+    writer.close()

@@ -1,0 +1,43 @@
+"""Federated averaging of what clients trained, and which updates cannot be averaged."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord
+
+from lit_fedbabu.wire import ClientUpdate
+
+
+def average(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array]) -> tuple[ArrayRecord, float]:
+    """The mean of shared arrays and of losses, weighted by training images (McMahan et al. 2017, Algorithm 1).
+
+    Sums are in float64 and in the order of the updates, so the result does not depend on who answered first.
+
+    Args:
+        updates: one or more.
+        arrays: what the updates were trained from, with the names, shapes and types of the result.
+
+    Returns:
+        The averaged arrays, and the mean training loss in nats.
+    """
+    total = sum(update.num_train for update in updates)
+
+    def mean(name: str, array: Array) -> npt.NDArray[Any]:
+        weighted = sum(update.num_train * update.arrays[name].astype(np.float64) for update in updates)
+        return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
+
+    averaged = ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
+    return averaged, sum(update.num_train * update.train_loss for update in updates) / total
+
+
+def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array]) -> str:
+    """Why an update of these arrays cannot be averaged; empty if it can."""
+    expected = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
+    found = {name: (value.shape, str(value.dtype)) for name, value in update.arrays.items()}
+    if found != expected:
+        return f"sent {found}, but the model has {expected}"
+    if not all(np.isfinite(value).all() for value in (update.train_loss, *update.arrays.values())):
+        return "its weights or its loss are not finite; a lower learning-rate may help"
+    return ""

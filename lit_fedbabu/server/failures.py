@@ -1,0 +1,48 @@
+"""How the failure of a client is recorded: in the run's folder, in TensorBoard and on the console."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.records.run_folder import record_failure
+from lit_fedbabu.records.tensorboard import Board
+
+DEAD_WORKER = ("ActorDied", "WorkerCrashed")
+"""In the reason of a failure: Ray lost a worker process, and Flower's pool does not start another one."""
+SHOWN = 300
+"""Characters of a reason that are shown on the console; the file has all."""
+
+
+class FailureLog:
+    """Records failures of clients.
+
+    Args:
+        folder: the run's.
+        board: of the run.
+        say: prints a line.
+    """
+
+    last = ""
+    """The last failure, in a line."""
+
+    def __init__(self, folder: Path, board: Board, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.board = board
+        self.say = say
+
+    def record(self, server_round: int, client: int, node: str, reason: str, traceback: str = "") -> None:
+        """Record the failure of a client.
+
+        Raises:
+            RunError: a worker process died, so that asking again is in vain.
+        """
+        reason = " ".join(reason.split())
+        entry = {"round": server_round, "client": client, "node": node, "reason": reason, "traceback": traceback}
+        record_failure(self.folder, entry)
+        # Ray and Flower wrap an exception in text of their own, and put what was raised at the end.
+        shown = reason if len(reason) <= SHOWN else f"{reason[: SHOWN // 3]} … {reason[-2 * SHOWN // 3 :]}"
+        self.last = f"client {client} on node {node}: {shown}"
+        self.board.failure(server_round, self.last)
+        self.say(f"round {server_round}  failed: {self.last}")
+        if any(word in reason for word in DEAD_WORKER):
+            raise RunError(f"round {server_round}: a worker process died; go on with resume = {self.folder}")

@@ -1,0 +1,124 @@
+"""A whole federation on the server: nodes, rounds, checkpoints, results."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from lit_fedbabu.algorithms.privacy import guarantee
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.files import write_json, write_whole
+from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.records import model_card, results, run_folder
+from lit_fedbabu.records.federation import resumable
+from lit_fedbabu.records.tensorboard import Board
+from lit_fedbabu.server.exchange import MESSAGE_TIMEOUT_S
+from lit_fedbabu.server.nodes import find_nodes
+from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.server.strategy import SharedParts
+from lit_fedbabu.system import LOG_MARK
+
+
+def say(line: str) -> None:
+    """Print a line for the person who watches, marked so that it is found in Flower's log."""
+    print(f"{LOG_MARK} {line}", flush=True)
+
+
+def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
+    """Check the configuration and run the federation; an error is one line, and is raised for Flower.
+
+    Raises:
+        InputError: the configuration cannot be run.
+        RunError: the run cannot go on.
+    """
+    try:
+        experiment = Experiment(Config.from_run_config(run_config))
+        experiment.check(images=not experiment.config.on_sites)
+        federate(grid, experiment)
+    except (InputError, RunError) as error:
+        say(f"error: {error}")
+        raise error.with_traceback(None) from None  # so that the run has failed; Flower logs it again
+
+
+def federate(grid: Grid, experiment: Experiment) -> Path:
+    """Run all rounds that a run still needs and personalize all clients; returns the run's folder."""
+    config = experiment.config
+    begun = resumable(config) if config.resume else None
+    folder = Path(config.resume).resolve() if config.resume else run_folder.create(config)
+    rounds = begun.rounds if begun else []
+    say(f"run folder {folder}")
+    if any("runtime-envs" in entry for entry in sys.path):
+        say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
+    shared = begun.shared if begun else experiment.initial_shared()
+    board = Board(folder, config, len(rounds) + 1)
+    nodes = find_nodes(grid, say)
+
+    def keep(server_round: int, arrays: ArrayRecord) -> None:
+        _save_round(experiment, folder, strategy, server_round, arrays)
+
+    strategy = SharedParts(experiment, [node.id for node in nodes], folder, board, keep, say, rounds)
+    trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
+    say(f"training on {trains_on}")
+    facts = {"trains-on": trains_on, **_privacy(config)}
+    if begun is None:
+        if not config.on_sites:
+            counts = experiment.task.class_counts()
+            write_whole(folder / run_folder.PARTITION, counts)
+            board.split(counts)
+        environment = run_folder.read_environment(folder)
+        run_folder.write_config(folder, run_folder.read_config(folder), {**environment, **facts})
+    elif (before := run_folder.read_environment(folder).get("trains-on", trains_on)) != trains_on:
+        say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
+    strategy.start(
+        grid,
+        ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
+        num_rounds=config.num_server_rounds - len(rounds),
+        timeout=MESSAGE_TIMEOUT_S,
+        train_config=ConfigRecord(),
+        evaluate_config=ConfigRecord(),
+        evaluate_fn=strategy.end_of_round,
+    )
+    outcome = results.read_results(folder)
+    board.finish(config, outcome)
+    provenance = experiment.provenance("federation", round=outcome["round"], rounds=outcome["rounds"])
+    last = str(run_folder.LAST_CHECKPOINT)
+    model_card.write(folder, "The body of a federation", provenance, results.measures(outcome), last)
+    say(f"results {folder / run_folder.RESULTS}")
+    for line in results.table(outcome).splitlines():
+        say(line)
+    return folder
+
+
+def _save_round(
+    experiment: Experiment, folder: Path, strategy: SharedParts, server_round: int, arrays: ArrayRecord
+) -> None:
+    """Write the checkpoints of a round and, after the last one, the results."""
+    rounds = strategy.log.rounds
+    received = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
+    module = experiment.received_module(received)
+    module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds)
+    best = results.best_round(rounds)
+    if best and best["round"] == server_round:
+        checkpoint.save(module, folder / run_folder.BEST_CHECKPOINT)
+    if server_round == experiment.config.num_server_rounds:
+        # Before last.ckpt: a run that is stopped here still has to do its last round.
+        outcome = results.results(experiment.config.algorithm, rounds, strategy.clients)
+        write_json(folder / run_folder.RESULTS, outcome)
+        checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
+    checkpoint.save(module, folder / run_folder.LAST_CHECKPOINT)
+
+
+def _privacy(config: Config) -> dict[str, str]:
+    """What protection the shared weights have, for config.toml; nothing where none is asked for."""
+    if not config.clipping_norm:
+        return {}
+    rounds = range(1, config.num_server_rounds + 1)
+    drawn = Counter(client for each in rounds for client in participants(config, each))
+    told = guarantee(config, max(drawn.values()))
+    say(told)
+    return {"privacy": told}

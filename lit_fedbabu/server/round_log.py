@@ -1,0 +1,83 @@
+"""What is kept and shown of each round: the history, TensorBoard's curves and the lines on the console."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.records.results import spread
+from lit_fedbabu.records.tensorboard import Board
+from lit_fedbabu.tasks.evaluation import STAGES
+
+
+class RoundLog:
+    """The history of a run.
+
+    Args:
+        config: the experiment.
+        board: of the run.
+        say: prints a line.
+        rounds: the history of a run that is resumed.
+    """
+
+    def __init__(
+        self, config: Config, board: Board, say: Callable[[str], None], rounds: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.config = config
+        self.board = board
+        self.say = say
+        self.rounds = list(rounds)
+        """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
+        self._resumed_after = len(self.rounds)
+        self._started = self._seconds = 0.0
+
+    def begin(self) -> None:
+        """A round begins."""
+        self._started = time.monotonic()
+
+    def trained(self, server_round: int, loss: float, bytes_down: int, bytes_up: int) -> None:
+        """A round was averaged.
+
+        Args:
+            server_round: its number.
+            loss: mean training loss in nats.
+            bytes_down: of shared weights from the server to nodes, without framing.
+            bytes_up: of shared weights from nodes to the server, without framing.
+        """
+        seconds = time.monotonic() - self._started
+        self._seconds += seconds
+        mean_seconds = self._seconds / (server_round - self._resumed_after)
+        left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
+        rate = self.config.learning_rate_in(server_round)
+        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
+        self.board.round(
+            server_round,
+            {
+                "train/loss": loss,
+                "train/learning_rate": rate,
+                "communication/bytes_down": bytes_down,
+                "communication/bytes_up": bytes_up,
+                "time/seconds_per_round": seconds,
+            },
+        )
+        self.say(
+            f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
+            f"  learning rate {rate:.3g}  {seconds:.1f} s"
+            f"  {left} of training left"
+        )
+
+    def evaluated(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All clients were evaluated; rows are their entries in results.json."""
+        for stage in STAGES:
+            if f"{stage}_accuracy" not in rows[0]:
+                continue
+            values = [row[f"{stage}_accuracy"] for row in rows]
+            over = spread(values)
+            self.board.accuracies(stage, server_round, values)
+            self.say(
+                f"round {server_round}  {stage} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
+                f" over {len(values)} clients"
+            )
+            if stage == "initial":
+                self.rounds[-1]["initial_accuracy"] = over

@@ -1,0 +1,26 @@
+"""Which clients train in a round: drawn by (seed, round) alone, so that a run repeats and can be resumed."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+
+
+def participants(config: Config, server_round: int) -> list[int]:
+    """The clients that train in a round, drawn without replacement: int(f * N), at least one.
+
+    Where all images are in one place, it is client 0 that has them.
+    """
+    if algorithm_of(config).pooled:
+        return [0]
+    rng = np.random.default_rng(config.derived_seed("sampling", server_round))
+    return sorted(rng.choice(config.num_clients, config.clients_per_round, replace=False).tolist())
+
+
+def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
+    """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""
+    rest = sorted(set(range(config.num_clients)) - set(asked))
+    rng = np.random.default_rng(config.derived_seed("sampling", server_round, attempt))
+    return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())

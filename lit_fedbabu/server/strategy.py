@@ -1,0 +1,111 @@
+"""SharedParts, the strategy: seeded sampling of clients, averaging in a fixed order, evaluation of all clients."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.records.run_folder import memory_of
+from lit_fedbabu.records.tensorboard import Board
+from lit_fedbabu.server.aggregation import average
+from lit_fedbabu.server.exchange import Exchange
+from lit_fedbabu.server.failures import FailureLog
+from lit_fedbabu.server.round_log import RoundLog
+from lit_fedbabu.server.sampling import participants
+
+
+class SharedParts(Strategy):
+    """Federated averaging of the parts that clients share, over clients and not over nodes.
+
+    Clients are drawn by (seed, round), and their arrays are summed in float64 in the order of client numbers. So the
+    result does not depend on the number of nodes, on their ids or on who answers first. A client that fails is left
+    out of the round, recorded, and replaced by another one.
+
+    Args:
+        experiment: with the configuration and the algorithm.
+        nodes: Flower's node ids; client c lives on ``nodes[c % len(nodes)]``.
+        folder: the run's.
+        board: where scalars go.
+        finished: called with (round, arrays) when a round and its evaluation are over.
+        say: prints a line for the person who watches.
+        rounds: the history of a run that is resumed. Flower counts from 1 what comes after it.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        nodes: list[int],
+        folder: Path,
+        board: Board,
+        finished: Callable[[int, ArrayRecord], None],
+        say: Callable[[str], None],
+        rounds: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.experiment = experiment
+        self.config = config = experiment.config
+        self.finished = finished
+        self.say = say
+        self.log = RoundLog(config, board, say, rounds)
+        failures = FailureLog(folder, board, say)
+        self.exchange = Exchange(config, nodes, memory_of(folder, config), folder, failures, say)
+        self.clients: list[dict[str, Any]] = []
+        """Of the last evaluation: one entry for each client, as in results.json."""
+        self._resumed_after = len(rounds)
+
+    def summary(self) -> None:
+        """Say what is about to run."""
+        config = self.config
+        drawn = f"{len(participants(config, 1))} of {config.num_clients} clients each"
+        who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
+        self.say(f"{config.dataset} by {config.partitioner}: {self.experiment.task.summary()}")
+        self.say(
+            f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
+            f" {config.num_local_epochs} local epochs, on {len(self.exchange.nodes)} nodes"
+            + (f"; resumed after round {self._resumed_after}" if self._resumed_after else "")
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        server_round += self._resumed_after
+        self.log.begin()
+        self.exchange.begin(server_round, arrays, grid)
+        return self.exchange.training(participants(self.config, server_round))
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
+        averaged, loss = average(self.exchange.updates(replies), self.exchange.arrays)
+        self.log.trained(server_round + self._resumed_after, loss, self.exchange.bytes_down, self.exchange.bytes_up)
+        return averaged, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        server_round += self._resumed_after
+        if not self._is_evaluated(server_round):
+            return []
+        clients = range(self.config.num_clients)
+        if self._is_last(server_round):
+            self.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
+        self.exchange.begin(server_round, arrays, grid)
+        return self.exchange.evaluation(clients, personalize=self._is_last(server_round))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        server_round += self._resumed_after
+        if self._is_evaluated(server_round):
+            self.clients = self.exchange.rows(replies, personalize=self._is_last(server_round))
+            self.log.evaluated(server_round, self.clients)
+
+    def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Where Flower evaluates on the server: a round is over here, and is saved."""
+        if server_round > 0:  # Flower also calls this before the first round
+            self.finished(server_round + self._resumed_after, arrays)
+
+    def _is_evaluated(self, server_round: int) -> bool:
+        return self._is_last(server_round) or server_round % self.config.evaluate_every == 0
+
+    def _is_last(self, server_round: int) -> bool:
+        return server_round == self.config.num_server_rounds

@@ -1,0 +1,51 @@
+"""What this process runs on: versions, the package's own source, cores, and memory settings."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
+LOG_MARK = "[lit_fedbabu]"
+"""Starts every line of ours in Flower's log, where ``lit_fedbabu.run`` finds it."""
+MALLOC = "glibc.malloc.mmap_threshold=16777216:glibc.malloc.trim_threshold=4294967296"
+"""GLIBC_TUNABLES of workers (Linux). Buffers of a training step are kept and reused. Larger ones, above 16 MB, are
+needed only to predict all of a client's images at once, and go back to the system."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # this package itself, where Flower has unpacked the app
+            found[name] = "not installed"
+    return found
+
+
+def package_folder() -> Path:
+    """The folder that this package was imported from."""
+    return Path(__file__).resolve().parent
+
+
+@cache
+def source_digest() -> str:
+    """A digest of this package's source files. It differs where two machines run different code."""
+    digest, folder = hashlib.sha256(), package_folder()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def program(name: str) -> str:
+    """The path of a program that was installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))

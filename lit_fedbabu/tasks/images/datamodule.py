@@ -1,0 +1,133 @@
+"""A client's images as the batches that a Trainer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
+
+from lit_fedbabu.tasks.images.decoding import with_channels
+from lit_fedbabu.tasks.images.partitioners import Indices
+from lit_fedbabu.tasks.images.tables import Split
+from lit_fedbabu.tasks.images.transforms import crop, draw, normalize
+
+if TYPE_CHECKING:
+    from lit_fedbabu.tasks.images.cohort_data import CohortData
+    from lit_fedbabu.tasks.images.task import ImageClassification
+
+
+class ClientData(L.LightningDataModule):
+    """One client's images as batches: raw uint8 up to the device, augmented and normalized there.
+
+    A batch is images (B, 32, 32, C) of uint8 and labels (B,). After its transfer to the device the images are
+    (B, C, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+
+    Args:
+        task: whose dataset and split it is, as in ``Experiment(config).task``.
+        client: its number.
+        seed: of order and augmentation.
+        pooled: take the training images of all clients.
+        test_batch_size: test images in a batch at most; None: as the configuration says.
+    """
+
+    def __init__(
+        self,
+        task: ImageClassification,
+        client: int,
+        seed: int,
+        pooled: bool = False,
+        test_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.config = task.config
+        self.client = client
+        self.constants = task.constants
+        train = task.partition.train
+        self.train_set = self._gather(task.source.train, np.concatenate(train) if pooled else train[client])
+        self.test_set = self._gather(task.source.test, task.partition.test[client])
+        self._test_batch_size = test_batch_size or self.config.test_batch_size
+        self._order = torch.Generator().manual_seed(seed)
+        self._augmentation = torch.Generator().manual_seed(seed + 1)
+
+    def train_dataloader(self) -> DataLoader[list[Tensor]]:
+        return _batches(self.train_set, _Shuffled(len(self.train_set), self._order), self.config.batch_size)
+
+    def test_dataloader(self) -> DataLoader[list[Tensor]]:
+        return _batches(self.test_set, SequentialSampler(self.test_set), self._test_batch_size)
+
+    def val_dataloader(self) -> DataLoader[list[Tensor]]:
+        """The test images: fine-tuning is measured on them after each epoch, and nothing is chosen by them."""
+        return self.test_dataloader()
+
+    def predict_dataloader(self) -> list[DataLoader[list[Tensor]]]:
+        """Training images in order and without augmentation, test images, and ``others`` if there are any."""
+        rows = [self.train_set, self.test_set, *([self.others] if len(self.others) else [])]
+        return [_batches(each, SequentialSampler(each), self._test_batch_size) for each in rows]
+
+    @cached_property
+    def others(self) -> TensorDataset:
+        """Test images of classes that the client has no training image of: as many as its own, drawn by the seed."""
+        test = self.task.source.test
+        foreign = np.flatnonzero(~np.isin(test.labels, self.train_set.tensors[1].numpy()))
+        rng = np.random.default_rng(self.config.derived_seed("others", self.client))
+        return self._gather(test, np.sort(rng.permutation(foreign)[: len(self.test_set)]))
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        training = self.trainer is not None and self.trainer.training
+        return self.prepare(images, self.draw(len(images)) if training else None), labels
+
+    def draw(self, count: int) -> Tensor | None:
+        """Places for the augmentation of the next ``count`` training images, as ``transforms.crop`` takes them."""
+        return draw(count, self.config.augmentation, self._augmentation)
+
+    def prepare(self, images: Tensor, places: Tensor | None) -> Tensor:
+        """Images (B, 32, 32, C) of uint8 as the model takes them: cropped at the places and normalized."""
+        dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
+        return normalize(crop(images, places), *self.constants, dtype)
+
+    @property
+    def members(self) -> Sequence[ClientData]:
+        """The clients whose images these are: one. A cohort has several."""
+        return [self]
+
+    @staticmethod
+    def together(members: Sequence[ClientData]) -> ClientData | CohortData:
+        """The images of several clients side by side; those of one client as they are."""
+        from lit_fedbabu.tasks.images.cohort_data import CohortData
+
+        return members[0] if len(members) == 1 else CohortData(members)
+
+    def _gather(self, split: Split, indices: Indices) -> TensorDataset:
+        images = with_channels(split.images[indices], len(self.constants[0]))
+        return TensorDataset(torch.from_numpy(images), torch.from_numpy(split.labels[indices]))
+
+
+class _Shuffled(Sampler[int]):
+    """Every index once, in an order that takes one draw from the generator for each epoch.
+
+    RandomSampler takes a second draw when its iterator is exhausted, which depends on how Lightning ends an epoch.
+    """
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count = count
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.count, generator=self.generator).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader[list[Tensor]]:
+    # The sampler gives batches of indices, so a batch is one look-up and not a list of images to be stacked.
+    generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
+    return DataLoader(rows, sampler=BatchSampler(sampler, size, drop_last=False), batch_size=None, generator=generator)

@@ -1,0 +1,68 @@
+"""Which images each client has: one assignment of classes for the training and the test split."""
+
+import csv
+import io
+
+import numpy as np
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
+from lit_fedbabu.tasks.images.sources import Source
+
+
+def deal(config: Config, source: Source) -> Partition:
+    """Deal the dataset to the clients. Train and test follow one class assignment.
+
+    Depends on the dataset, the partitioner and its parameters, the number of clients and the seed alone.
+
+    Raises:
+        InputError: no such partitioner, impossible parameters, or a client that would have too few images.
+    """
+    if config.partitioner not in PARTITIONERS:
+        raise InputError("partitioner", config.partitioner, f"must be one of {', '.join(PARTITIONERS)}")
+    classes = len(source.class_names)
+    if config.num_clients > len(source.train.labels) and not config.on_sites:
+        raise InputError(
+            "num-clients", config.num_clients, f"the dataset has {len(source.train.labels)} training images"
+        )
+    if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological", "distribution"):
+        raise InputError("num-classes-per-client", config.num_classes_per_client, f"the dataset has {classes} classes")
+    dealt = PARTITIONERS[config.partitioner](config, source)
+    for split, parts, least in (("training", dealt.train, config.min_client_images), ("test", dealt.test, 1)):
+        poor = [client for client, part in enumerate(parts) if len(part) < least]
+        if poor:
+            raise InputError(
+                "num-clients",
+                config.num_clients,
+                f"{len(poor)} clients (the first is {poor[0]}) would have fewer {split} images than {least}; {REMEDY}",
+            )
+    return dealt
+
+
+def summary(config: Config, source: Source, dealt: Partition) -> str:
+    """The split in one line: the least and the most images and classes that a client has."""
+    classes = [len(np.unique(source.train.labels[part])) for part in dealt.train]
+    extents = {
+        "training images": [len(part) for part in dealt.train],
+        "test images": [len(part) for part in dealt.test],
+        f"of {len(source.class_names)} classes": classes,
+    }
+    ranges = [f"{_range(values)} {name}" for name, values in extents.items()]
+    return f"{config.num_clients} clients with {ranges[0]}, {ranges[1]} and {ranges[2]} each"
+
+
+def class_counts(source: Source, dealt: Partition) -> str:
+    """The split as CSV: for every client and split, the number of images of each class."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["client", "split", *source.class_names])
+    for name, split, parts in (("train", source.train, dealt.train), ("test", source.test, dealt.test)):
+        for client, part in enumerate(parts):
+            counts = np.bincount(split.labels[part], minlength=len(source.class_names))
+            writer.writerow([client, name, *counts.tolist()])
+    return file.getvalue()
+
+
+def _range(values: list[int]) -> str:
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"

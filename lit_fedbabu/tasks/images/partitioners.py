@@ -1,0 +1,203 @@
+"""How images are dealt to clients: the values of the option ``partitioner``."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.sources import Source
+
+Indices = npt.NDArray[np.int64]
+
+REMEDY = "take fewer clients, a less skewed partitioner, or a lower min-client-images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """Indices into the training and the test split, one array for each client."""
+
+    train: tuple[Indices, ...]
+    test: tuple[Indices, ...]
+
+
+def _by_classes(config: Config, source: Source) -> Partition:
+    """Exactly s different classes for every client, and the same number of images for all.
+
+    Every class goes to equally many clients, to within one. What does not divide evenly is left out.
+    """
+    rng = np.random.default_rng(config.derived_seed("partition"))
+    classes = len(source.class_names)
+    clients, per_client = config.num_clients, config.num_classes_per_client
+    owners: list[list[int]] = [[] for _ in range(classes)]
+    left = np.full(classes, clients * per_client // classes)
+    left[rng.permutation(classes)[: clients * per_client % classes]] += 1
+    for client in range(clients):
+        must = np.flatnonzero(left == clients - client)  # else this class could not be placed any more
+        free = np.flatnonzero((left > 0) & (left < clients - client))
+        missing = per_client - len(must)
+        drawn = rng.choice(free, missing, replace=False, p=left[free] / left[free].sum()) if missing else []
+        for label in (*must, *drawn):
+            owners[label].append(client)
+            left[label] -= 1
+
+    def deal(labels: Indices) -> tuple[Indices, ...]:
+        counts = np.bincount(labels, minlength=classes)
+        size = min(counts[label] // len(owners[label]) for label in range(classes) if owners[label])
+        parts: list[list[Indices]] = [[] for _ in range(clients)]
+        for label in range(classes):
+            images = rng.permutation(np.flatnonzero(labels == label))
+            for place, client in enumerate(owners[label]):
+                parts[client].append(images[place * size : (place + 1) * size])
+        return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+    return Partition(deal(source.train.labels), deal(source.test.labels))
+
+
+def _by_flower(make: Callable[[Config, Indices, int], Any]) -> Callable[[Config, Source], Partition]:
+    """Let a partitioner of Flower Datasets deal the training split; the test split follows its class counts.
+
+    Args:
+        make: the partitioner, for a configuration, the training labels and a seed.
+    """
+
+    def deal(config: Config, source: Source) -> Partition:
+        rng = np.random.default_rng(config.derived_seed("partition"))
+        order = rng.permutation(len(source.train.labels))
+        partitioner = make(config, source.train.labels, int(rng.integers(2**31)))
+        train = _dealt(config, partitioner, {"label": source.train.labels[order], "index": order})
+        return Partition(train, _test_like(train, source, rng))
+
+    return deal
+
+
+def _dealt(config: Config, partitioner: Any, columns: dict[str, Indices]) -> tuple[Indices, ...]:
+    """The column "index" as the partitioner deals it to the clients."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict(columns)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
+            parts = [partitioner.load_partition(client)[:]["index"] for client in range(config.num_clients)]
+    except ValueError as error:
+        reason = str(error).split(". ")[0].strip()
+        raise InputError("partitioner", config.partitioner, f"{' '.join(reason.split())}; {REMEDY}") from None
+    return tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
+
+
+def _test_like(train: tuple[Indices, ...], source: Source, rng: np.random.Generator) -> tuple[Indices, ...]:
+    """Deal each class of the test split in the proportions of the training split (largest remainder)."""
+    parts: list[list[Indices]] = [[] for _ in train]
+    for label in range(len(source.class_names)):
+        images = rng.permutation(np.flatnonzero(source.test.labels == label))
+        owned = np.array([np.count_nonzero(source.train.labels[part] == label) for part in train])
+        quota = owned * len(images) / max(owned.sum(), 1)
+        counts = np.floor(quota).astype(int)
+        ties = rng.permutation(len(train))
+        largest = ties[np.argsort(-(quota - counts)[ties], kind="stable")]
+        counts[largest[: round(quota.sum()) - counts.sum()]] += 1
+        for client, share in enumerate(np.split(images, np.cumsum(counts))[:-1]):
+            parts[client].append(share)
+    return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+
+def _by_owner(config: Config, source: Source) -> Partition:
+    """Every client is an owner of images, or a group of as many owners as all others; owners left over are left out."""
+    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
+
+    owners, test_owners = source.train.owners, source.test.owners
+    if owners is None or test_owners is None:
+        remedy = "natural-id needs the dataset's column that says whose an image is, as in natural-id-column=writer_id"
+        raise InputError("natural-id-column", config.natural_id_column, remedy)
+    found = len(np.unique(owners))
+    if config.num_clients > found:
+        remedy = f"{config.natural_id_column} has {found} values in the training split; take as many clients or fewer"
+        raise InputError("num-clients", config.num_clients, remedy)
+    partitioner = GroupedNaturalIdPartitioner("owner", found // config.num_clients, "drop-reminder")
+    order = np.random.default_rng(config.derived_seed("partition")).permutation(len(owners))
+    train = _dealt(config, partitioner, {"owner": owners[order], "index": order})
+    test = (np.flatnonzero(np.isin(test_owners, np.unique(owners[part]))) for part in train)
+    return Partition(train, tuple(test))
+
+
+def _on_sites(config: Config, source: Source) -> Partition:
+    """Nothing is dealt: a client has all images of the machine that this is."""
+    train, test = (np.arange(len(split.labels)) for split in (source.train, source.test))
+    return Partition((train,) * config.num_clients, (test,) * config.num_clients)
+
+
+def _shards(config: Config, labels: Indices, seed: int) -> Any:
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    return ShardPartitioner(
+        config.num_clients, "label", num_shards_per_partition=config.num_classes_per_client, shuffle=True, seed=seed
+    )
+
+
+def _pathological(config: Config, labels: Indices, seed: int) -> Any:
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    return PathologicalPartitioner(
+        config.num_clients, "label", config.num_classes_per_client, class_assignment_mode="random", seed=seed
+    )
+
+
+def _dirichlet(config: Config, labels: Indices, seed: int) -> Any:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    return DirichletPartitioner(
+        config.num_clients, "label", config.dirichlet_alpha, config.min_client_images, seed=seed
+    )
+
+
+def _inner_dirichlet(config: Config, labels: Indices, seed: int) -> Any:
+    from flwr_datasets.partitioner import InnerDirichletPartitioner
+
+    sizes = [len(labels) // config.num_clients] * config.num_clients
+    return InnerDirichletPartitioner(sizes, "label", config.dirichlet_alpha, seed=seed)
+
+
+def _distribution(config: Config, labels: Indices, seed: int) -> Any:
+    from flwr_datasets.partitioner import DistributionPartitioner
+
+    classes, clients, per_client = len(np.unique(labels)), config.num_clients, config.num_classes_per_client
+    if clients % classes:
+        remedy = f"distribution needs a multiple of the dataset's {classes} classes"
+        raise InputError("num-clients", clients, remedy)
+    pieces = np.random.default_rng(seed).lognormal(
+        0, config.lognormal_sigma, (classes, clients * per_client // classes)
+    )
+    least = -(-config.min_client_images // per_client)
+    return DistributionPartitioner(pieces, clients, per_client, "label", least, seed=seed)
+
+
+def _sized(name: str) -> Callable[[Config, Indices, int], Any]:
+    """A partitioner that needs nothing but the number of clients."""
+
+    def make(config: Config, labels: Indices, seed: int) -> Any:
+        from flwr_datasets import partitioner
+
+        return getattr(partitioner, name)(config.num_clients)
+
+    return make
+
+
+PARTITIONERS: dict[str, Callable[[Config, Source], Partition]] = {
+    "classes": _by_classes,
+    "shards": _by_flower(_shards),
+    "pathological": _by_flower(_pathological),
+    "dirichlet": _by_flower(_dirichlet),
+    "inner-dirichlet": _by_flower(_inner_dirichlet),
+    "distribution": _by_flower(_distribution),
+    "iid": _by_flower(_sized("IidPartitioner")),
+    "linear": _by_flower(_sized("LinearPartitioner")),
+    "square": _by_flower(_sized("SquarePartitioner")),
+    "exponential": _by_flower(_sized("ExponentialPartitioner")),
+    "natural-id": _by_owner,
+    "sites": _on_sites,
+}

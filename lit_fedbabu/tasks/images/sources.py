@@ -1,0 +1,145 @@
+"""Where images come from: a hub dataset, a local folder or the embedded digits, decoded once per machine."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.decoding import Pixels, to_array
+from lit_fedbabu.tasks.images.tables import Split, hold_out, read_tables
+
+_FORMAT = "v3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A dataset.
+
+    Args:
+        train: the training images.
+        test: the test images.
+        class_names: by their numbers.
+        mean: of the training images by channel, scaled to 0..1.
+        std: standard deviation of the same.
+    """
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """1 of grey images, 3 of coloured ones."""
+        return len(self.mean)
+
+
+def load(dataset: str, label_column: str = "", owner_column: str = "", classes: tuple[str, ...] = ()) -> Source:
+    """The dataset as arrays that all processes of a machine map from one copy; decoded when first seen.
+
+    Args:
+        dataset: "digits", a folder, or a hub name "owner/name" or "owner/name:subset".
+        label_column: the column with the labels; empty: the only one there is.
+        owner_column: a column that says whose an image is; empty: none is read.
+        classes: names of classes in the order that numbers them; empty: the dataset's own.
+
+    Raises:
+        InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
+    """
+    folder = _cache_root() / _cache_key(dataset, label_column, owner_column)
+    if not folder.exists():
+        _decode(folder, dataset, label_column, owner_column)
+    about = json.loads((folder / "about.json").read_text())
+    train, test = (
+        Split(
+            **{
+                what: np.load(path, mmap_mode="r")
+                for what in ("images", "labels", "owners")
+                if (path := folder / f"{split}_{what}.npy").exists()
+            }
+        )
+        for split in ("train", "test")
+    )
+    source = Source(train, test, **{name: tuple(values) for name, values in about.items()})
+    return _renumbered(source, dataset, classes) if classes else source
+
+
+def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Source:
+    """The source with the numbers of the given classes for its labels."""
+    if unknown := [name for name in source.class_names if name not in classes]:
+        remedy = f"has no {', '.join(unknown)}, which {dataset} has"
+        raise InputError("class-names", ",".join(classes), remedy)
+    number = np.array([classes.index(name) for name in source.class_names])
+    train, test = (dataclasses.replace(split, labels=number[split.labels]) for split in (source.train, source.test))
+    return dataclasses.replace(source, train=train, test=test, class_names=classes)
+
+
+def _cache_root() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lit_fedbabu"
+
+
+def _cache_key(dataset: str, *columns: str) -> str:
+    version = "-".join([*filter(None, columns), _FORMAT])
+    if dataset == "digits":
+        return f"digits-{version}"
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        digest = hashlib.sha256(str(path.resolve()).encode())
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                stat = file.stat()
+                digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return f"folder-{path.resolve().name}-{digest.hexdigest()[:16]}-{version}"
+    owner, slash, name = dataset.partition("/")
+    if not (owner and slash and name) or "/" in name or owner in (".", "..", "~"):
+        raise InputError("dataset", dataset, 'is no folder here; give a folder, a hub name "owner/name" or "digits"')
+    return f"hub-{owner}--{name.replace(':', '--')}-{version}"
+
+
+def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) -> None:
+    if dataset == "digits":
+        (train, test), class_names = _digits(), [str(digit) for digit in range(10)]
+    else:
+        (train, test), class_names = read_tables(dataset, label_column, owner_column)
+    mean, std = _statistics(train.images)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
+    try:
+        for name, split in (("train", train), ("test", test)):
+            for what, values in vars(split).items():
+                if values is not None:
+                    np.save(scratch / f"{name}_{what}.npy", values)
+        (scratch / "about.json").write_text(json.dumps({"class_names": class_names, "mean": mean, "std": std}))
+        scratch.rename(folder)
+    except OSError:
+        if not folder.exists():  # otherwise another process has decoded the same dataset meanwhile
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel, from counts of values: exact, and so equal on every machine."""
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+    values, count = np.arange(256) / 255, counts.sum(1)
+    mean = counts @ values / count
+    variance = counts @ values**2 / count - mean**2
+    return mean.tolist(), [float(value) or 1.0 for value in np.sqrt(np.maximum(variance, 0))]
+
+
+def _digits() -> tuple[Split, Split]:
+    """scikit-learn's 1,797 handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
+    return hold_out(Split(np.stack(images), raw.target.astype(np.int64)))

@@ -1,0 +1,98 @@
+"""Image classification as a task: its dataset, its split, and the data of each client."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.datamodule import ClientData
+from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
+from lit_fedbabu.tasks.images.partitioners import Partition
+from lit_fedbabu.tasks.images.sources import Source, load
+from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+Constants = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation by channel, of images scaled to 0..1."""
+
+
+class ImageClassification:
+    """The images of a configuration. Dataset and split are read when they are first asked for, and once.
+
+    Args:
+        config: the experiment.
+        constants: what images are normalized with, and so their number of channels; None: as the configuration says.
+    """
+
+    def __init__(self, config: Config, constants: Constants | None = None) -> None:
+        self.config = config
+        self._constants = constants
+
+    @cached_property
+    def source(self) -> Source:
+        """The dataset.
+
+        Raises:
+            InputError: it is not there, cannot be reached, or its columns or classes are not as asked for.
+        """
+        config = self.config
+        return load(config.dataset, config.label_column, config.natural_id_column, config.classes)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Which images each client has.
+
+        Raises:
+            InputError: the dataset cannot be dealt in this way.
+        """
+        return deal(self.config, self.source)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """By the numbers of the classes: those that the configuration gives, else the dataset's."""
+        return self.config.classes or self.source.class_names
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What normalization subtracts and divides by."""
+        if self._constants is not None:
+            return self._constants
+        if self.config.normalization == "imagenet":
+            return IMAGENET_MEAN, IMAGENET_STD
+        return self.source.mean, self.source.std
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the model takes: 1 or 3."""
+        return len(self.constants[0])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says of images and outputs."""
+        mean, std = self.constants
+        return {"class_names": self.class_names, "mean": mean, "std": std}
+
+    def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
+        """The data of a client; options as of ``ClientData``."""
+        return ClientData(self, client, seed, **options)
+
+    def check(self) -> None:
+        """Read and deal the dataset.
+
+        Raises:
+            InputError: the dataset is not what the configuration needs.
+        """
+        if self.config.normalization == "imagenet" and self.source.channels != 3:
+            remedy = "is of colour images; the dataset's are grey: take data"
+            raise InputError("normalization", self.config.normalization, remedy)
+        self.partition  # noqa: B018 - dealt once, here
+
+    def summary(self) -> str:
+        """The split in one line."""
+        if self.config.on_sites:
+            return f"{self.config.num_clients} sites with images of their own"
+        return summary(self.config, self.source, self.partition)
+
+    def class_counts(self) -> str:
+        """The split as CSV: for every client and split, the number of images of each class."""
+        return class_counts(self.source, self.partition)

@@ -1,0 +1,198 @@
+"""What crosses the wire between server and nodes. No other file knows the names in a message.
+
+What every message says first is in ``handshake.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from lit_fedbabu.handshake import VERSION, Code, WireError, checked, checked_record
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Shared weights by their names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What the server asks of a node's clients in a round.
+
+    Args:
+        server_round: number of the round, from 1.
+        clients: those that are asked.
+        memory: folder of what clients keep, absolute or relative to the node's state folder.
+        learning_rate: of SGD in this round; read when training.
+        personalize: whether an evaluation also fine-tunes.
+    """
+
+    server_round: int
+    clients: tuple[int, ...] = ()
+    memory: str = ""
+    learning_rate: float = 0.0
+    personalize: bool = False
+
+    def to_config(self) -> dict[str, Any]:
+        """The order as the ``config`` of a Flower NumPyClient."""
+        return {
+            "server-round": self.server_round,
+            "clients": list(self.clients),
+            "memory": self.memory,
+            "learning-rate": self.learning_rate,
+            "personalize": self.personalize,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Order:
+        """Read the ``config`` of a Flower NumPyClient; all but "server-round" may be left out."""
+        return cls(
+            config["server-round"],
+            tuple(config.get("clients", ())),
+            config.get("memory", ""),
+            config.get("learning-rate", 0.0),
+            config.get("personalize", False),
+        )
+
+    def to_record(self, arrays: ArrayRecord, code: Code) -> RecordDict:
+        """The content of a message, with the shared weights."""
+        config = {**code.entries(), **self.to_config()}
+        return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> tuple[Order, ArrayRecord]:
+        """The order in a message, and the shared weights; raises WireError."""
+        config = checked(content, "config", "server-round", "clients", "memory", "learning-rate", "personalize")
+        return cls.from_config(config), content.array_records["arrays"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientUpdate:
+    """What one client trained.
+
+    Args:
+        client: its number.
+        num_train: its training images.
+        train_loss: mean loss in nats.
+        arrays: its shared weights.
+    """
+
+    client: int
+    num_train: int
+    train_loss: float
+    arrays: Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why one client of a node did not train.
+
+    Args:
+        client: its number.
+        reason: the exception, in a line.
+        traceback: of the exception.
+    """
+
+    client: int
+    reason: str
+    traceback: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReply:
+    """A node's answer to an order to train.
+
+    Args:
+        updates: of the clients that trained.
+        failures: of those that did not.
+    """
+
+    updates: Sequence[ClientUpdate]
+    failures: Sequence[Failure] = ()
+
+    @property
+    def clients(self) -> set[int]:
+        """The clients that the reply speaks of."""
+        return {each.client for each in (*self.updates, *self.failures)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shared weights in the reply, without framing."""
+        return sum(array.nbytes for update in self.updates for array in update.arrays.values())
+
+    def to_record(self) -> RecordDict:
+        """The content of the reply: each shared array once, stacked over the clients in their order."""
+        names = self.updates[0].arrays if self.updates else {}
+        stacks = {name: np.stack([update.arrays[name] for update in self.updates]) for name in names}
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord({name: Array(stacked) for name, stacked in stacks.items()}),
+                "metrics": MetricRecord(_columns(self.updates, "client", "num_train", "train_loss")),
+                "reply": ConfigRecord({"version": VERSION}),
+            }
+        )
+        if self.failures:
+            content["failures"] = ConfigRecord(_columns(self.failures, "client", "reason", "traceback"))
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> TrainReply:
+        """Read a reply; raises WireError."""
+        checked(content, "reply")
+        columns = _rows(content, "metrics", "client", "num_train", "train_loss")
+        stacks = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+        updates = [
+            ClientUpdate(*row, {name: stacked[place] for name, stacked in stacks.items()})
+            for place, row in enumerate(columns)
+        ]
+        failed = _rows(content, "failures", "client", "reason", "traceback") if "failures" in content else []
+        return cls(updates, [Failure(*row) for row in failed])
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateReply:
+    """A node's answer to an order to evaluate.
+
+    Args:
+        rows: for each client its number under ``client``, and its entry in results.json.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def clients(self) -> set[int]:
+        """The clients that the reply speaks of."""
+        return {row["client"] for row in self.rows}
+
+    def to_record(self) -> RecordDict:
+        """The content of the reply."""
+        metrics = {key: [row[key] for row in self.rows] for key in self.rows[0]}
+        return RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> EvaluateReply:
+        """Read a reply; raises WireError."""
+        checked(content, "reply")
+        names = list(checked_record(content, "metrics", "client", "num_test"))
+        return cls([dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)])
+
+
+def _columns(rows: Iterable[Any], *names: str) -> dict[str, list[Any]]:
+    rows = list(rows)
+    return {name: [getattr(row, name) for row in rows] for name in names} if rows else {}
+
+
+def _rows(content: RecordDict, name: str, *keys: str) -> list[tuple[Any, ...]]:
+    """For each client the values under the keys."""
+    record: Mapping[str, Any] = content[name]
+    if not record:
+        return []
+    checked_record(content, name, *keys)
+    try:
+        return list(zip(*(record[key] for key in keys), strict=True))
+    except (TypeError, ValueError):
+        raise WireError(f"a message whose {name!r} has not one value of each of {', '.join(keys)} per client") from None

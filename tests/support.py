@@ -1,0 +1,178 @@
+import hashlib
+import random
+
+import datasets
+import numpy as np
+import psutil
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
+
+from lit_fedbabu import client_app
+from lit_fedbabu.config import Config
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.models import BodyAndHead, build_model
+from lit_fedbabu.personal.sweep import Personalizer, Tuning
+from lit_fedbabu.records.results import results
+from lit_fedbabu.tasks.images.sources import Source
+from lit_fedbabu.tasks.images.tables import Split
+from lit_fedbabu.tasks.images.transforms import augment, normalize
+
+
+def write_tiny_dataset(folder):
+    """Ten classes of noise around a colour of their own, 24 training and 10 test images each, as parquet files."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 25, (10, 1, 1, 3))
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list("abcdefghij"))})
+    for split, count in (("train", 24), ("test", 10)):
+        labels = list(range(10)) * count
+        images = [(colours[label] + rng.integers(0, 230, (32, 32, 3))).astype(np.uint8) for label in labels]
+        rows = {"img": [Image.fromarray(image) for image in images], "label": labels}
+        path = folder / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return folder
+
+
+def tiny_config(**changes):
+    """Six clients of the tiny dataset, two rounds."""
+    options = {
+        "dataset": tiny_config.dataset,
+        "num_clients": 6,
+        "num_server_rounds": 2,
+        "num_local_epochs": 1,
+        "fraction_train": 0.5,
+        "batch_size": 10,
+        "num_finetune_epochs": 1,
+        "evaluate_every": 1,
+        "precision": "32-true",
+        "weight_decay": 0.01,
+    }
+    return Config(**{**options, **changes})
+
+
+class FakeGrid:
+    """Flower's Grid in this process: real messages through the real ClientApp, without transport.
+
+    Node ids are random, as in Flower. ``messages`` and ``replies`` keep all that went over the wire.
+    """
+
+    def __init__(self, config, nodes=1, shuffle=False, run_config=None):
+        self.random = random.Random(nodes)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # as in a server's process
+        ids = [self.random.getrandbits(60) for _ in range(nodes)]
+        run_config = run_config or config.to_run_config()
+        self.contexts = {
+            node: Context(1, node, {"partition-id": place, "num-partitions": nodes}, RecordDict(), run_config)
+            for place, node in enumerate(ids)
+        }
+        self.shuffle = shuffle
+        self.messages, self.replies = [], []
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            replies.append(self.answer(message, self.contexts[node]))
+        self.messages += messages
+        self.replies += replies
+        if self.shuffle:
+            self.random.shuffle(replies)
+        return replies
+
+    def answer(self, message, context) -> Message:
+        return client_app.app(message, context)
+
+
+def ours(folder):
+    """Processes of Flower whose home is in the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in process.environ().get("FLWR_HOME", ""):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def unavailable(message):
+    """What Flower answers for a node that sends no heartbeat: the answer comes from Flower, and names no node."""
+    reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
+
+
+def state_digest(state):
+    """A short digest of names, shapes and bits of a state: equal exactly if the weights are."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+BALANCED = Source(
+    train=Split(np.empty((50_000, 0)), np.arange(50_000) % 10),
+    test=Split(np.empty((10_000, 0)), np.arange(10_000) % 10),
+    class_names=tuple("abcdefghij"),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+)
+
+
+def counts(parts, labels):
+    return np.stack([np.bincount(labels[part], minlength=10) for part in parts])
+
+
+def batches(experiment, client, server_round):
+    """The batches that a client sees in a round, drawn as the specification says: order, then augmentation.
+
+    Returns a function that yields those of so many epochs more.
+    """
+    config = experiment.config
+    seed = config.derived_seed("train", server_round, client)
+    data = experiment.client_data(client, seed)
+    augmentation = torch.Generator().manual_seed(seed + 1)
+
+    def more(epochs):
+        for _ in range(epochs):
+            for images, labels in data.train_dataloader():
+                augmented = augment(images, config.augmentation, augmentation)
+                yield normalize(augmented, *data.constants), labels
+
+    return more
+
+
+def model_by_hand(experiment):
+    """The initial model, built without the package's own path to it."""
+    torch.set_num_threads(experiment.config.num_threads)
+    model = build_model(experiment.config.model_name, 10, experiment.config.derived_seed("model"))
+    return model.to(memory_format=torch.channels_last)
+
+
+NARROW = "tests.support:narrow_model"
+
+
+def narrow_model(num_classes, norm, channels):
+    """A model of a user's own, so small that a step takes a millisecond."""
+    convolution = torch.nn.Conv2d(channels, 8, kernel_size=3, stride=4)
+    body = torch.nn.Sequential(convolution, norm(8), torch.nn.ReLU(), torch.nn.Flatten())
+    return BodyAndHead(body, torch.nn.Linear(512, num_classes))
+
+
+def tiny(**changes):
+    """The experiment of ``tiny_config``."""
+    return Experiment(tiny_config(**changes))
+
+
+def finetuned(federation, clients, config=None):
+    """The content of the results.json of a fine-tuning of these clients."""
+    config = config or federation.config
+    personalizer = Personalizer(Experiment(config), federation, [Tuning(config, None)])
+    rows = [personalizer.personalize(0, [client])[0] for client in clients]
+    return results(config.algorithm, federation.rounds, rows)
