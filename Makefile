@@ -1,27 +1,40 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: demo test results golden bench scale setup tensorboard
+.PHONY: help demo check format test results golden bench scale setup tensorboard
 
-demo: setup
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
+
+demo: setup ## run a small federation on scikit-learn's digits
 	$(RUN) lit_fedbabu.run configs/demo.toml
 
-test: setup
+check: setup ## format, lint, types and the order of the rooms
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	$(RUN) mypy
+	$(RUN) pytest -n 0 tests/ground/test_house.py
+
+format: setup ## format every file and mend what ruff can mend
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+test: setup ## run the test suite
 	$(RUN) pytest
 
-results: setup
+results: setup ## make the tables and figures of results/
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results
 
-bench: setup
+bench: setup ## measure a round beside two plain loops
 	$(RUN) benchmarks.bench
 
-scale: setup
+scale: setup ## measure rounds among many clients
 	$(RUN) benchmarks.scale
 
-golden: setup
-	$(RUN) pytest tests/test_golden.py --rewrite-golden
+golden: setup ## write tests/golden anew: only for a reason
+	$(RUN) pytest tests/server/test_golden.py --rewrite-golden
 
-setup: .venv/.ready
+setup: .venv/.ready ## prepare .venv at the versions of constraints.txt
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -30,5 +43,5 @@ setup: .venv/.ready
 		--constraint constraints.txt --editable . --group dev
 	touch $@
 
-tensorboard: setup
+tensorboard: setup ## show tb_logs/
 	$(RUN) tensorboard.main --logdir tb_logs

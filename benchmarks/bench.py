@@ -23,11 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.loops import Common, Tuned
 from benchmarks.setting import append, machine, noise, rounds_of
-from lit_fedbabu import preflight, runs, sources, update
-from lit_fedbabu.algorithms import shared_state
-from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu import system
+from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
-from lit_fedbabu.partition import partition
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.precision import resolve_precision
 
 CLIENTS = 10
 """Of a round; each has 500 training and 100 test images, as in the reference experiment."""
@@ -45,14 +45,14 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts: as lit_fedbabu.run sets it for its workers
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": runs.MALLOC})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": system.MALLOC})
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = scratch
         config = Config(
             dataset=str(noise(Path(scratch) / "noise", 500 * CLIENTS, 100 * CLIENTS)),
             num_clients=CLIENTS,
             fraction_train=1.0,
-            precision=preflight.resolve_precision(arguments.precision),
+            precision=resolve_precision(arguments.precision),
             output_dir=scratch,
         )
         measured = {
@@ -109,10 +109,11 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
 
 def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
     """What one process does with one client, on one core."""
-    source, parts = sources.source_of(config), partition(config)
+    experiment = Experiment(config)
+    source, parts = experiment.task.source, experiment.task.partition
     train = source.train.images[parts.train[0]], source.train.labels[parts.train[0]]
     test = source.test.images[parts.test[0]], source.test.labels[parts.test[0]]
-    client, order, received = _client(config, 0)
+    client, order, received = _client(experiment, 0)
     common = Common(config, train, test)
     with_threads = _threads(1)
     in_bf16 = config.precision == "bf16-mixed"
@@ -126,7 +127,7 @@ def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
         "fine-tuning, common": with_threads(common.personalize),
     }
     if in_bf16:
-        in_float32, *_ = _client(dataclasses.replace(config, precision="32-true"), 0)
+        in_float32, *_ = _client(Experiment(dataclasses.replace(config, precision="32-true")), 0)
         work["round, floor in float32"] = Tuned(config, *train).train
         work["round, ours in float32"] = lambda: in_float32.fit(received, order)
     return work
@@ -134,25 +135,27 @@ def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
 
 def _all_cores(config: Config) -> dict[str, Callable[[], Any]]:
     """A round of all clients: ours in as many processes as there are cores, the common one in one process."""
-    pool = ProcessPoolExecutor(runs.available_cores(), multiprocessing.get_context("spawn"))
-    list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))  # imports, and every process has seen the data
-    source, parts = sources.source_of(config), partition(config)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(system.available_cores(), context, initializer=_start_worker, initargs=(config,))
+    list(pool.map(_fit, range(CLIENTS)))  # imports, and every process has seen the data
+    task = Experiment(config).task
+    source, parts = task.source, task.partition
     commons = [
         Common(
             config,
             (source.train.images[train], source.train.labels[train]),
             (source.test.images[test], source.test.labels[test]),
         )
-        for train, test in zip(parts.train, parts.test)
+        for train, test in zip(parts.train, parts.test, strict=True)
     ]
-    with_threads = _threads(runs.available_cores())
+    with_threads = _threads(system.available_cores())
     common = {
         f"{title} of {CLIENTS} clients, common, one process": with_threads(
             lambda what=what: [getattr(each, what)() for each in commons]
         )
         for title, what in (("round", "train"), ("evaluation", "evaluate"), ("fine-tuning", "personalize"))
     }
-    ours = {ALONE: lambda: list(pool.map(_fit, [config] * CLIENTS, range(CLIENTS)))}
+    ours = {ALONE: lambda: list(pool.map(_fit, range(CLIENTS)))}
     return ours | common
 
 
@@ -161,7 +164,7 @@ def _through_flower(config: Config, rounds: int = 4) -> dict[str, Any]:
     told = {**config.to_run_config(), "num-server-rounds": rounds, "evaluate-every": rounds, "num-finetune-epochs": 0}
     config = Config.from_run_config({**told, "run-name": "flower"})
     with _peak_memory("ClientAppActor") as peak:
-        elapsed, seconds = zip(*rounds_of(config, rounds))
+        elapsed, seconds = zip(*rounds_of(config, rounds), strict=True)
     events = EventAccumulator(str(Path(config.output_dir) / "flower")).Reload()
     moved = {way: int(events.Scalars(f"communication/bytes_{way}")[-1].value) for way in ("up", "down")}
     return {
@@ -172,15 +175,22 @@ def _through_flower(config: Config, rounds: int = 4) -> dict[str, Any]:
     }
 
 
-def _client(config: Config, client: int) -> tuple[FedBABUClient, dict[str, Any], list[np.ndarray]]:
-    state = shared_state(config, update.initial_module(config).model.state_dict())
-    order = {"server-round": 1, "learning-rate": config.learning_rate}
-    participant = FedBABUClient(config, client, Path(config.output_dir))
-    return participant, order, [value.numpy() for value in state.values()]
+def _client(experiment: Experiment, client: int) -> tuple[FedBABUClient, dict[str, Any], list[np.ndarray]]:
+    order = {"server-round": 1, "learning-rate": experiment.config.learning_rate}
+    participant = FedBABUClient(experiment, client, Path(experiment.config.output_dir))
+    return participant, order, [value.numpy() for value in experiment.initial_shared().values()]
 
 
-def _fit(config: Config, client: int) -> None:
-    participant, order, received = _client(config, client)
+_of_worker: list[Experiment] = []
+"""In a worker process: the experiment whose clients it trains."""
+
+
+def _start_worker(config: Config) -> None:
+    _of_worker.append(Experiment(config))
+
+
+def _fit(client: int) -> None:
+    participant, order, received = _client(_of_worker[0], client)
     participant.fit(received, order)
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from lit_fedbabu.batches import IMAGENET_MEAN, IMAGENET_STD, augment, normalize
 from lit_fedbabu.config import Config
+from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, normalize
 
 
 class Tuned:

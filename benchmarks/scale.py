@@ -10,8 +10,8 @@ import psutil
 from matplotlib.figure import Figure
 
 from benchmarks.setting import RESULTS, append, machine, noise, rounds_of
-from lit_fedbabu import figures
 from lit_fedbabu.config import Config
+from lit_fedbabu.records import plots
 
 SIZES = (100, 1_000, 10_000)
 PARTICIPANTS, IMAGES, ROUNDS = 10, 5, 30
@@ -50,7 +50,7 @@ def main() -> int:
                 f"  start {started[0]:.1f} s"
             )
     append("scale.jsonl", {"machine": machine(config), **found})
-    with figures.style():
+    with plots.style():
         _draw(found).savefig(RESULTS / "scale.png", dpi=200)
     return 0
 
@@ -66,8 +66,8 @@ def _server_memory() -> int:
 
 
 def _draw(found: dict[str, list]) -> Figure:
-    figure = Figure(figsize=(figures.COLUMN, 4.2))
-    for axes, key in zip(figure.subplots(3, 1, sharex=True), ("round s", "server MB", "start-up s")):
+    figure = Figure(figsize=(plots.COLUMN, 4.2))
+    for axes, key in zip(figure.subplots(3, 1, sharex=True), ("round s", "server MB", "start-up s"), strict=True):
         values = [np.mean(value) for value in found[key]]
         axes.plot(found["clients"], values, marker="o")
         axes.set(xscale="log", ylim=(0, 1.3 * max(values)), ylabel=key.replace(" s", " (s)").replace(" MB", " (MB)"))

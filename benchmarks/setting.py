@@ -15,8 +15,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from lit_fedbabu import preflight, runs
+from lit_fedbabu import system
 from lit_fedbabu.config import Config
+from lit_fedbabu.learning.precision import trains_on
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,8 +63,8 @@ def machine(config: Config) -> dict[str, Any]:
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
     return {
         "cpu": found[1] if found else platform.processor(),
-        "cores": runs.available_cores(),
-        "trains on": preflight.trains_on(config),
+        "cores": system.available_cores(),
+        "trains on": trains_on(config.precision),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -191,7 +191,8 @@ class Config:
 
     def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
         """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
-        rate, factor = getattr(self, field), getattr(self, f"{field}_decay")
+        rate: float = getattr(self, field)
+        factor: float = getattr(self, f"{field}_decay")
         for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
             if 0 < milestone < server_round:
                 rate *= factor

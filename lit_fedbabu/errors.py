@@ -3,8 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 
 class InputError(ValueError):
@@ -25,8 +24,10 @@ class RunError(RuntimeError):
     """The run cannot go on. The message says in one line why, and what to do."""
 
 
-Command = Callable[[list[str] | None], int]
-"""A command: takes the words after its name (None: those of the process) and returns the exit status."""
+class Command(Protocol):
+    """A command: takes the words after its name (None: those of the process) and returns the exit status."""
+
+    def __call__(self, argv: list[str] | None = None) -> int: ...
 
 
 def one_line_errors(main: Command) -> Command:

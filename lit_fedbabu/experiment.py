@@ -43,6 +43,7 @@ class Experiment:
         Raises:
             InputError: an option is outside its limits.
         """
+        self._initial  # noqa: B018 - built before the copy, so that both have it
         other = copy.copy(self)
         other.config = dataclasses.replace(
             self.config, finetune_part=part, num_finetune_epochs=epochs, finetune_learning_rate=learning_rate

@@ -42,7 +42,7 @@ class Code:
         """The content of a ``PLACE`` message."""
         return RecordDict({"config": ConfigRecord(self.entries())})
 
-    def entries(self) -> dict[str, str | int]:
+    def entries(self) -> dict[str, Any]:
         """What a message says of the version and of the code."""
         return {"version": VERSION, "source-digest": self.digest, "source-folder": self.folder}
 
@@ -77,7 +77,12 @@ class Place:
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        answer = {"version": VERSION, "node": self.node, "nodes": self.nodes, "trains-on": self.trains_on}
+        answer: dict[str, Any] = {
+            "version": VERSION,
+            "node": self.node,
+            "nodes": self.nodes,
+            "trains-on": self.trains_on,
+        }
         return RecordDict({"place": ConfigRecord(answer)})
 
     @classmethod

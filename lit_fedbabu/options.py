@@ -48,7 +48,7 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         InputError: the type is wrong, or the value is outside the limits of the field.
     """
     key, limits = key_of(field), field.metadata
-    kind = field.type if isinstance(field.type, type) else TYPES[str(field.type)]
+    kind: Any = field.type if isinstance(field.type, type) else TYPES[str(field.type)]
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

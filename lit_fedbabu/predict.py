@@ -83,10 +83,13 @@ def export(model: Classifier, form: str, path: Path) -> None:
         if form == "torch":
             torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), scratch)
         else:
-            names = {"input_names": ["images"], "output_names": ["logits"]}
-            torch.onnx.export(model, (example,), dynamo=True, dynamic_shapes=sizes, verbose=False, **names).save(
-                scratch
-            )
+            program = torch.onnx.export(
+                model, (example,), dynamo=True, dynamic_shapes=sizes, verbose=False,
+                input_names=["images"], output_names=["logits"],
+            )  # fmt: skip
+            if program is None:
+                raise RuntimeError("PyTorch exported no ONNX program")
+            program.save(scratch)
         scratch.replace(path)
     except ImportError as error:
         remedy = f"needs the package {error.name}: pip install onnx onnxscript"

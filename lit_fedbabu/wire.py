@@ -117,7 +117,7 @@ class TrainReply:
     @property
     def clients(self) -> set[int]:
         """The clients that the reply speaks of."""
-        return {each.client for each in (*self.updates, *self.failures)}
+        return {update.client for update in self.updates} | {failure.client for failure in self.failures}
 
     @property
     def nbytes(self) -> int:
@@ -146,8 +146,8 @@ class TrainReply:
         columns = _rows(content, "metrics", "client", "num_train", "train_loss")
         stacks = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
         updates = [
-            ClientUpdate(*row, {name: stacked[place] for name, stacked in stacks.items()})
-            for place, row in enumerate(columns)
+            ClientUpdate(client, count, loss, {name: stacked[place] for name, stacked in stacks.items()})
+            for place, (client, count, loss) in enumerate(columns)
         ]
         failed = _rows(content, "failures", "client", "reason", "traceback") if "failures" in content else []
         return cls(updates, [Failure(*row) for row in failed])
@@ -170,7 +170,7 @@ class EvaluateReply:
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        metrics = {key: [row[key] for row in self.rows] for key in self.rows[0]}
+        metrics: dict[str, Any] = {key: [row[key] for row in self.rows] for key in self.rows[0]}
         return RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
 
     @classmethod
@@ -181,7 +181,7 @@ class EvaluateReply:
         return cls([dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)])
 
 
-def _columns(rows: Iterable[Any], *names: str) -> dict[str, list[Any]]:
+def _columns(rows: Iterable[Any], *names: str) -> dict[str, Any]:
     rows = list(rows)
     return {name: [getattr(row, name) for row in rows] for name in names} if rows else {}
 

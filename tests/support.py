@@ -1,4 +1,5 @@
 import hashlib
+import json
 import random
 
 import datasets
@@ -8,6 +9,7 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app
 from lit_fedbabu.config import Config
@@ -15,8 +17,10 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.models import BodyAndHead, build_model
 from lit_fedbabu.personal.sweep import Personalizer, Tuning
 from lit_fedbabu.records.results import results
+from lit_fedbabu.records.run_folder import FAILURES, RESULTS
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
+from lit_fedbabu.tasks.images.task import ImageClassification
 from lit_fedbabu.tasks.images.transforms import augment, normalize
 
 
@@ -165,6 +169,16 @@ def narrow_model(num_classes, norm, channels):
     return BodyAndHead(body, torch.nn.Linear(512, num_classes))
 
 
+def partition(config):
+    """Which images each client has."""
+    return ImageClassification(config).partition
+
+
+def client_data(config, client, seed=0, **options):
+    """The data of a client."""
+    return ImageClassification(config).client_data(client, seed, **options)
+
+
 def tiny(**changes):
     """The experiment of ``tiny_config``."""
     return Experiment(tiny_config(**changes))
@@ -176,3 +190,32 @@ def finetuned(federation, clients, config=None):
     personalizer = Personalizer(Experiment(config), federation, [Tuning(config, None)])
     rows = [personalizer.personalize(0, [client])[0] for client in clients]
     return results(config.algorithm, federation.rounds, rows)
+
+
+MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {
+    f"{name}_{kind}"
+    for name in ("initial", "personalized")
+    for kind in ("accuracy", "loss", "calibration_error", "template_accuracy", "other_classes_accuracy")
+}
+"""Entries of a client in results.json, for one epoch of fine-tuning, beside its number and that of its images."""
+
+
+def files_that_decide(folder):
+    """Checkpoints and results, byte for byte."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in [*folder.glob("checkpoints/*"), *folder.glob("memory/*/*.safetensors"), folder / RESULTS]
+    }
+
+
+def curves(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag not in ("time/seconds_per_round", "communication/bytes_down")  # the latter grows with the nodes
+    }
+
+
+def failures_of(folder):
+    return [json.loads(line) for line in (folder / FAILURES).read_text().splitlines()]

@@ -5,9 +5,9 @@ import torch
 from benchmarks.bench import ratios
 from benchmarks.loops import Common, Tuned
 from benchmarks.setting import machine
-from lit_fedbabu.batches import IMAGENET_MEAN, IMAGENET_STD, normalize
 from lit_fedbabu.config import Config
-from lit_fedbabu.models import build_model
+from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 def test_all_loops_train_the_same_function():
@@ -31,7 +31,7 @@ def test_all_loops_train_the_same_function():
     for train, loop in ((tuned.train, tuned), (common.train, common)):
         before = [weight.clone() for weight in loop.model.parameters()]
         train()
-        moved = [not torch.equal(weight, value) for weight, value in zip(loop.model.parameters(), before)]
+        moved = [not torch.equal(weight, value) for weight, value in zip(loop.model.parameters(), before, strict=True)]
         assert any(moved[:-2]) and not any(moved[-2:]), "the body trains and the head does not"
     common.personalize()
     assert not torch.equal(common.model[1].weight, model.head.weight), "fine-tuning trains the head too"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -167,7 +167,15 @@ def finetuning_data(
     ]
 
 
-def finetuning_of(experiment: Experiment) -> dict[str, str | int | float]:
+class FineTuning(TypedDict):
+    """Options of ``trainer.personalize``."""
+
+    part: str
+    epochs: int
+    learning_rate: float
+
+
+def finetuning_of(experiment: Experiment) -> FineTuning:
     """Part, epochs and learning rate of fine-tuning, as ``trainer.personalize`` takes them."""
     config = experiment.config
     return {

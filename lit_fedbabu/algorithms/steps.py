@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_fedbabu.config import Config
 
@@ -26,8 +26,8 @@ class Proximal(L.Callback):
         self.anchor = {name: value.detach().clone() for name, value in anchor.items()}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        for name, weight in module.model.named_parameters():
-            if weight.requires_grad:
+        for name, weight in _model_of(module).named_parameters():
+            if weight.requires_grad and weight.grad is not None:
                 weight.grad.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
 
 
@@ -53,18 +53,19 @@ class FirstOrderMaml(L.Callback):
         self._step_back(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        weights = {name: weight for name, weight in module.model.named_parameters() if weight.requires_grad}
+        weights = {name: weight for name, weight in _model_of(module).named_parameters() if weight.requires_grad}
         if self.before:
             self._step_back(module)
             return
         self.before = {name: weight.detach().clone() for name, weight in weights.items()}
         with torch.no_grad():
             for weight in weights.values():
-                weight.sub_(weight.grad, alpha=self.rate)
+                if weight.grad is not None:
+                    weight.sub_(weight.grad, alpha=self.rate)
                 weight.grad = None  # the optimizer leaves a weight without gradient alone, and its momentum too
 
     def _step_back(self, module: L.LightningModule) -> None:
-        for name, weight in module.model.named_parameters():
+        for name, weight in _model_of(module).named_parameters():
             if name in self.before:
                 weight.data.copy_(self.before[name])
         self.before = {}
@@ -78,3 +79,7 @@ STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]
     ],
 }
 """Fresh callbacks for a client's round, by its number, that starts from the weights ``start``."""
+
+
+def _model_of(module: L.LightningModule) -> nn.Module:
+    return module.get_submodule("model")

@@ -42,6 +42,8 @@ def answer(what: str, message: Message, context: Context) -> Message:
     with _connected(_address()) as connection:
         try:
             connection.send((what, message, context))
+            answered: Message
+            raised: str
             answered, raised = connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(f"the process that was to {what} was killed; the node may be out of memory") from None
@@ -145,11 +147,11 @@ def _answer(answers: Answers, connection: Connection) -> None:
 
     threading.Thread(target=end_with_who_asked, daemon=True).start()
     try:
-        told = answers[what](message, context), ""
+        reply: tuple[Message | None, str] = answers[what](message, context), ""
     except Exception as error:
         traceback.print_exc()
-        told = None, f"{type(error).__name__}: {error}"
-    connection.send(told)
+        reply = None, f"{type(error).__name__}: {error}"
+    connection.send(reply)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
 def _status(home: Path) -> tuple[str, str]:
     """What Flower says of the only run there is, and its reason."""
     command = [system.program("flwr"), "list", "own", "--format", "json"]
-    answer = subprocess.run(command, env=superlink.environment(home), capture_output=True, text=True)
+    answer = subprocess.run(command, env=superlink.environment(home), capture_output=True, text=True, check=False)
     try:
         run = json.loads(answer.stdout)["runs"][0]
         return run["status"], " ".join(run.get("status-details", "").split())

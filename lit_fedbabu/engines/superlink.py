@@ -83,7 +83,8 @@ def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _listens(port: int) -> bool:

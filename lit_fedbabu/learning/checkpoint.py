@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.learning.models import build_model, in_format
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.module import LitFedBABU
@@ -57,9 +57,10 @@ class Checkpoint:
         """The model with its weights, in evaluation mode."""
         options = self.hyper_parameters
         dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
-        model = _new_model(options).to(dtype=dtype, memory_format=torch.channels_last)
+        model = in_format(_new_model(options), dtype)
         model.load_state_dict(self.state)
-        return model.eval()
+        model.eval()
+        return model
 
 
 def save(module: LitFedBABU, path: Path) -> None:

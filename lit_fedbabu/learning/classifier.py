@@ -70,7 +70,8 @@ class Classifier(nn.Module):
                 return self._pixels(opened)
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
-        return with_channels(to_array(image)[None], self.channels)[0]
+        pixels: Pixels = with_channels(to_array(image)[None], self.channels)[0]
+        return pixels
 
 
 def load_model(path: str | Path, trusted_model: str = "") -> Classifier:

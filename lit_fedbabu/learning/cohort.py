@@ -102,7 +102,7 @@ class LitCohort(PartModule):
         self, batch: list[Group], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
         """For every client what a single module gives: features (B, F), logits (B, num_classes) and labels (B,)."""
-        predicted = {}
+        predicted: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for clients, images, labels in batch:
             features = self._each(clients, images, "body")
             own = self.in_weights_dtype(features.flatten(2), self._each(clients, features, "head"), labels)
@@ -118,7 +118,7 @@ class LitCohort(PartModule):
         module = self.model.get_submodule(part)
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         rows = {name: value[self._rows(clients)] for name, value in state.items()}
-        outputs = vmap(lambda own, x: functional_call(module, own, (x,)), randomness="different")(rows, inputs)
+        outputs: Tensor = vmap(lambda own, x: functional_call(module, own, (x,)), randomness="different")(rows, inputs)
         if len(clients) < len(self._members):
             for name, buffer in module.named_buffers():
                 buffer[clients] = rows[name]

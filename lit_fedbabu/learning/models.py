@@ -120,6 +120,11 @@ def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch
     return model
 
 
+def in_format(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with weights of the type, in the memory format that convolutions are fastest in."""
+    return model.to(dtype=dtype).to(memory_format=torch.channels_last)
+
+
 def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
     """The user's own ``build(num_classes, norm, channels)``, named as in ``my_package.my_module:build``."""
     module, colon, name = model_name.partition(":")
@@ -127,6 +132,7 @@ def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
     if not colon:
         raise InputError("model-name", model_name, remedy)
     try:
-        return getattr(importlib.import_module(module), name)
+        build: Callable[[int, Norm, int], nn.Module] = getattr(importlib.import_module(module), name)
+        return build
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError("model-name", model_name, f"{remedy}; {error}") from None

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.parts import PARTS, parts_of
 
 
@@ -99,7 +99,7 @@ class LitFedBABU(PartModule):
         self.save_hyperparameters()
         self.provenance = {}
         initial = build_model(model_name, num_classes, model_seed, norm, channels)
-        self.model = initial.to(dtype=getattr(torch, dtype), memory_format=torch.channels_last)
+        self.model = in_format(initial, getattr(torch, dtype))
         self.train_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")

@@ -15,7 +15,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
-from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe
+from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe, together
 from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalization
 
 AUTOMATIC_COHORT = 10
@@ -31,7 +31,7 @@ def quiet_lightning() -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    registry.entry_points = lru_cache(registry.entry_points)
+    registry.entry_points = lru_cache(registry.entry_points)  # type: ignore[attr-defined, assignment]
 
 
 def new_trainer(config: Config, **options: Any) -> L.Trainer:
@@ -185,7 +185,7 @@ class _Curves(L.Callback):
 
 
 def _together(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> tuple[PartModule, ClientData | CohortData]:
-    return (modules[0] if len(modules) == 1 else LitCohort(modules)), data[0].together(data)
+    return (modules[0] if len(modules) == 1 else LitCohort(modules)), together(data)
 
 
 def _of_client(client: int, predicted: list[list[Mapping[int, Predicted]]]) -> list[list[Predicted]]:

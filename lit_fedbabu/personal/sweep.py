@@ -88,13 +88,14 @@ class Personalizer:
         personal = personal_models(experiment, clients, *self.received)
         for client, (module, outcome) in zip(clients, personal, strict=True):
             row = {"client": client, **outcome.as_row()}
+            saved = module
             if tuning.running_statistics:
-                module, measured = with_running_statistics(experiment, client, module)
+                saved, measured = with_running_statistics(experiment, client, module)
                 row |= measured
             if tuning.save_to is not None:
                 facts = {"client": client, "running_statistics": tuning.running_statistics}
-                module.provenance = experiment.provenance("personal", round=self.received[0], **facts)
-                checkpoint.save(module, checkpoint_of(tuning.save_to, client))
+                saved.provenance = experiment.provenance("personal", round=self.received[0], **facts)
+                checkpoint.save(saved, checkpoint_of(tuning.save_to, client))
             rows.append(row)
         return rows
 

@@ -64,7 +64,7 @@ def read_federation(path: Path, trusted_model: str = "") -> Federation:
     content = checkpoint.read(path, trusted_model)
     provenance = content.provenance
     if content.kind != "federation":
-        remedy = f"is a personal model (its kind is {content.kind}); give the checkpoint of a federation"
+        remedy = f"is a {content.kind} model; give the checkpoint of a federation"
         raise InputError("checkpoint", str(path), remedy)
     config = content.config()
     algorithm = algorithm_of(config)

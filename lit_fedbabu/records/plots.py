@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lit_fedbabu.files import write_whole
 from lit_fedbabu.records.results import percent
@@ -22,7 +23,7 @@ MARKERS = "os^Dvp*"
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))
 BANDS = 3
 """Methods in a figure that get bands; those of more could not be told apart."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,7 +39,7 @@ STYLE = {
 }
 
 
-def style() -> AbstractContextManager:
+def style() -> AbstractContextManager[None]:
     """The look of all figures, while they are made and saved."""
     return matplotlib.rc_context(STYLE)
 
@@ -91,19 +92,19 @@ def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str) -
     axes.imshow(matrix[shown], aspect="auto", cmap="cividis", interpolation="nearest")
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     axes.set(yticks=range(len(shown)), xticks=range(len(names)))
-    axes.set_yticklabels([names[each] for each in shown])
+    axes.set_yticklabels([names[each] for each in shown.tolist()])
     axes.set_xticklabels(names, rotation=90)
     middle = matrix.max() / 2
     for (row, column), count in np.ndenumerate(matrix[shown]):
         if count:
             colour = "black" if count > middle else "white"
-            axes.text(column, row, count, ha="center", va="center", color=colour)
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
     return figure
 
 
 def label_epochs(axes: Axes, part: str, rate: float) -> None:
     axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def one_panel(height: float) -> tuple[Figure, Axes]:

@@ -42,7 +42,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def results(
+    algorithm: str, rounds: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
@@ -50,13 +52,13 @@ def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping
         rounds: the history of the federation, one entry per round, as it is in checkpoints.
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
     """
-    clients = [
+    rows: list[dict[str, Any]] = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in client.items()}
         for client in sorted(clients, key=lambda client: client["client"])
     ]
-    for client in clients:
+    for client in rows:
         client["gain"] = client["personalized_accuracy"] - client["initial_accuracy"]
-    measured = {key: [client[key] for client in clients if client[key] is not None] for key in clients[0]}
+    measured = {key: [client[key] for client in rows if client[key] is not None] for key in rows[0]}
     summary = {}
     for key, values in measured.items():
         if values and ("accuracy" in key or key == "gain"):
@@ -69,7 +71,7 @@ def results(algorithm: str, rounds: Sequence[Mapping], clients: Sequence[Mapping
         "summary": summary,
         "best_round_on_test_data": best_round(rounds),
         "rounds": list(rounds),
-        "clients": clients,
+        "clients": rows,
     }
 
 
@@ -87,17 +89,18 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise InputError("results", str(path), f"cannot be read: {error!r}") from None
 
 
-def best_round(rounds: Sequence[Mapping]) -> dict[str, Any] | None:
+def best_round(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Of the evaluated rounds, the first with the highest mean initial accuracy; the choice has seen test data."""
     evaluated = [entry for entry in rounds if "initial_accuracy" in entry]
     best = max(evaluated, key=lambda entry: entry["initial_accuracy"]["mean"], default=None)
-    return best and {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
+    return None if best is None else {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
 
 
 def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float | None]:
     """One of ``MEASURES`` over all clients, before and after fine-tuning; None where a result does not have it."""
     kind, statistic = MEASURES[title]
-    return tuple(outcome["summary"].get(f"{name}_{kind}", {}).get(statistic) for name in STAGES)
+    initial, personalized = (outcome["summary"].get(f"{stage}_{kind}", {}).get(statistic) for stage in STAGES)
+    return initial, personalized
 
 
 def table(outcome: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -27,8 +27,9 @@ class Board:
     def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
         resumed = any(folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
+        self._file_writer = cast(Any, self._writer).file_writer
         measures = {f"accuracy/{name}_mean": 0.0 for name in STAGES}
-        experiment, start, self._end = hparams(config.experiment(), measures)
+        experiment, start, self._end = hparams(config.experiment(), measures)  # type: ignore[no-untyped-call]
         if resumed:
             return
         options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
@@ -38,8 +39,8 @@ class Board:
             for name in STAGES
         }
         self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
-        self._writer.file_writer.add_summary(experiment)
-        self._writer.file_writer.add_summary(start)
+        self._file_writer.add_summary(experiment)
+        self._file_writer.add_summary(start)
         self._writer.flush()
 
     def round(self, server_round: int, scalars: Mapping[str, float]) -> None:
@@ -69,7 +70,7 @@ class Board:
             figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate)
             self._writer.add_figure("finetuning/accuracy_over_epochs", figure, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
-        self._writer.file_writer.add_summary(self._end)
+        self._file_writer.add_summary(self._end)
         self._writer.close()
 
 

@@ -1,8 +1,10 @@
 """Runs side by side: reading their folders, and grouping them by method."""
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.records.results import curve, percent, read_results
-from lit_fedbabu.records.run_folder import RESULTS, read_config
+from lit_fedbabu.records.run_folder import RESULTS, read_config, read_environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,14 @@ def read_run(folder: Path) -> Run:
         InputError: the folder has no finished run of this version.
     """
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
-    return Run(folder, read_config(folder), read_results(folder), tuple(read_run(each) for each in below))
+    return Run(folder, _resolved(folder), read_results(folder), tuple(read_run(each) for each in below))
+
+
+def _resolved(folder: Path) -> Config:
+    """The run's configuration, with the precision that "auto" stood for where it ran."""
+    config = read_config(folder)
+    found = re.search(r" in (\S+) with torch ", read_environment(folder).get("trains-on", ""))
+    return dataclasses.replace(config, precision=found[1]) if found and config.precision == "auto" else config
 
 
 def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
@@ -50,7 +59,7 @@ def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
     Raises:
         InputError: two of the runs have the same options and the same seed.
     """
-    groups: dict[tuple, list[Run]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in sorted(found, key=lambda run: list(ALGORITHMS).index(run.config.algorithm)):
         groups[tuple((key, value) for key, value in run.config.experiment().items() if key != "seed")].append(run)
     options = [dict(key) for key in groups]
@@ -58,7 +67,7 @@ def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
     named = {}
     for each, members in zip(options, groups.values(), strict=True):
         members.sort(key=lambda run: run.config.seed)
-        for one, other in zip(members, members[1:]):
+        for one, other in pairwise(members):
             if one.config.seed == other.config.seed:
                 raise InputError(
                     "RUN", str(other.folder), f"has the options and the seed of {one.folder}; leave one out"

@@ -64,7 +64,7 @@ def finetuning(methods: dict[str, list[Run]]) -> Figure:
     grid = figure.subplots(high, wide, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, ((part, rate), of_methods) in zip(grid.flat, panels.items()):
+    for axes, ((part, rate), of_methods) in zip(grid.flat, panels.items(), strict=False):  # more axes than panels
         for number, method in enumerate(methods):
             if members := of_methods.get(method):
                 epochs = range(min(len(run.curve) for run in members))
@@ -98,8 +98,8 @@ def partition(methods: dict[str, list[Run]]) -> Figure | None:
 
 def _with_legend(figure: Figure) -> Figure:
     """With the legend of all panels above them: three names in a column's width, and height for every row of them."""
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
     columns = min(len(lines), round(3 * figure.get_figwidth() / COLUMN))
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(lines) // columns))
-    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns)
+    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=columns)
     return figure

@@ -74,7 +74,7 @@ def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
 
 def measure_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """A row for every fine-tuning, method and measure that the results have: means over clients and seeds, 0 to 1."""
-    found: dict[tuple, dict[int, tuple]] = defaultdict(dict)
+    found: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = defaultdict(dict)
     for method, members in methods.items():
         for run in members:
             for tuned in tunings_of(run):

@@ -38,6 +38,6 @@ def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array]) -> str:
     found = {name: (value.shape, str(value.dtype)) for name, value in update.arrays.items()}
     if found != expected:
         return f"sent {found}, but the model has {expected}"
-    if not all(np.isfinite(value).all() for value in (update.train_loss, *update.arrays.values())):
+    if not all(np.isfinite(value).all() for value in [np.asarray(update.train_loss), *update.arrays.values()]):
         return "its weights or its loss are not finite; a lower learning-rate may help"
     return ""

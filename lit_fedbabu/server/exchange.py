@@ -155,7 +155,7 @@ class Exchange:
         for message in replies:
             node = message.metadata.src_node_id
             if message.has_error():
-                errors[node] = message.error.reason
+                errors[node] = message.error.reason or "an error without a reason"
                 continue
             try:
                 successful.append((node, form.from_record(message.content)))

@@ -80,7 +80,7 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float) -> dict[int, Place]:
     messages = [Message(Code.here().to_record(), node, PLACE) for node in nodes]
     replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
     answered = {node: replies[node] for node in nodes if node in replies}
-    reasons = [reply.error.reason for reply in answered.values() if reply.has_error()]
+    reasons = [str(reply.error.reason) for reply in answered.values() if reply.has_error()]
     if reasons:
         raise RunError(f"{len(reasons)} of {len(nodes)} nodes cannot take part: {'; '.join(reasons)}")
     try:

@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu import memory, runs, update
-from lit_fedbabu.algorithms import ALGORITHMS, algorithm_of, shared_state
-from lit_fedbabu.batches import ClientData
-from lit_fedbabu.checkpoint import read_checkpoint
-from lit_fedbabu.config import ConfigError
-from lit_fedbabu.models import parts_of, select
-from lit_fedbabu.module import LitFedBABU
-from tests.helpers import NARROW, batches, model_by_hand, start, tiny_config
+from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.records import run_folder
+from lit_fedbabu.records.federation import read_federation
+from tests.support import NARROW, batches, client_data, model_by_hand, tiny, tiny_config
 
 
 def sgd_by_hand(config, model, weights, stream, rate):
@@ -26,12 +28,12 @@ def sgd_by_hand(config, model, weights, stream, rate):
                 weight.add_(velocity[name], alpha=-rate)
 
 
-def round_by_hand(config, model, client, server_round, rate):
+def round_by_hand(experiment, model, client, server_round, rate):
     """A round of plain SGD, phase by phase, each with momentum from zero."""
-    more = batches(config, client, server_round)
-    for part, epochs in algorithm_of(config).phases:
+    more = batches(experiment, client, server_round)
+    for part, epochs in experiment.algorithm.phases:
         weights = select(dict(model.named_parameters()), parts_of(part))
-        sgd_by_hand(config, model, weights, more(getattr(config, epochs)), rate)
+        sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
 PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.personal and not row.pooled]
@@ -39,12 +41,12 @@ PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not r
 
 @pytest.mark.parametrize("algorithm", PLAIN)
 def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm, tmp_path):
-    config = tiny_config(algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, augmentation="crop-flip")
-    model, state = model_by_hand(config), start(config)
+    experiment = tiny(algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, augmentation="crop-flip")
+    model, state = model_by_hand(experiment), experiment.initial_shared()
     for server_round, rate in ((1, 0.1), (2, 0.01)):
-        state, _, _ = update.client_update(config, 3, server_round, state, rate, tmp_path)
-        round_by_hand(config, model, 3, server_round, rate)
-    ours = update.own_module(config, 3, 2, state, tmp_path).model.state_dict()
+        state, _, _ = update.client_update(experiment, 3, server_round, state, rate, tmp_path)
+        round_by_hand(experiment, model, 3, server_round, rate)
+    ours = update.own_module(experiment, 3, 2, state, tmp_path).model.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(ours[name], value), name
 
@@ -72,9 +74,9 @@ def test_the_table_is_as_the_papers_say(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
-    config = tiny_config(algorithm=algorithm, num_head_epochs=1)
-    before = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
-    state, _, _ = update.client_update(config, 2, 5, start(config), 0.1, tmp_path)
+    experiment = tiny(algorithm=algorithm, num_head_epochs=1)
+    before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
+    state, _, _ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path)
     row = ALGORITHMS[algorithm]
     shared, kept = parts_of(row.shared), row.kept
     assert state.keys() == select(before, shared).keys()
@@ -112,82 +114,86 @@ def test_algorithms_meet_where_they_are_the_same(changes, federate):
     states = []
     for change in changes:
         folder, _ = federate(tiny_config(model_name=NARROW, **change))
-        states.append(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+        states.append(LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("algorithm", ["fedprox", "ditto"])
 def test_the_proximal_pull_is_a_quadratic_loss(algorithm, tmp_path):
-    config = tiny_config(algorithm=algorithm, proximal_mu=0.7, num_local_epochs=2, weight_decay=0.0)
-    model = model_by_hand(config)
+    experiment = tiny(algorithm=algorithm, proximal_mu=0.7, num_local_epochs=2, weight_decay=0.0)
+    model = model_by_hand(experiment)
     anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
-    more = batches(config, 0, 1)
+    more = batches(experiment, 0, 1)
     if algorithm == "ditto":  # the shared model has seen its epochs before the personal one starts
-        list(more(config.num_local_epochs))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=config.momentum)
-    for images, labels in more(config.num_local_epochs):
+        list(more(experiment.config.num_local_epochs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=experiment.config.momentum)
+    for images, labels in more(experiment.config.num_local_epochs):
         distance = sum((weight - anchor[name]).square().sum() for name, weight in model.named_parameters())
         optimizer.zero_grad()
         (functional.cross_entropy(model(images), labels) + 0.7 / 2 * distance).backward()
         optimizer.step()
-    state, _, _ = update.client_update(config, 0, 1, start(config), 0.1, tmp_path)
+    state, _, _ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, tmp_path)
     ours = memory.recall(tmp_path, 0, 1) if algorithm == "ditto" else state
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_path):
-    config = tiny_config(algorithm="ditto", proximal_mu=0.0)
-    received, model = start(config), model_by_hand(config)
+    experiment = tiny(algorithm="ditto", proximal_mu=0.0)
+    received, model = experiment.initial_shared(), model_by_hand(experiment)
     for server_round in (1, 2):
-        state, _, _ = update.client_update(config, 0, server_round, received, 0.1, tmp_path)
-        more = batches(config, 0, server_round)
-        list(more(config.num_local_epochs))
-        sgd_by_hand(config, model, dict(model.named_parameters()), more(config.num_local_epochs), 0.1)
-    ours = update.own_module(config, 0, 2, state, tmp_path).model.state_dict()
+        state, _, _ = update.client_update(experiment, 0, server_round, received, 0.1, tmp_path)
+        more = batches(experiment, 0, server_round)
+        list(more(experiment.config.num_local_epochs))
+        sgd_by_hand(
+            experiment.config, model, dict(model.named_parameters()), more(experiment.config.num_local_epochs), 0.1
+        )
+    ours = update.own_module(experiment, 0, 2, state, tmp_path).model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
     assert all(
-        torch.equal(update.own_module(config, 1, 2, state, tmp_path).model.state_dict()[name], state[name])
+        torch.equal(update.own_module(experiment, 1, 2, state, tmp_path).model.state_dict()[name], state[name])
         for name in state
     )
 
 
 @pytest.mark.parametrize(("alpha", "server_round"), [(0.0, 1), (0.05, 1), (0.05, 2)])
 def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_round):
-    config = tiny_config(
+    experiment = tiny(
         algorithm="per-fedavg", inner_learning_rate=alpha, inner_learning_rate_decay=0.2, num_local_epochs=2,
         weight_decay=0.0,
     )  # fmt: skip
     rate = alpha * 0.2 ** (server_round - 1)
-    model = model_by_hand(config)
+    model = model_by_hand(experiment)
     weights = list(model.parameters())
     velocity = None
-    assert len(list(batches(config, 0, server_round)(1))) % 2 == 1, "an epoch has a batch without a partner"
-    more = batches(config, 0, server_round)
-    for _ in range(config.num_local_epochs):
+    assert len(list(batches(experiment, 0, server_round)(1))) % 2 == 1, "an epoch has a batch without a partner"
+    more = batches(experiment, 0, server_round)
+    for _ in range(experiment.config.num_local_epochs):
         epoch = list(more(1))
-        for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=False):
+        for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=True):
             before = [weight.detach().clone() for weight in weights]
             inner = torch.autograd.grad(functional.cross_entropy(model(images), labels), weights)
             with torch.no_grad():
                 for weight, gradient in zip(weights, inner, strict=True):
                     weight.sub_(gradient, alpha=rate)
             outer = torch.autograd.grad(functional.cross_entropy(model(other_images), other_labels), weights)
-            velocity = [0.9 * old + new for old, new in zip(velocity, outer)] if velocity else list(outer)
+            velocity = [0.9 * old + new for old, new in zip(velocity, outer, strict=True)] if velocity else list(outer)
             with torch.no_grad():
                 for weight, old, step in zip(weights, before, velocity, strict=True):
                     weight.copy_(old - 0.1 * step)
-    state, _, _ = update.client_update(config, 0, server_round, start(config), 0.1)
+    state, _, _ = update.client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
-    config = tiny_config(algorithm="centralized", num_server_rounds=1)
-    _, count, _ = update.client_update(config, 0, 1, start(config), 0.1)
-    assert count == sum(len(ClientData(config, client, 0).train_set) for client in range(config.num_clients))
-    folder, grid = federate(config)
+    experiment = tiny(algorithm="centralized", num_server_rounds=1)
+    _, count, _ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
+    assert count == sum(
+        len(client_data(experiment.config, client, 0).train_set) for client in range(experiment.config.num_clients)
+    )
+    folder, grid = federate(experiment.config)
     assert "one participant with all training images" in capsys.readouterr().out
     asked = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert [message.content["config"]["clients"] for message in asked] == [[0]]
@@ -195,28 +201,28 @@ def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
     states = []
     for algorithm in ("centralized", "fedavg"):
         folder, _ = federate(tiny_config(algorithm=algorithm, **one))
-        states.append(LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict())
+        states.append(LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "with one client it is FedAvg"
 
 
 def test_fedbabus_head_never_moves_and_never_travels():
-    config = tiny_config(weight_decay=0.1, num_local_epochs=2)
-    initial = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
-    state, count, loss = update.client_update(config, 0, 1, shared_state(config, initial), 0.1)
+    experiment = tiny(weight_decay=0.1, num_local_epochs=2)
+    initial = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
+    state, count, loss = update.client_update(experiment, 0, 1, experiment.shared(initial), 0.1)
     assert state.keys() == select(initial, ["body"]).keys()
     assert all(not torch.equal(state[name], initial[name]) for name in state if name.endswith("weight"))
-    head = select(update.received_module(config, state).model.state_dict(), ["head"])
+    head = select(experiment.received_module(state).model.state_dict(), ["head"])
     assert all(torch.equal(head[name], initial[name]) for name in head)
-    assert count == len(ClientData(config, 0, 0).train_set)
+    assert count == len(client_data(experiment.config, 0, 0).train_set)
     assert 0 < loss < 20
 
 
 def test_a_clients_update_depends_on_seed_round_and_client_alone():
-    config = tiny_config()
-    received = start(config)
+    experiment = tiny()
+    received = experiment.initial_shared()
 
-    def weights(seed=config.seed, server_round=1, client=0):
-        changed = dataclasses.replace(config, seed=seed)
+    def weights(seed=experiment.config.seed, server_round=1, client=0):
+        changed = Experiment(dataclasses.replace(experiment.config, seed=seed))
         torch.manual_seed(torch.seed() % 1000)
         return update.client_update(changed, client, server_round, received, 0.1)[0]["body.0.0.weight"]
 
@@ -228,45 +234,45 @@ def test_a_clients_update_depends_on_seed_round_and_client_alone():
 
 @pytest.mark.parametrize("part", ["head", "body", "full"])
 def test_fine_tuning_starts_from_what_was_received_and_moves_its_part(part):
-    config = tiny_config(finetune_part=part, finetune_learning_rate=0.05, num_finetune_epochs=3)
-    received = start(config)
-    before = {name: value.clone() for name, value in update.initial_module(config).model.state_dict().items()}
-    module, outcome = update.personal_model(config, 1, 1, received)
+    experiment = tiny(finetune_part=part, finetune_learning_rate=0.05, num_finetune_epochs=3)
+    received = experiment.initial_shared()
+    before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
+    module, outcome = update.personal_model(experiment, 1, 1, received)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in select(before, parts_of(part))), name
-    assert [outcome.initial] == update.initial_evaluations(config, [1], 1, received)
+    assert [outcome.initial] == update.initial_evaluations(experiment, [1], 1, received)
     assert outcome.personalized.loss != outcome.initial.loss
 
 
 def test_no_epoch_of_fine_tuning_leaves_the_model_as_received():
-    config = tiny_config(num_finetune_epochs=0)
-    _, outcome = update.personal_model(config, 1, 1, start(config))
+    experiment = tiny(num_finetune_epochs=0)
+    _, outcome = update.personal_model(experiment, 1, 1, experiment.initial_shared())
     assert outcome.initial == outcome.personalized
 
 
 def test_what_is_not_shared_is_not_accepted():
-    config = tiny_config()
-    everything = update.initial_module(config).model.state_dict()
+    experiment = tiny()
+    everything = experiment.new_module().model.state_dict()
     with pytest.raises(ValueError, match="fedbabu shares"):
-        update.received_module(config, everything)
+        experiment.received_module(everything)
 
 
 def test_an_unknown_algorithm_is_refused_with_the_names_there_are():
-    with pytest.raises(ConfigError, match='algorithm = "fedbaboon": must be one of fedbabu, fedavg, fedper'):
+    with pytest.raises(InputError, match='algorithm = "fedbaboon": must be one of fedbabu, fedavg, fedper'):
         algorithm_of(tiny_config(algorithm="fedbaboon"))
 
 
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", "fedrep", "local"])
 def test_a_federation_of_one_client_is_sgd_by_hand(algorithm, federate):
-    config = tiny_config(
+    experiment = tiny(
         algorithm=algorithm, num_clients=1, num_classes_per_client=10, fraction_train=1.0, num_server_rounds=3,
         num_head_epochs=1,
     )  # fmt: skip
-    model = model_by_hand(config)
+    model = model_by_hand(experiment)
     for server_round, rate in ((1, 0.1), (2, 0.1 * 0.1), (3, 0.1 * 0.1 * 0.1)):
-        round_by_hand(config, model, 0, server_round, rate)
-    folder, _ = federate(config)
-    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT)
-    ours = update.own_module(config, 0, 3, federated.shared, federated.memories).model.state_dict()
+        round_by_hand(experiment, model, 0, server_round, rate)
+    folder, _ = federate(experiment.config)
+    federated = read_federation(folder / run_folder.LAST_CHECKPOINT)
+    ours = update.own_module(experiment, 0, 3, federated.shared, federated.memories).model.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(ours[name], value), name

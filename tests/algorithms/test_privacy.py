@@ -5,21 +5,22 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_fedbabu import memory, privacy, runs
-from lit_fedbabu.client import FedBABUClient
+from lit_fedbabu.algorithms import memory, privacy
+from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
-from lit_fedbabu.models import select
-from lit_fedbabu.sampling import participants
-from tests.helpers import NARROW, start, tiny_config
+from lit_fedbabu.learning.parts import select
+from lit_fedbabu.records import run_folder
+from lit_fedbabu.server.sampling import participants
+from tests.support import NARROW, tiny, tiny_config
 
 ORDER = {"server-round": 1, "learning-rate": 0.1}
 
 
 def sent(folder, **options):
     """What a client receives and sends in its first round, as one vector each, and the configuration."""
-    config = tiny_config(model_name=NARROW, **options)
-    received = [value.numpy() for value in start(config).values()]
-    arrays, _, _ = FedBABUClient(config, 1, folder).fit(received, ORDER)
+    experiment = tiny(model_name=NARROW, **options)
+    received = [value.numpy() for value in experiment.initial_shared().values()]
+    arrays, _, _ = FedBABUClient(experiment, 1, folder).fit(received, ORDER)
     assert [(array.shape, array.dtype) for array in arrays] == [(array.shape, array.dtype) for array in received]
     return [np.concatenate([array.ravel() for array in each]) for each in (received, arrays)]
 
@@ -53,10 +54,19 @@ def test_only_what_is_shared_is_noised(algorithm, tmp_path):
         received, arrays = sent(tmp_path / place, algorithm=algorithm, **options)
         kept.append(memory.recall(tmp_path / place, 1, 1))
     assert len(arrays) == sum(
-        value.numel() for value in select(start(tiny_config(model_name=NARROW)), ["body"]).values()
+        value.numel() for value in select(tiny(model_name=NARROW).initial_shared(), ["body"]).values()
     )
     assert kept[0].keys() == kept[1].keys() and bool(kept[0]) == (algorithm == "fedper")
     assert all(torch.equal(kept[1][name], value) for name, value in kept[0].items()), "a head of one's own has no noise"
+
+
+def test_noise_leaves_the_generator_of_numpy_alone():
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    arrays = [np.ones(5, np.float32)]
+    (noised,) = privacy.protect(arrays, arrays, Config(clipping_norm=1.0, noise_multiplier=1.0))
+    assert not np.array_equal(noised, arrays[0])
+    assert np.random.get_state()[1].tolist() == before
 
 
 def test_a_client_that_did_not_move_is_not_clipped():
@@ -87,6 +97,6 @@ def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):
     told = privacy.guarantee(config, most)
     assert f"epsilon {privacy.epsilon(2.0, 1):.3g} for a round" in told and f"for the {most} rounds" in told
     assert told in capsys.readouterr().out
-    assert runs.read_environment(folder)["privacy"] == told
+    assert run_folder.read_environment(folder)["privacy"] == told
     assert "no differential privacy" in privacy.guarantee(tiny_config(clipping_norm=1.0), most)
     assert privacy.guarantee(tiny_config(), most) == ""

@@ -10,19 +10,30 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu import runs, training, update
-from lit_fedbabu.batches import ClientData
-from lit_fedbabu.config import Config, parse_overrides
-from lit_fedbabu.models import select
-from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.partition import partition
-from tests.helpers import BALANCED, NARROW, batches, counts, model_by_hand, start, tiny_config
+from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.config import Config
+from lit_fedbabu.learning import trainer
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import select
+from lit_fedbabu.options import parse_words
+from lit_fedbabu.records import run_folder
+from tests.support import (
+    BALANCED,
+    NARROW,
+    batches,
+    client_data,
+    counts,
+    model_by_hand,
+    partition,
+    tiny,
+    tiny_config,
+)  # fmt: skip
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_official_toml_is_the_official_codes_command_line():
-    config = Config.from_run_config(parse_overrides([str(ROOT / "configs" / "official.toml")]))
+    config = Config.from_run_config(parse_words([str(ROOT / "configs" / "official.toml")]))
     assert (config.num_server_rounds, config.num_local_epochs, config.fraction_train) == (80, 4, 0.1)
     assert (config.num_clients, config.partitioner, config.num_classes_per_client) == (100, "shards", 2)
     assert (config.learning_rate, config.momentum, config.weight_decay, config.batch_size) == (0.1, 0.9, 0.0, 50)
@@ -47,29 +58,31 @@ def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, dist
 
 def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
     """One optimizer over body and head, head_lr = 0: the body goes the same way, to the bit."""
-    config = tiny_config(weight_decay=0.0)
-    model = model_by_hand(config)
+    experiment = tiny(weight_decay=0.0)
+    config, model = experiment.config, model_by_hand(experiment)
     head = {name: value.clone() for name, value in model.head.state_dict().items()}
     groups = [{"params": model.body.parameters(), "lr": 0.1}, {"params": model.head.parameters(), "lr": 0.0}]
     optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=0.0)
-    for images, labels in batches(config, 0, 1)(config.num_local_epochs):
+    for images, labels in batches(experiment, 0, 1)(config.num_local_epochs):
         optimizer.zero_grad()
         functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
-    received = start(config)
-    ours, _, _ = update.client_update(config, 0, 1, received, 0.1)
+    received = experiment.initial_shared()
+    ours, _, _ = update.client_update(experiment, 0, 1, received, 0.1)
     official = select(model.state_dict(), ["body"])
     assert all(torch.equal(ours[name], official[name]) for name in official)
     assert all(torch.equal(model.head.state_dict()[name], head[name]) for name in head)
 
 
 def test_with_equal_sizes_the_average_is_the_plain_mean(federate):
-    config = tiny_config(num_server_rounds=1, fraction_train=1.0)
-    folder, _ = federate(config)
-    received = start(config)
-    states, sizes, _ = zip(*(update.client_update(config, client, 1, received, 0.1) for client in range(6)))
+    experiment = tiny(num_server_rounds=1, fraction_train=1.0)
+    folder, _ = federate(experiment.config)
+    received = experiment.initial_shared()
+    states, sizes, _ = zip(
+        *(update.client_update(experiment, client, 1, received, 0.1) for client in range(6)), strict=True
+    )
     assert len(set(sizes)) == 1
-    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     for name in received:
         mean = torch.stack([state[name].double() for state in states]).mean(0)
         torch.testing.assert_close(final[name].double(), mean, rtol=1e-7, atol=1e-12)
@@ -84,7 +97,7 @@ def test_evaluating_changes_nothing(algorithm, federate):
         folder, _ = federate(
             tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=3, evaluate_every=every)
         )
-        outcome = json.loads((folder / runs.RESULTS).read_text())
+        outcome = json.loads((folder / run_folder.RESULTS).read_text())
         assert [entry["round"] for entry in outcome["rounds"] if "initial_accuracy" in entry] == (
             [1, 2, 3] if every == 1 else [3]
         )
@@ -94,23 +107,23 @@ def test_evaluating_changes_nothing(algorithm, federate):
 
 def test_test_images_are_normalized_by_their_own_batch():
     config = tiny_config()
-    module = training.new_module(config, 10, model_seed=5)
+    module = LitFedBABU(model_seed=5)
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         in_training, in_evaluation = module.train()(images), module.eval()(images)
         halves = torch.cat([module(images[:4]), module(images[4:])])
     assert torch.equal(in_training, in_evaluation)
     assert not torch.allclose(in_evaluation, halves, atol=1e-3)
-    whole, cut = (ClientData(dataclasses.replace(config, test_batch_size=size), 0, 0) for size in (1000, 3))
-    assert training.evaluate([module], [whole])[0].loss != pytest.approx(
-        training.evaluate([module], [cut])[0].loss, rel=1e-3
+    whole, cut = (client_data(dataclasses.replace(config, test_batch_size=size), 0, 0) for size in (1000, 3))
+    assert trainer.evaluate([module], [whole])[0].loss != pytest.approx(
+        trainer.evaluate([module], [cut])[0].loss, rel=1e-3
     )
 
 
 def test_fine_tuning_sees_augmented_images():
-    plain, cropped = (tiny_config(augmentation=how, finetune_learning_rate=0.01) for how in ("none", "crop-flip"))
-    received = start(plain)
-    losses = [update.personal_model(config, 0, 1, received)[1].personalized.loss for config in (plain, cropped)]
+    plain, cropped = (tiny(augmentation=how, finetune_learning_rate=0.01) for how in ("none", "crop-flip"))
+    received = plain.initial_shared()
+    losses = [update.personal_model(each, 0, 1, received)[1].personalized.loss for each in (plain, cropped)]
     assert losses[0] != losses[1]
 
 
@@ -118,4 +131,5 @@ def test_every_line_of_the_protocol_names_tests_that_exist():
     named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", (ROOT / "docs" / "protocol.md").read_text())
     assert len(named) > 20
     for module, name in named:
-        assert f"def {name}(" in (ROOT / "tests" / f"{module}.py").read_text(), f"{module}.py::{name}"
+        (path,) = (ROOT / "tests").rglob(f"{module}.py")
+        assert f"def {name}(" in path.read_text(), f"{module}.py::{name}"

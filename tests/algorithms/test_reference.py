@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fedbabu import runs
-from lit_fedbabu.module import LitFedBABU
-from tests import reference
-from tests.helpers import FakeGrid, tiny_config
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records import run_folder
+from tests.algorithms import reference
+from tests.support import FakeGrid, tiny_config
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
@@ -22,12 +22,12 @@ def test_a_federation_and_its_fine_tuning_are_algorithm_1(precision, federate):
     # K = 3: the rate is a tenth after rounds 1 and 2.
     weights, curve, before, after = reference.algorithm_1(config, dtype, rates=[0.1, 0.01, 0.001])
     folder, _ = federate(config, FakeGrid(config, 2, shuffle=True))
-    module = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT)
+    module = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT)
     assert len(weights) == len(module.model.state_dict())
     for ours, theirs in zip(module.model.state_dict().values(), weights.values(), strict=True):
         assert ours.dtype == theirs.dtype == dtype
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
-    outcome = json.loads((folder / runs.RESULTS).read_text())
+    outcome = json.loads((folder / run_folder.RESULTS).read_text())
     digits = 1e-6 if dtype == torch.float32 else 1e-13
     assert [entry["train_loss"] for entry in outcome["rounds"]] == pytest.approx(curve, rel=digits)
     for name, expected in (("initial", before), ("personalized", after)):

@@ -1,6 +1,7 @@
 """Every way to give something wrong: one line that names it and the remedy, exit status 2, and no file touched."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -14,13 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lit_fedbabu import data, finetune, hub, predict, report, run, runs, superlink
-from lit_fedbabu.checkpoint import read_checkpoint
-from lit_fedbabu.config import Config, ConfigError, parse_overrides
+from lit_fedbabu.config import Config
+from lit_fedbabu.engines import superlink
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import parse_words
+from lit_fedbabu.records import run_folder
+from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.tasks.images import hub
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-COMMANDS = {"run": run, "finetune": finetune, "predict": predict, "report": report, "data": data}
+COMMANDS = {
+    name: importlib.import_module(f"lit_fedbabu.{name}").main
+    for name in ("run", "finetune", "predict", "report", "data")
+}
 DIGITS = "dataset=digits num-clients=8 min-client-images=1"
 
 CASES = [
@@ -105,9 +113,9 @@ CASES = [
     ("finetune {here}/void.ckpt", "is not one that lit_fedbabu wrote"),
     ("finetune {here}/foreign.ckpt", "is not one that lit_fedbabu wrote"),
     ("finetune {here}/code.ckpt", "is not one that lit_fedbabu wrote"),
-    ("finetune {here}/other.ckpt", "another model than FourConvNet: model.body.0.0.weight is (8, 3, 3, 3)"),
-    ("finetune {here}/classes.ckpt", "another model than FourConvNet: model.head.weight is (7, 256)"),
-    ("finetune {here}/headless.ckpt", "another model than FourConvNet: model.head.bias is None"),
+    ("finetune {here}/other.ckpt", "another model than FourConvNet: body.0.0.weight is (8, 3, 3, 3)"),
+    ("finetune {here}/classes.ckpt", "another model than FourConvNet: head.weight is (7, 256)"),
+    ("finetune {here}/headless.ckpt", "another model than FourConvNet: head.bias is None"),
     ("finetune {here}/named.ckpt", "is code that the checkpoint names; give --model-name to trust it"),
     ("finetune {here}/old.ckpt", "another version of lit_fedbabu: it does not say class_names, mean"),
     ("finetune {here}/newer.ckpt", "another version of lit_fedbabu: warp-factor = 9: no such key"),
@@ -182,12 +190,12 @@ def here(finished, tmp_path_factory):
     shutil.copytree(finished, here / "copy", ignore=shutil.ignore_patterns("finetune"))
     for name in ("begun", "torn"):
         (here / name / "checkpoints").mkdir(parents=True)
-        shutil.copy(finished / runs.CONFIG, here / name)
-    whole = (finished / runs.LAST_CHECKPOINT).read_bytes()
-    (here / "torn" / runs.LAST_CHECKPOINT).write_bytes(whole[:-1000])
+        shutil.copy(finished / run_folder.CONFIG, here / name)
+    whole = (finished / run_folder.LAST_CHECKPOINT).read_bytes()
+    (here / "torn" / run_folder.LAST_CHECKPOINT).write_bytes(whole[:-1000])
     (here / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
     flipped = bytearray(whole)
-    with zipfile.ZipFile(finished / runs.LAST_CHECKPOINT) as archive:
+    with zipfile.ZipFile(finished / run_folder.LAST_CHECKPOINT) as archive:
         flipped[max(archive.infolist(), key=lambda part: part.file_size).header_offset + 4096] ^= 1
     (here / "flipped.ckpt").write_bytes(flipped)
     (here / "text.ckpt").write_text("no checkpoint, and no image")
@@ -196,7 +204,7 @@ def here(finished, tmp_path_factory):
     torch.save(Code(), here / "code.ckpt")
 
     def changed(name, change):
-        content = torch.load(finished / runs.LAST_CHECKPOINT, weights_only=True)
+        content = torch.load(finished / run_folder.LAST_CHECKPOINT, weights_only=True)
         change(content["state_dict"], content["lit_fedbabu"], content["hyper_parameters"])
         torch.save(content, here / f"{name}.ckpt")
 
@@ -206,7 +214,7 @@ def here(finished, tmp_path_factory):
     changed("named", lambda state, about, options: options.update(model_name="os:system"))
     changed("old", lambda state, about, options: [about.pop("class_names"), about.pop("mean")])
     changed("newer", lambda state, about, options: about["config"].update({"warp-factor": 9}))
-    changed("personal", lambda state, about, options: about.pop("rounds"))
+    changed("personal", lambda state, about, options: about.update(kind="personal"))
     changed("half", lambda state, about, options: about["config"].update({"precision": "16-mixed"}))
     return here
 
@@ -235,7 +243,7 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing(
     name, *words = command.format(here=here, run=finished, digits=DIGITS).split()
     before = contents(here, finished, tmp_path)
     capsys.readouterr()
-    assert COMMANDS[name].main(words) == 2
+    assert COMMANDS[name](words) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert told in error
@@ -247,7 +255,7 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing(
 def test_a_folder_without_permission_is_told(finished, here, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     command = [str(finished), "--data", str(here / "good"), "--save", str(tmp_path / "locked" / "mine")]
-    assert finetune.main(command) == 2
+    assert COMMANDS["finetune"](command) == 2
     assert "cannot be written to: Permission denied" in capsys.readouterr().err
 
 
@@ -275,12 +283,12 @@ def test_a_full_disk_is_told_in_one_line_and_what_is_there_stays(command, tiny_d
     (tmp_path / "room").mkdir()
     name, *words = command.split()
     roomy = shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("finetune"))
-    assert COMMANDS[name].main([word.format(run=roomy, disk=tmp_path / "room") for word in words]) == 0
+    assert COMMANDS[name]([word.format(run=roomy, disk=tmp_path / "room") for word in words]) == 0
     whole = {path.name: digest for path, digest in contents(tmp_path / "room").items()}
     (tiny_disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(tiny_disk).free - 8192)))
     before = contents(tiny_disk)
     capsys.readouterr()
-    assert COMMANDS[name].main([word.format(run=tiny_disk / "copy", disk=tiny_disk) for word in words]) in (1, 2)
+    assert COMMANDS[name]([word.format(run=tiny_disk / "copy", disk=tiny_disk) for word in words]) in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "No space left on device" in error
     after = contents(tiny_disk)
@@ -300,7 +308,7 @@ TOML = st.recursive(
 def test_any_configuration_is_taken_or_refused_in_one_line(options):
     try:
         config = Config.from_run_config(options)
-    except ConfigError as error:
+    except InputError as error:
         assert "\n" not in str(error)
     else:
         assert Config.from_run_config(config.to_run_config()) == config
@@ -311,25 +319,25 @@ def test_any_configuration_is_taken_or_refused_in_one_line(options):
 @settings(max_examples=200, deadline=None)
 def test_any_words_are_read_or_refused_in_one_line(words):
     try:
-        parse_overrides(words)
-    except ConfigError as error:
+        parse_words(words)
+    except InputError as error:
         assert "\n" not in str(error)
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_checkpoint_is_read_as_it_was_or_refused_in_one_line(finished, tmp_path, data):
-    whole = bytearray((finished / runs.LAST_CHECKPOINT).read_bytes())
+    whole = bytearray((finished / run_folder.LAST_CHECKPOINT).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(whole) - 1))
         run_length = data.draw(st.sampled_from([1, 8, 500]))
         whole[place : place + run_length] = data.draw(st.binary(min_size=run_length, max_size=run_length))
     (tmp_path / "damaged.ckpt").write_bytes(whole[: data.draw(st.integers(len(whole) // 2, len(whole)))])
     try:
-        found = read_checkpoint(tmp_path / "damaged.ckpt")
-    except ConfigError as error:
+        found = read_federation(tmp_path / "damaged.ckpt")
+    except InputError as error:
         assert "\n" not in str(error)
     else:
-        expected = read_checkpoint(finished / runs.LAST_CHECKPOINT)
+        expected = read_federation(finished / run_folder.LAST_CHECKPOINT)
         assert (found.config, found.rounds) == (expected.config, expected.rounds)
         assert all(torch.equal(found.shared[name], value) for name, value in expected.shared.items())

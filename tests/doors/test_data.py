@@ -4,7 +4,7 @@ from PIL import Image
 
 from lit_fedbabu import data
 from lit_fedbabu.config import Config
-from lit_fedbabu.partition import class_counts
+from lit_fedbabu.tasks.images.task import ImageClassification
 
 
 def test_a_split_is_printed_written_and_drawn(tmp_path, capsys):
@@ -12,7 +12,7 @@ def test_a_split_is_printed_written_and_drawn(tmp_path, capsys):
     assert data.main(["dataset=digits", "num-clients=12", "partitioner=dirichlet", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     config = Config(dataset="digits", num_clients=12, partitioner="dirichlet")
-    assert (out / "partition.csv").read_text() == class_counts(config)
+    assert (out / "partition.csv").read_text() == ImageClassification(config).class_counts()
     with (out / "partition.csv").open(newline="") as file:
         first, *_ = csv.DictReader(file)
     images = {name: int(count) for name, count in first.items() if name.isdigit() and count != "0"}
@@ -27,5 +27,5 @@ def test_a_split_is_printed_written_and_drawn(tmp_path, capsys):
 
 def test_a_long_table_is_cut_and_says_so(monkeypatch):
     monkeypatch.setattr(data, "ROWS", 3)
-    lines = data.table(class_counts(Config(dataset="digits", num_clients=8))).splitlines()
+    lines = data.table(ImageClassification(Config(dataset="digits", num_clients=8)).class_counts()).splitlines()
     assert len(lines) == 5 and lines[-1] == "and 5 more clients, in partition.csv"

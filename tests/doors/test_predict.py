@@ -6,11 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_fedbabu import finetune, predict, runs, sources, training, update
-from lit_fedbabu.batches import ClientData
-from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.partition import partition
-from tests.helpers import start, tiny_config
+from lit_fedbabu import predict
+from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.tasks.images.transforms import normalize
+from tests.support import client_data, partition, tiny_config
 
 CLIENT = 1
 
@@ -18,11 +22,12 @@ CLIENT = 1
 def saved(folder, running=False, **options):
     """A client's personal model in a file of its own, and the configuration."""
     config = tiny_config(num_finetune_epochs=3, finetune_learning_rate=0.02, **options)
-    module, _ = update.personal_model(config, CLIENT, 1, start(config))
+    experiment = Experiment(config)
+    module, _ = update.personal_model(experiment, CLIENT, 1, experiment.initial_shared())
     if running:
-        module, _ = update.with_running_statistics(config, CLIENT, module)
-    module.about = update.about(config, round=1, client=CLIENT)
-    training.save_checkpoint(module, folder / "personal.ckpt")
+        module, _ = update.with_running_statistics(experiment, CLIENT, module)
+    module.provenance = experiment.provenance("personal", round=1, client=CLIENT)
+    checkpoint.save(module, folder / "personal.ckpt")
     return folder / "personal.ckpt", config
 
 
@@ -33,7 +38,7 @@ def personal(machine, tmp_path_factory):
 
 def write_test_images(config, folder):
     """The client's test images as files, in their order."""
-    source, own = sources.source_of(config), partition(config).test[CLIENT]
+    source, own = Experiment(config).task.source, partition(config).test[CLIENT]
     paths = [folder / f"{i:02d}.png" for i in range(len(own))]
     for path, pixels in zip(paths, source.test.images[own], strict=True):
         Image.fromarray(pixels).save(path)
@@ -46,13 +51,13 @@ def predicted(capsys, *arguments):
 
 
 def test_files_get_the_classes_and_probabilities_of_the_evaluation(tmp_path, capsys):
-    checkpoint, config = saved(tmp_path)
+    saved_model, config = saved(tmp_path)
     paths = write_test_images(config, tmp_path)
-    module = LitFedBABU.load_from_checkpoint(checkpoint)
-    evaluation = training.evaluate([module], [ClientData(config, CLIENT, 0)])[0]
-    rows = predicted(capsys, checkpoint, *paths)
-    names = sources.source_of(config).class_names
-    labels = [names[label] for label in sources.source_of(config).test.labels[partition(config).test[CLIENT]]]
+    module = LitFedBABU.load_from_checkpoint(saved_model)
+    evaluation = trainer.evaluate([module], [client_data(config, CLIENT, 0)])[0]
+    rows = predicted(capsys, saved_model, *paths)
+    names = Experiment(config).task.source.class_names
+    labels = [names[label] for label in Experiment(config).task.source.test.labels[partition(config).test[CLIENT]]]
     assert [row["image"] for row in rows] == list(map(str, paths))
     assert np.mean([row["class"] == label for row, label in zip(rows, labels, strict=True)]) == evaluation.accuracy
     losses = [-np.log(row["probabilities"][label]) for row, label in zip(rows, labels, strict=True)]
@@ -60,7 +65,7 @@ def test_files_get_the_classes_and_probabilities_of_the_evaluation(tmp_path, cap
     for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["probability"] == row["probabilities"][row["class"]] == max(row["probabilities"].values())
-    assert predict.main([str(checkpoint), str(paths[0])]) == 0
+    assert predict.main([str(saved_model), str(paths[0])]) == 0
     told = capsys.readouterr()
     assert told.out.split()[0] == str(paths[0]) and told.out.split()[1] in names
     assert "note: this model normalizes by the batch" in told.err
@@ -70,31 +75,32 @@ def test_batch_statistics_depend_on_the_other_images_and_running_ones_do_not(tmp
     for running in (False, True):
         folder = tmp_path / str(running)
         folder.mkdir()
-        checkpoint, config = saved(folder, running)
+        saved_model, config = saved(folder, running)
         paths = write_test_images(config, folder)
-        together = predicted(capsys, checkpoint, *paths)
-        alone = [row for path in paths for row in predicted(capsys, checkpoint, path)]
+        together = predicted(capsys, saved_model, *paths)
+        alone = [row for path in paths for row in predicted(capsys, saved_model, path)]
         gap = max(abs(one["probability"] - each["probability"]) for one, each in zip(together, alone, strict=True))
         assert (gap < 1e-5) == running, gap
-        assert predict.main([str(checkpoint), str(paths[0])]) == 0
+        assert predict.main([str(saved_model), str(paths[0])]) == 0
         assert ("normalizes by the batch" in capsys.readouterr().err) != running
 
 
 def test_running_statistics_are_those_of_the_training_images(tmp_path):
     config = tiny_config(num_finetune_epochs=1)
-    module, _ = update.personal_model(config, CLIENT, 1, start(config))
-    fixed, measured = update.with_running_statistics(config, CLIENT, module)
-    data = ClientData(config, CLIENT, 0)
+    experiment = Experiment(config)
+    module, _ = update.personal_model(experiment, CLIENT, 1, experiment.initial_shared())
+    fixed, measured = update.with_running_statistics(experiment, CLIENT, module)
+    data = client_data(config, CLIENT, 0)
     (images, _), *_ = (data_loader for data_loader in data.predict_dataloader()[0])
     with torch.no_grad():
-        first = module.model.body[0][0](predict.normalize(images, *data.constants))
+        first = module.model.body[0][0](normalize(images, *data.constants))
     layer = fixed.model.body[0][1]
     torch.testing.assert_close(layer.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert measured["running_statistics_accuracy"] == training.evaluate([fixed], [data])[0].accuracy
+    assert measured["running_statistics_accuracy"] == trainer.evaluate([fixed], [data])[0].accuracy
     with torch.no_grad():
         images, labels = data.test_set.tensors
-        alone = [module(predict.normalize(image[None], *data.constants)).argmax().item() for image in images]
+        alone = [module(normalize(image[None], *data.constants)).argmax().item() for image in images]
     assert measured["one_by_one_accuracy"] == np.mean(np.array(alone) == labels.numpy())
     for name, value in module.model.state_dict().items():
         assert torch.equal(fixed.model.state_dict()[name], value), name
@@ -103,14 +109,14 @@ def test_running_statistics_are_those_of_the_training_images(tmp_path):
 @pytest.mark.parametrize("running", [False, True])
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
-    checkpoint, config = saved(tmp_path, running)
+    saved_model, config = saved(tmp_path, running)
     path = tmp_path / f"model.{form}"
-    assert predict.main([str(checkpoint), "--export", form, "--out", str(path)]) == 0
+    assert predict.main([str(saved_model), "--export", form, "--out", str(path)]) == 0
     assert str(path) in capsys.readouterr().out
-    module = LitFedBABU.load_from_checkpoint(checkpoint).eval()
-    raw = ClientData(config, CLIENT, 0).test_set.tensors[0]
+    module = LitFedBABU.load_from_checkpoint(saved_model).eval()
+    raw = client_data(config, CLIENT, 0).test_set.tensors[0]
     with torch.no_grad():
-        expected = module(predict.normalize(raw, module.about["mean"], module.about["std"]))
+        expected = module(normalize(raw, module.provenance["mean"], module.provenance["std"]))
     images = raw.permute(0, 3, 1, 2).float() / 255
     if form == "torch":
         logits = torch.export.load(path).module()(images)
@@ -119,23 +125,23 @@ def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
         logits = torch.from_numpy(logits)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
     before = path.read_bytes()
-    assert predict.main([str(checkpoint), "--export", form, "--out", str(path)]) == 2
+    assert predict.main([str(saved_model), "--export", form, "--out", str(path)]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err and path.read_bytes() == before
 
 
 def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistics(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
-    assert finetune.main([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0
+    assert finetune([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0
     place = folder / "finetune" / "full-1epochs-lr0.001"
-    checkpoint = place / "personal" / f"client_{CLIENT:04d}.ckpt"
-    (row,) = runs.read_results(place)["clients"]
-    module = LitFedBABU.load_from_checkpoint(checkpoint)
-    assert module.hparams.norm == "batch-running" and module.about["client"] == CLIENT
-    evaluation = training.evaluate([module], [ClientData(tiny_config(), CLIENT, 0)])[0]
+    saved_model = place / "personal" / f"client_{CLIENT:04d}.ckpt"
+    (row,) = results.read_results(place)["clients"]
+    module = LitFedBABU.load_from_checkpoint(saved_model)
+    assert module.hparams.norm == "batch-running" and module.provenance["client"] == CLIENT
+    evaluation = trainer.evaluate([module], [client_data(tiny_config(), CLIENT, 0)])[0]
     assert evaluation.accuracy == row["running_statistics_accuracy"]
     assert "running statistics accuracy" in (place / "README.md").read_text()
     capsys.readouterr()
     paths = write_test_images(tiny_config(), folder)
-    assert predict.main([str(folder / runs.LAST_CHECKPOINT), str(paths[0])]) == 0
+    assert predict.main([str(folder / run_folder.LAST_CHECKPOINT), str(paths[0])]) == 0
     assert "a head that nobody trained; fine-tune it first" in capsys.readouterr().err
-    assert len(predicted(capsys, checkpoint, *paths)) == len(paths)
+    assert len(predicted(capsys, saved_model, *paths)) == len(paths)

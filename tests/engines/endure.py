@@ -1,10 +1,12 @@
-"""A federation in one process, for tests that kill it: ``python -m tests.endure DATASET OUT``; goes on where it is."""
+"""A federation in one process, for tests that kill it: ``python -m tests.engines.endure DATASET OUT``. It resumes."""
 
 import sys
 from pathlib import Path
 
-from lit_fedbabu import runs, server_app
-from tests.helpers import NARROW, FakeGrid, tiny_config
+from lit_fedbabu import system
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.server.federate import federate
+from tests.support import NARROW, FakeGrid, tiny_config
 
 
 def main(dataset: str, out: str) -> None:
@@ -12,8 +14,8 @@ def main(dataset: str, out: str) -> None:
     begun = Path(out) / "run"
     places = {"output_dir": out, "run_name": "run", "resume": str(begun) if begun.exists() else ""}
     config = tiny_config(model_name=NARROW, algorithm="fedper", num_server_rounds=60, evaluate_every=2, **places)
-    server_app.federate(FakeGrid(config, 2), config)
-    print(runs.MARK, "finished")
+    federate(FakeGrid(config, 2), Experiment(config))
+    print(system.LOG_MARK, "finished")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A long run through Flower with clients that fail at random; ``python -m tests.soak ROUNDS OUT`` says what it took."""
+"""A long run through Flower with clients that fail at random: ``python -m tests.engines.soak ROUNDS OUT``."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import torch
 
-from lit_fedbabu import runs
-from tests.helpers import narrow_model, ours
+from lit_fedbabu.records import run_folder
+from tests.support import narrow_model, ours
 
 FAILING = 0.005
 """Of the training steps."""
@@ -48,7 +48,7 @@ def soak(rounds, out):
         ledger = Path(temp) / "ledger"
         ledger.touch()
         options = {
-            "dataset": "digits", "model-name": "tests.soak:model", "num-clients": 20, "fraction-train": 0.2,
+            "dataset": "digits", "model-name": "tests.engines.soak:model", "num-clients": 20, "fraction-train": 0.2,
             "num-server-rounds": rounds, "num-local-epochs": 1, "num-finetune-epochs": 1, "batch-size": 20,
             "learning-rate": 0.01, "evaluate-every": 50, "max-round-retries": 5, "output-dir": out, "run-name": "soak",
         }  # fmt: skip
@@ -111,7 +111,7 @@ def growth(samples, kind, what, first):
 def main(rounds, out):
     seen = soak(int(rounds), out)
     folder = Path(out) / "soak"
-    written = [json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
+    written = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     print(f"exit status {seen['status']} after {seen['seconds']:.0f} s")
     print(f"failures injected {seen['injected']}, written down {len(written)}")
     print(f"left behind: {seen['left']}")

@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from lit_fedbabu import credentials, runs, server_app, superlink, warm, worker
-from tests.helpers import ours
-from tests.test_federation import files_that_decide
-from tests.test_sites import Sites, site_config, write_site
+from lit_fedbabu import credentials, system
+from lit_fedbabu.client import handlers, warm
+from lit_fedbabu.engines import superlink
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.server.federate import federate
+from tests.sites import Sites, site_config, write_site
+from tests.support import files_that_decide, ours
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 OWN = (("red", "green"), ("blue", "green"), ("red", "blue"))
 
 
@@ -50,7 +54,7 @@ class Lab:
     def start_superlink(self):
         own = self.folder / "credentials"
         command = [
-            superlink.program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
+            system.program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
             "--ssl-ca-certfile", str(own / "ca.crt"), "--ssl-certfile", str(own / "superlink.crt"),
             "--ssl-keyfile", str(own / "superlink.key"), "--enable-supernode-auth",
             "--disable-runtime-dependency-installation", "--database", str(self.folder / "superlink.db"),
@@ -66,7 +70,7 @@ class Lab:
         security = ["--root-certificates", str(own / "ca.crt")] if secured else ["--insecure"]
         node = f'client-id={site} data-path="{self.folder / f"images-{site if images is None else images}"}"'
         command = [
-            superlink.program("flower-supernode"), "--superlink", self.address, *security,
+            system.program("flower-supernode"), "--superlink", self.address, *security,
             "--auth-supernode-private-key", str(own / f"site-{site}"), "--port", str(superlink.free_port()),
             "--node-config", node, *words,
         ]  # fmt: skip
@@ -75,7 +79,7 @@ class Lab:
     def flwr(self, *words):
         environment = superlink.environment(self.folder / "operator")
         return subprocess.run(
-            [superlink.program("flwr"), *words], env=environment, capture_output=True, text=True, timeout=900
+            [system.program("flwr"), *words], env=environment, capture_output=True, text=True, timeout=900
         )
 
     def run(self, **options):
@@ -84,7 +88,7 @@ class Lab:
         (self.folder / "run.toml").write_text(tomli_w.dumps(config.to_run_config()))
         command = ["run", str(ROOT), "lab", "--stream", "--run-config", str(self.folder / "run.toml")]
         return subprocess.Popen(
-            [superlink.program("flwr"), *command], env=superlink.environment(self.folder / "operator"),
+            [system.program("flwr"), *command], env=superlink.environment(self.folder / "operator"),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -126,7 +130,7 @@ def lab():
 @pytest.fixture
 def in_one_process(lab, tmp_path, monkeypatch):
     """What decides of the same federation without Flower's processes, and with none of ours either."""
-    monkeypatch.setattr(warm, "answer", lambda what, *received: getattr(worker, what)(*received))
+    monkeypatch.setattr(warm, "answer", lambda what, *received: handlers.ANSWERS[what](*received))
 
     def run(**options):
         config = site_config(tmp_path, model_name="FourConvNet", **options)
@@ -138,7 +142,7 @@ def in_one_process(lab, tmp_path, monkeypatch):
             }
             for site in range(3)
         ]
-        return files_that_decide(server_app.federate(Sites(config, nodes), config))
+        return files_that_decide(federate(Sites(config, nodes), Experiment(config)))
 
     return run
 
@@ -148,14 +152,14 @@ def test_a_federation_of_three_sites_is_that_of_one_process(lab, in_one_process)
     stream = lab.run(run_name="first")
     told, _ = stream.communicate(timeout=900)
     folder = lab.folder / "server" / "first"
-    assert (folder / runs.RESULTS).exists() and lab.status() == "finished:completed", told
+    assert (folder / run_folder.RESULTS).exists() and lab.status() == "finished:completed", told
     assert in_one_process(run_name="first") == files_that_decide(folder)
     (state,) = (lab.folder / "site-2-state" / "lit_fedbabu").iterdir()
     command = [sys.executable, "-m", "lit_fedbabu.finetune", str(state), "--save"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (tuned,) = state.glob("finetune/*")
-    assert runs.read_results(tuned)["clients"] == runs.read_results(folder)["clients"][2:]
+    assert results.read_results(tuned)["clients"] == results.read_results(folder)["clients"][2:]
 
 
 def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
@@ -177,12 +181,12 @@ def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_i
     lab.start_site(1)
     told += stream.communicate(timeout=900)[0]
     folder = lab.folder / "server" / "killed"
-    failures = [json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
+    failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert {failure["client"] for failure in failures} == {1}
     assert all("Node Unavailable" in failure["reason"] for failure in failures)
     rounds = {failure["round"] for failure in failures}
     assert 2 in rounds and 6 not in rounds, "it was back for the last round at least"
-    assert [row["client"] for row in runs.read_results(folder)["clients"]] == [0, 1, 2], told
+    assert [row["client"] for row in results.read_results(folder)["clients"]] == [0, 1, 2], told
 
 
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
@@ -192,7 +196,7 @@ def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
     server.kill()
     stream.wait(timeout=300)
     folder = lab.folder / "server" / "resumed"
-    assert not (folder / runs.RESULTS).exists()
+    assert not (folder / run_folder.RESULTS).exists()
     stream = lab.run(run_name="resumed", num_server_rounds=3, algorithm="fedper", resume=str(folder))
     told, _ = stream.communicate(timeout=900)
     assert "resumed after round" in told and lab.status() == "finished:completed", told
@@ -206,7 +210,7 @@ def test_a_site_with_other_images_or_code_is_refused_by_name(lab):
     told, _ = lab.run(run_name="no-images").communicate(timeout=900)
     assert re.search(r"error: 1 of 3 nodes cannot take part: .*client-id 0 on .*images-0", told), told
     (lab.folder / "elsewhere").rename(images)
-    for changed in (lab.folder / "site-0" / "apps").glob("*/lit_fedbabu/steps.py"):
+    for changed in (lab.folder / "site-0" / "apps").glob("*/lit_fedbabu/algorithms/steps.py"):
         changed.write_text(changed.read_text() + "\n# mine\n")
     told, _ = lab.run(run_name="other-code").communicate(timeout=900)
     assert re.search(r"error: 1 of 3 nodes cannot take part: .*and their code differs", told), told

@@ -1,44 +1,122 @@
+"""The order of the rooms, held by reading every import of every file."""
+
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "lit_fedbabu"
-ORDER = [
-    "config", "runs", "models", "algorithms", "hub", "sources", "partition", "preflight", "batches", "module",
-    "cohort", "training", "steps", "memory", "update", "card", "compare", "figures", "checkpoint", "board",
-    "privacy", "sampling", "nodes", "aggregation", "failures", "strategy", "client", "host", "worker", "warm",
-    "client_app", "server_app", "superlink", "run", "newcomer", "sweep", "finetune", "predict", "report", "data",
-    "credentials",
+PACKAGE = Path(__file__).parent.parent.parent / "lit_fedbabu"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__") for path in FILES}
+PLACES = {name: path for path, name in NAMES.items()}
+DOORS = {
+    "run", "finetune", "predict", "report", "data", "credentials", "client_app", "server_app", "__main__", "__init__",
+}  # fmt: skip
+FLOORS = [
+    {"errors"}, {"system"}, {"files"}, {"options"}, {"config"}, {"handshake"}, {"wire"},
+    {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"}, {"algorithms"}, {"records"},
+    {"server", "client", "personal", "reporting", "engines"}, DOORS,
 ]  # fmt: skip
-SERVER = {"sampling", "nodes", "aggregation", "failures", "strategy", "server_app", "board"}
-CLIENT = {"client", "host", "worker", "warm", "client_app"}
+"""Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""
+CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning", "entry_points"]}
+"""All that is kept for the life of a process."""
 
 
-def imported(path):
-    """Names of this package's modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "lit_fedbabu":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lit_fedbabu."):
-            yield node.module.removeprefix("lit_fedbabu.")
+def place_of(name):
+    """The entry of FLOORS that a file belongs to, and the number of its floor."""
+    for entry in (name, name.partition("/")[0]):
+        for number, floor in enumerate(FLOORS):
+            if entry in floor:
+                return entry, number
+    raise AssertionError(f"give lit_fedbabu/{name}.py a place in FLOORS")
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("[a-z]*.py")), ids=lambda path: path.stem)
-def test_imports_run_downwards_and_the_server_never_imports_the_client(path):
-    room = path.stem
-    assert room in ORDER, "give the new room a place in ORDER"
-    for other in imported(path):
-        assert ORDER.index(other) < ORDER.index(room), f"{room} imports {other}"
-        assert not (room in SERVER and other in CLIENT), f"{room} imports {other}"
+def target(module):
+    """The file that a module of this package lies in; None for others."""
+    name = module.removeprefix("lit_fedbabu").lstrip(".").replace(".", "/")
+    return (name or "__init__") if module.split(".")[0] == "lit_fedbabu" and (name or "__init__") in PLACES else None
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_no_room_is_long(path):
+def imports(path, typing=True):
+    """Files of this package that a file imports, anywhere in it; without those for types alone if not ``typing``."""
+    tree = ast.parse(path.read_text())
+    skipped = set()
+    if not typing:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+                skipped |= {id(each) for each in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                found |= {target(f"{node.module}.{alias.name}") or target(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {target(alias.name) for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("lit_fedbabu."):
+            found |= {target(node.value)}
+    return found - {None, NAMES[path]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_imports_run_downwards_and_siblings_do_not_know_each_other(path):
+    name = NAMES[path] or "__init__"
+    room, floor = place_of(name)
+    for other in imports(path, typing=name != "__init__"):
+        other_room, other_floor = place_of(other)
+        if room == other_room:
+            continue
+        apps = room == "engines" and other in ("client_app", "server_app")
+        version = name == "__main__" and other == "__init__"
+        assert other_floor < floor or apps or version, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_only_tasks_know_of_images(path):
+    if not NAMES[path].startswith("tasks"):
+        assert not [other for other in imports(path) if other.startswith("tasks/images")]
+
+
+def test_imports_have_no_circle():
+    @cache
+    def height(name):
+        return 1 + max((height(other) for other in imports(PLACES[name], typing=False) if other in PLACES), default=0)
+
+    assert 5 < max(map(height, PLACES)) < 40, "a circle would not end"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_no_file_is_long_or_a_mixture(path):
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 260
+    assert len(lines) <= 200
+    assert path.stem != "utils"
 
 
 def test_there_is_one_training_loop_and_it_is_lightnings():
-    text = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
-    assert ".backward(" not in text and text.count("L.Trainer(") == 1
+    text = "\n".join(path.read_text() for path in FILES)
+    assert ".backward(" not in text
+    assert text.count("L.Trainer(") == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_nothing_else_is_cached_for_the_life_of_a_process(path):
+    tree = ast.parse(path.read_text())
+    decorated = [
+        node.name
+        for node in ast.walk(tree)
+        if (
+            isinstance(node, ast.FunctionDef)
+            and any(
+                name in ast.unparse(each) for each in node.decorator_list for name in ("lru_cache", "functools.cache")
+            )
+        )
+        or (isinstance(node, ast.FunctionDef) and any(ast.unparse(each) == "cache" for each in node.decorator_list))
+    ]
+    called = [
+        "entry_points"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and "lru_cache" in ast.unparse(node.func)
+    ]
+    assert decorated + called == CACHED.get(NAMES[path], [])

@@ -1,17 +1,21 @@
 import dataclasses
+import json
 import logging
 
 import pytest
 import torch
 
-from lit_fedbabu import finetune, runs, training, update, worker
-from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.batches import ClientData
-from lit_fedbabu.client import FedBABUClient
-from lit_fedbabu.models import MODELS, NORMS
-from lit_fedbabu.partition import partition
-from lit_fedbabu.training import LitCohort
-from tests.helpers import NARROW, start, tiny_config
+from lit_fedbabu.algorithms import client_update
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.client import handlers
+from lit_fedbabu.client.numpy_client import FedBABUClient
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning import trainer
+from lit_fedbabu.learning.cohort import LitCohort
+from lit_fedbabu.learning.models import MODELS, NORMS
+from lit_fedbabu.records import results, run_folder
+from tests.support import NARROW, tiny, tiny_config
 
 TOGETHER = [name for name, row in ALGORITHMS.items() if not row.pooled]
 
@@ -20,11 +24,12 @@ def ragged(**changes):
     """Five clients of different sizes: other numbers of batches, and other last batches, odd and even."""
     options = {"partitioner": "linear", "num_clients": 5, "num_local_epochs": 2, "num_head_epochs": 1}
     options |= {"model_name": NARROW, "precision": "64-true", "cohort_size": 5}
-    config = tiny_config(**{**options, **changes})
-    sizes = [len(part) for part in partition(config).train]
+    experiment = Experiment(tiny_config(**{**options, **changes}))
+    config = experiment.config
+    sizes = [len(part) for part in experiment.task.partition.train]
     assert len({-(-size // config.batch_size) for size in sizes}) > 3
     assert len({size % config.batch_size for size in sizes}) > 1
-    return config
+    return experiment
 
 
 def assert_same(found, expected, within=1e-9):
@@ -37,12 +42,14 @@ def assert_same(found, expected, within=1e-9):
 def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path, monkeypatch):
     pulled = dataclasses.replace(ALGORITHMS["fedper"], step="proximal")  # towards a head that is each client's own
     monkeypatch.setitem(ALGORITHMS, "fedper, pulled", pulled)
-    config = ragged(algorithm=algorithm)
-    received = start(config)
+    experiment = ragged(algorithm=algorithm)
+    received = experiment.initial_shared()
     for server_round, rate in ((1, 0.05), (2, 0.01)):  # the second one starts from what clients keep
-        together = update.cohort_update(config, range(5), server_round, received, rate, tmp_path / "together")
+        together = client_update.cohort_update(
+            experiment, range(5), server_round, received, rate, tmp_path / "together"
+        )
         alone = [
-            update.client_update(config, client, server_round, received, rate, tmp_path / "alone")
+            client_update.client_update(experiment, client, server_round, received, rate, tmp_path / "alone")
             for client in range(5)
         ]
         for (state, count, loss), (expected, count_alone, loss_alone) in zip(together, alone, strict=True):
@@ -51,7 +58,7 @@ def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path
         received = alone[1][0]
     for client in range(5):
         own, expected = (
-            update.own_module(config, client, 2, received, tmp_path / place).model.state_dict()
+            client_update.own_module(experiment, client, 2, received, tmp_path / place).model.state_dict()
             for place in ("together", "alone")
         )
         assert_same(own, expected)
@@ -62,31 +69,33 @@ def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path
     "model_name", ["FourConvNet", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name[0] != "F")]
 )
 def test_every_model_trains_in_a_cohort(model_name, norm):
-    config = tiny_config(model_name=model_name, norm=norm, algorithm="fedavg", precision="64-true", batch_size=24)
-    received = start(config)
-    together = update.cohort_update(config, [0, 1], 1, received, 0.01)
+    experiment = tiny(model_name=model_name, norm=norm, algorithm="fedavg", precision="64-true", batch_size=24)
+    received = experiment.initial_shared()
+    together = client_update.cohort_update(experiment, [0, 1], 1, received, 0.01)
     for client, (state, _, _) in enumerate(together):
-        assert_same(state, update.client_update(config, client, 1, received, 0.01)[0])
+        assert_same(state, client_update.client_update(experiment, client, 1, received, 0.01)[0])
 
 
 @pytest.mark.parametrize("part", ["head", "body", "full"])
 def test_a_cohort_becomes_personal_as_its_clients_do(part):
-    config = ragged(num_finetune_epochs=2, finetune_part=part, norm="batch-running")
-    received = start(config)
-    together = update.personal_models(config, range(5), 1, received)
+    experiment = ragged(num_finetune_epochs=2, finetune_part=part, norm="batch-running")
+    received = experiment.initial_shared()
+    together = client_update.personal_models(experiment, range(5), 1, received)
     for client, (module, outcome) in enumerate(together):
-        expected_module, expected = update.personal_model(config, client, 1, received)
+        expected_module, expected = client_update.personal_model(experiment, client, 1, received)
         assert_same(module.model.state_dict(), expected_module.model.state_dict())
         assert outcome.as_row() == pytest.approx(expected.as_row(), abs=1e-6, nan_ok=True)
-    assert update.initial_evaluations(config, range(5), 1, received) == [outcome.initial for _, outcome in together]
+    assert client_update.initial_evaluations(experiment, range(5), 1, received) == [
+        outcome.initial for _, outcome in together
+    ]
 
 
 def test_what_a_mode_leaves_alone_is_bitwise_the_same_in_every_client():
-    config = ragged()
-    modules = [update.initial_module(config) for _ in range(5)]
+    experiment = ragged()
+    modules = [experiment.new_module() for _ in range(5)]
     before = {name: value.clone() for name, value in modules[0].model.state_dict().items()}
-    data = [ClientData(config, client, client) for client in range(5)]
-    training.fit(modules, data, mode="body", epochs=1, learning_rate=0.1)
+    data = [experiment.client_data(client, client) for client in range(5)]
+    trainer.fit(modules, data, mode="body", epochs=1, learning_rate=0.1)
     for module in modules:
         for name, value in module.model.state_dict().items():
             assert torch.equal(value, before[name]) == name.startswith("head."), name
@@ -94,19 +103,22 @@ def test_what_a_mode_leaves_alone_is_bitwise_the_same_in_every_client():
 
 def test_a_federation_with_cohorts_is_the_federation_without(federate, monkeypatch, one_core):
     sizes, losses = [], []
-    whole = LitCohort.of.__func__
-    monkeypatch.setattr(
-        LitCohort, "of", classmethod(lambda cls, modules: sizes.append(len(modules)) or whole(cls, modules))
-    )
+    whole = LitCohort.__init__
+
+    def counted(self, members):
+        sizes.append(len(members))
+        whole(self, members)
+
+    monkeypatch.setattr(LitCohort, "__init__", counted)
     for cohort_size in (1, 4):
         folder, _ = federate(tiny_config(model_name=NARROW, precision="64-true", cohort_size=cohort_size))
         assert max(sizes, default=1) == cohort_size
         sizes.clear()
-        assert finetune.main([str(folder), "--model-name", NARROW, "--epochs", "2"]) == 0
+        assert finetune([str(folder), "--model-name", NARROW, "--epochs", "2"]) == 0
         assert sizes[:1] == [4][: cohort_size - 1]
         (again,) = (folder / "finetune").iterdir()
         losses += [
-            [row["personalized_loss"] for row in runs.read_results(place)["clients"]] for place in (folder, again)
+            [row["personalized_loss"] for row in results.read_results(place)["clients"]] for place in (folder, again)
         ]
     alone, alone_again, together, together_again = losses
     assert together == pytest.approx(alone, abs=1e-9) and together_again == pytest.approx(alone_again, abs=1e-9)
@@ -128,18 +140,18 @@ def test_a_cohort_that_raises_is_trained_one_by_one(federate, monkeypatch, caplo
             raise RuntimeError("it was me")
         return fit(self, received, order)
 
-    monkeypatch.setattr(worker, "fit_together", broken)
+    monkeypatch.setattr(handlers, "fit_together", broken)
     monkeypatch.setattr(FedBABUClient, "fit", alone)
     with caplog.at_level(logging.WARNING, logger="flwr"):
         folder, _ = federate(config)
-    (failure,) = [runs.json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
+    (failure,) = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert failure["client"] == bad and "it was me" in failure["reason"]
     assert "a cohort of 3 clients is trained one by one after RuntimeError('boom')" in caplog.text
 
 
 def test_the_size_of_a_cohort_is_one_on_a_cpu_unless_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert training.cohort_size(tiny_config()) == 1
-    assert training.cohort_size(tiny_config(cohort_size=7)) == 7
+    assert trainer.cohort_size(tiny_config()) == 1
+    assert trainer.cohort_size(tiny_config(cohort_size=7)) == 7
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training.cohort_size(tiny_config()) == training.AUTOMATIC_COHORT
+    assert trainer.cohort_size(tiny_config()) == trainer.AUTOMATIC_COHORT

@@ -7,22 +7,21 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fedbabu import finetune, runs, sources, sweep
-from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.batches import ClientData
-from lit_fedbabu.checkpoint import read_checkpoint
-from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.partition import partition
-from lit_fedbabu.training import evaluate
-from tests.helpers import NARROW, finetuned, tiny_config
-from tests.test_federation import MEASURES
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.trainer import evaluate
+from lit_fedbabu.personal.sweep import Personalizer
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.federation import read_federation
+from tests.support import MEASURES, NARROW, client_data, finetuned, partition, tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys):
     folder, _ = federate(tiny_config(num_finetune_epochs=2))
-    assert finetune.main([str(folder)]) == 0
+    assert finetune([str(folder)]) == 0
     again = folder / "finetune" / "full-2epochs-lr0.001" / "results.json"
     assert again.read_text() == (folder / "results.json").read_text()
     assert "personalized" in capsys.readouterr().out
@@ -31,18 +30,18 @@ def test_fine_tuning_the_checkpoint_gives_the_runs_own_numbers(federate, capsys)
 def test_chosen_clients_are_saved_as_checkpoints_that_give_their_numbers(federate, capsys):
     folder, _ = federate(tiny_config())
     command = [str(folder), "--part", "head", "--epochs", "3", "--lr", "0.05", "--clients", "4,1", "--save"]
-    assert finetune.main(command) == 0
+    assert finetune(command) == 0
     place = folder / "finetune" / "head-3epochs-lr0.05"
     outcome = json.loads((place / "results.json").read_text())
     assert [row["client"] for row in outcome["clients"]] == [1, 4]
     assert "over 2 clients" in capsys.readouterr().out
-    shared = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    shared = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     for row in outcome["clients"]:
         module = LitFedBABU.load_from_checkpoint(place / "personal" / f"client_{row['client']:04d}.ckpt")
-        assert module.about["client"] == row["client"]
+        assert module.provenance["client"] == row["client"]
         assert torch.equal(module.model.state_dict()["body.0.0.weight"], shared["body.0.0.weight"])
         assert not torch.equal(module.model.head.weight, shared["head.weight"])
-        (evaluation,) = evaluate([module], [ClientData(tiny_config(), row["client"], 0)])
+        (evaluation,) = evaluate([module], [client_data(tiny_config(), row["client"], 0)])
         assert evaluation.accuracy == row["personalized_accuracy"]
 
 
@@ -50,9 +49,9 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     folder, _ = federate(tiny_config())
     alone = tmp_path / "elsewhere" / "body.ckpt"
     alone.parent.mkdir()
-    shutil.copy(folder / runs.LAST_CHECKPOINT, alone)
+    shutil.copy(folder / run_folder.LAST_CHECKPOINT, alone)
     for clients in ("0", "0,1"):
-        assert finetune.main([str(alone), "--clients", clients]) == 0
+        assert finetune([str(alone), "--clients", clients]) == 0
     assert {path.name for path in (alone.parent / "finetune").iterdir()} == {
         "body-full-1epochs-lr0.001",
         "body-full-1epochs-lr0.001-2",
@@ -61,12 +60,12 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
 
 def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
-    assert finetune.main([str(folder), "--part", "body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0
-    told, source = capsys.readouterr().out, sources.source_of(tiny_config())
+    assert finetune([str(folder), "--part", "body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0
+    told, source = capsys.readouterr().out, tiny().task.source
     found = {path.name for path in (folder / "finetune").iterdir()}
     assert found == {"body-3epochs-lr0.001", "body-3epochs-lr0.1"}
     for name in found:
-        outcome = runs.read_results(folder / "finetune" / name)
+        outcome = results.read_results(folder / "finetune" / name)
         means = [outcome["summary"][f"accuracy_epoch_{epoch}"]["mean"] for epoch in range(4)]
         assert ", ".join(f"{100 * mean:.2f}" for mean in means) in told
         events = EventAccumulator(str(folder / "finetune" / name), size_guidance={"histograms": 0}).Reload()
@@ -78,8 +77,8 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
         labels = [label for client in partition(tiny_config()).test for label in source.test.labels[client]]
         assert table.read_text().split() == [source.class_names[label] for label in labels]
     config = tiny_config(num_server_rounds=1, num_finetune_epochs=3, finetune_part="body", finetune_learning_rate=0.1)
-    federated = dataclasses.replace(read_checkpoint(folder / runs.LAST_CHECKPOINT), config=config)
-    assert finetuned(federated, list(range(6))) == runs.read_results(folder / "finetune" / "body-3epochs-lr0.1")
+    federated = dataclasses.replace(read_federation(folder / run_folder.LAST_CHECKPOINT), config=config)
+    assert finetuned(federated, list(range(6))) == results.read_results(folder / "finetune" / "body-3epochs-lr0.1")
 
 
 @pytest.mark.parametrize("cohort_size", [1, 6])
@@ -87,9 +86,9 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
 def test_a_run_and_its_fine_tuning_work_in_mixed_precision(algorithm, cohort_size, federate):
     mixed = {"precision": "bf16-mixed", "cohort_size": cohort_size}
     folder, _ = federate(tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=1, **mixed))
-    assert finetune.main([str(folder), "--model-name", NARROW]) == 0
-    outcome = runs.read_results(folder)
-    assert runs.read_results(folder / "finetune" / "full-1epochs-lr0.001") == outcome
+    assert finetune([str(folder), "--model-name", NARROW]) == 0
+    outcome = results.read_results(folder)
+    assert results.read_results(folder / "finetune" / "full-1epochs-lr0.001") == outcome
     measured = [[row[key] for row in outcome["clients"]] for key in MEASURES]
     assert np.isfinite(np.array(measured)).all()
 
@@ -98,16 +97,16 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
     folder, _ = federate(tiny_config(num_server_rounds=1))
     command = [str(folder), "--part", "head", "--save"]
     place = folder / "finetune" / "head-1epochs-lr0.001"
-    personalize, seen = sweep.personalize, []
+    personalize, seen = Personalizer.personalize, []
 
-    def stopped(tuning, clients):
+    def stopped(self, place, clients):
         if len(seen) == 3:
             raise KeyboardInterrupt
         seen.extend(clients)
-        return personalize(tuning, clients)
+        return personalize(self, place, clients)
 
-    monkeypatch.setattr(sweep, "personalize", stopped)
-    assert finetune.main(command) == 130
+    monkeypatch.setattr(Personalizer, "personalize", stopped)
+    assert finetune(command) == 130
     assert "goes on from here" in capsys.readouterr().err
     assert not (place / "results.json").exists()
     lines = (place / "clients.jsonl").read_text()
@@ -115,18 +114,18 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
     (place / "personal" / "client_0001.ckpt").unlink()
     seen.clear()
 
-    def counted(tuning, clients):
+    def counted(self, place, clients):
         seen.extend(clients)
-        return personalize(tuning, clients)
+        return personalize(self, place, clients)
 
-    monkeypatch.setattr(sweep, "personalize", counted)
-    assert finetune.main(command) == 0
+    monkeypatch.setattr(Personalizer, "personalize", counted)
+    assert finetune(command) == 0
     assert seen == [1, 3, 4, 5], "the clients that were not done, or whose model is gone"
     assert not (place / "clients.jsonl").exists()
     assert len(list((place / "personal").iterdir())) == 6
     whole = (place / "results.json").read_bytes()
     shutil.rmtree(place)
-    assert finetune.main(command) == 0 and (place / "results.json").read_bytes() == whole
+    assert finetune(command) == 0 and (place / "results.json").read_bytes() == whole
     seen.clear()
-    assert finetune.main(command) == 0 and not seen, "all is done already"
+    assert finetune(command) == 0 and not seen, "all is done already"
     assert (place / "results.json").read_bytes() == whole

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_fedbabu import finetune, runs, sources
-from lit_fedbabu.module import LitFedBABU
-from tests.helpers import tiny_config
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records import run_folder
+from lit_fedbabu.tasks.images import sources
+from tests.support import tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -40,15 +42,18 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
         "--epochs",
         "3",
     ]
-    assert finetune.main(command) == 0
+    assert finetune(command) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"{images}: 24 training and 6 test images of 3 classes, resized to 32 x 32"
     assert [line.split()[:2] for line in told[1:5]] == [["epoch", str(epoch)] for epoch in range(4)]
     assert told[1].endswith("initial") and told[4].endswith("personalized")
     module = LitFedBABU.load_from_checkpoint(out / "personal.ckpt")
-    assert tuple(module.about["class_names"]) == ("blue", "green", "red")
-    federation = LitFedBABU.load_from_checkpoint(finished / runs.LAST_CHECKPOINT)
-    assert (module.about["mean"], module.about["std"]) == (federation.about["mean"], federation.about["std"])
+    assert tuple(module.provenance["class_names"]) == ("blue", "green", "red")
+    federation = LitFedBABU.load_from_checkpoint(finished / run_folder.LAST_CHECKPOINT)
+    assert (module.provenance["mean"], module.provenance["std"]) == (
+        federation.provenance["mean"],
+        federation.provenance["std"],
+    )
     for name, value in federation.model.body.state_dict().items():
         assert torch.equal(module.model.body.state_dict()[name], value), "--part head leaves the body alone"
     assert module.model.head.weight.shape == (3, 256)
@@ -58,15 +63,15 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     assert card.startswith("---\nlibrary_name:") and f"{100 * row['personalized_accuracy']:.2f} %" in card
     assert (out / "config.toml").exists()
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert finetune.main(command) == 2 and "is not empty" in capsys.readouterr().err
+    assert finetune(command) == 2 and "is not empty" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     again = tmp_path / "again"
-    assert finetune.main([*command[:4], str(again), *command[5:]]) == 0
+    assert finetune([*command[:4], str(again), *command[5:]]) == 0
     assert (again / "personal.ckpt").read_bytes() == before[out / "personal.ckpt"], "the same bytes every time"
 
 
 def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
-    assert finetune.main([str(finished), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
+    assert finetune([str(finished), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert sources.load(str(tmp_path / "grey")).channels == 1
 
@@ -74,5 +79,5 @@ def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
 def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_path, capsys):
     run, _ = federate(tiny_config(algorithm="lg-fedavg", num_server_rounds=1, num_clients=2))
     capsys.readouterr()
-    assert finetune.main([str(run), "--data", str(paint(tmp_path / "good"))]) == 2
+    assert finetune([str(run), "--data", str(paint(tmp_path / "good"))]) == 2
     assert "shares no body" in capsys.readouterr().err

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_fedbabu import figures, finetune, report, runs
-from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.compare import by_method, finetunings, read_run
-from tests.helpers import tiny_config
+from lit_fedbabu import files, report
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.records import plots, results, run_folder
+from lit_fedbabu.reporting import figures, tables
+from lit_fedbabu.reporting.compare import by_method, finetunings, read_run
+from tests.support import tiny_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4, **options):
@@ -25,7 +28,7 @@ def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4,
         {
             "round": each,
             "train_loss": 1.0,
-            **({"initial_accuracy": runs.spread(0.5 + rng.random(2) / 2**each)} if each % 2 == 0 else {}),
+            **({"initial_accuracy": results.spread(0.5 + rng.random(2) / 2**each)} if each % 2 == 0 else {}),
         }
         for each in range(1, last + 1)
     ]
@@ -34,9 +37,11 @@ def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4,
         values = rng.random(epochs + 1).tolist()
         row = {"client": client, "initial_accuracy": values[0], "personalized_accuracy": values[-1]}
         clients.append(row | {f"accuracy_epoch_{epoch}": value for epoch, value in enumerate(values)})
-    runs.write_config(folder, config, {})
-    runs.write_json(folder / runs.RESULTS, runs.results(algorithm, history, clients))
-    (folder / runs.PARTITION).write_text("client,split,cat,dog\n0,train,5,0\n1,train,2,3\n0,test,1,0\n1,test,1,1\n")
+    run_folder.write_config(folder, config, {})
+    files.write_json(folder / run_folder.RESULTS, results.results(algorithm, history, clients))
+    (folder / run_folder.PARTITION).write_text(
+        "client,split,cat,dog\n0,train,5,0\n1,train,2,3\n0,test,1,0\n1,test,1,1\n"
+    )
     return folder
 
 
@@ -59,7 +64,7 @@ def test_tables_say_what_the_runs_say(found, tmp_path, capsys):
         rows = {(row["method"], row["accuracy"]): row for row in csv.DictReader(file)}
     assert {method for method, _ in rows} == {"FedBABU", "FedAvg"}
     for method, folders in (("FedBABU", found[:2]), ("FedAvg", found[2:])):
-        summaries = [json.loads((folder / runs.RESULTS).read_text())["summary"] for folder in folders]
+        summaries = [json.loads((folder / run_folder.RESULTS).read_text())["summary"] for folder in folders]
         for kind in ("initial", "personalized"):
             of_seeds = [summary[f"{kind}_accuracy"] for summary in summaries]
             row = rows[method, kind]
@@ -75,22 +80,24 @@ def test_tables_say_what_the_runs_say(found, tmp_path, capsys):
     written = (tmp_path / "out" / "methods.md").read_text()
     assert written in capsys.readouterr().out
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines()]
-    assert [cells[0], *cells[2:]] == [list(row.values()) for row in [dict(zip(cells[0], cells[0])), *rows.values()]]
+    assert [cells[0], *cells[2:]] == [
+        list(row.values()) for row in [dict(zip(cells[0], cells[0], strict=True)), *rows.values()]
+    ]
 
 
 def test_the_best_round_is_told_apart_from_the_last(tmp_path):
     folder = made_up_run(tmp_path / "run", seed=3)
-    outcome = json.loads((folder / runs.RESULTS).read_text())
+    outcome = json.loads((folder / run_folder.RESULTS).read_text())
     evaluated = {entry["round"]: entry["initial_accuracy"]["mean"] for entry in outcome["rounds"] if len(entry) > 2}
     assert outcome["best_round_on_test_data"]["round"] == max(evaluated, key=evaluated.get) == 2
     tuned = made_up_run(folder / "finetune" / "best", seed=3, last=2)
     made_up_run(folder / "finetune" / "best-longer", seed=3, last=2, epochs=10)
     made_up_run(folder / "finetune" / "last", seed=3, last=4)
-    rows = report.method_table(by_method([read_run(folder)]))
+    rows = tables.method_table(by_method([read_run(folder)]))
     assert {row["seeds"] for row in rows} == {1}
     told = {row["accuracy"]: row["mean"] for row in rows}
     assert told["initial, best round on test data"] == f"{100 * max(evaluated.values()):.2f}"
-    of_best = runs.read_results(tuned)["summary"]["personalized_accuracy"]["mean"]
+    of_best = results.read_results(tuned)["summary"]["personalized_accuracy"]["mean"]
     assert told["personalized, best round on test data"] == f"{100 * of_best:.2f}"
     (compared,) = finetunings(by_method([read_run(folder)])).values()
     assert [run.outcome["round"] for run in compared["FedBABU"]] == [4]
@@ -101,7 +108,7 @@ def test_finetunings_are_compared_by_part_and_rate(found):
     compared = finetunings(methods)
     assert list(compared) == [("full", 0.001), ("head", 0.1)]
     assert [run.config.num_finetune_epochs for run in compared["full", 0.001]["FedBABU"]] == [2, 10]
-    rows = report.finetuning_table(methods)
+    rows = tables.finetuning_table(methods)
     assert [(row["trained"], row["method"], row["seeds"]) for row in rows] == [
         ("full", "FedBABU", 2),
         ("full", "FedAvg", 2),
@@ -118,6 +125,19 @@ def test_methods_are_named_by_what_differs(tmp_path):
     ]
     names = by_method([read_run(folder) for folder in folders])
     assert list(names) == ["FedBABU momentum=0.9", "FedBABU momentum=0.5", "FedAvg"]
+
+
+def test_auto_is_the_precision_that_it_stood_for(tmp_path):
+    precisions = ("auto", "32-true", "bf16-mixed")
+    folders = [
+        made_up_run(tmp_path / precision, seed=seed, precision=precision) for seed, precision in enumerate(precisions)
+    ]
+    config = read_run(folders[0]).config
+    run_folder.write_config(folders[0], config, {"trains-on": "cpu AVX2 in 32-true with torch 2.15.0"})
+    named = by_method([read_run(folder) for folder in folders])
+    assert {name: len(runs) for name, runs in named.items()} == {
+        "FedBABU precision=32-true": 2, "FedBABU precision=bf16-mixed": 1,
+    }  # fmt: skip
 
 
 def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
@@ -139,7 +159,7 @@ def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
 def test_a_figure_of_all_methods_has_room_for_their_names_and_no_two_alike(name, tmp_path):
     methods = by_method([read_run(made_up_run(tmp_path / each, each)) for each in ALGORITHMS])
     assert len(methods) == 11
-    with figures.style():
+    with plots.style():
         figure = getattr(figures, name)(methods)
         figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -155,8 +175,8 @@ def test_a_figure_of_all_methods_has_room_for_their_names_and_no_two_alike(name,
     ("make", "words"),
     [
         (lambda folder: shutil.copytree(folder / "a", folder / "b"), "leave one out"),
-        (lambda folder: (folder / "a" / runs.RESULTS).write_text("{") and folder / "a", "cannot be read"),
-        (lambda folder: (folder / "a" / runs.RESULTS).unlink() or folder / "a", "cannot be read"),
+        (lambda folder: (folder / "a" / run_folder.RESULTS).write_text("{") and folder / "a", "cannot be read"),
+        (lambda folder: (folder / "a" / run_folder.RESULTS).unlink() or folder / "a", "cannot be read"),
     ],
 )
 def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words, tmp_path, capsys):
@@ -169,15 +189,15 @@ def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words
 
 def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, one_core):
     folder, _ = federate(tiny_config(num_server_rounds=1))
-    assert finetune.main([str(folder), "--epochs", "3", "--part", "head"]) == 0
+    assert finetune([str(folder), "--epochs", "3", "--part", "head"]) == 0
     assert report.main([str(folder), "--out", str(tmp_path / "out")]) == 0
-    counts = list(csv.DictReader((folder / runs.PARTITION).open(newline="")))
+    counts = list(csv.DictReader((folder / run_folder.PARTITION).open(newline="")))
     assert len(counts) == 12 and all(re.fullmatch(r"\d+", count[name]) for count in counts for name in "abcdefghij")
-    tuned = runs.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
+    tuned = results.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
     assert f"{100 * tuned['accuracy_epoch_3']['mean']:.2f}" in (tmp_path / "out" / "finetuning.md").read_text()
     with (tmp_path / "out" / "measures.csv").open(newline="") as file:
         rows = {(row["trained"], row["measure"]): row for row in csv.DictReader(file)}
-    assert set(rows) == {(part, title) for part in ("head", "full") for title in runs.MEASURES}
+    assert set(rows) == {(part, title) for part in ("head", "full") for title in results.MEASURES}
     row = rows["head", "calibration error"]
     assert (row["epochs"], row["seeds"], row["method"]) == ("3", "1", "FedBABU")
     for name in ("initial", "personalized"):

@@ -9,38 +9,41 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from examples import shapes
-from lit_fedbabu import client_app, finetune, runs, server_app, update
-from lit_fedbabu.algorithms import ALGORITHMS
-from lit_fedbabu.checkpoint import read_checkpoint
-from lit_fedbabu.client import FedBABUClient
-from lit_fedbabu.models import parts_of, select
-from lit_fedbabu.module import LitFedBABU
-from lit_fedbabu.nodes import RunError, find_nodes
-from lit_fedbabu.sampling import participants, substitutes
-from lit_fedbabu.strategy import SharedParts
-from tests.helpers import NARROW, FakeGrid, finetuned, start, tiny_config, unavailable
+from lit_fedbabu import client_app, server_app
+from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.client.numpy_client import FedBABUClient
+from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.server.nodes import find_nodes
+from lit_fedbabu.server.sampling import participants, substitutes
+from lit_fedbabu.server.strategy import SharedParts
+from lit_fedbabu.wire import ClientUpdate, TrainReply
+from tests.support import (
+    MEASURES,
+    NARROW,
+    FakeGrid,
+    curves,
+    failures_of,
+    files_that_decide,
+    finetuned,
+    tiny,
+    tiny_config,
+    unavailable,
+)
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
-
-
-MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {
-    f"{name}_{kind}"
-    for name in ("initial", "personalized")
-    for kind in ("accuracy", "loss", "calibration_error", "template_accuracy", "other_classes_accuracy")
-}
-
-
-def files_that_decide(folder):
-    """Checkpoints and results, byte for byte."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in [*folder.glob("checkpoints/*"), *folder.glob("memory/*/*.safetensors"), folder / runs.RESULTS]
-    }
 
 
 def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(federate):
@@ -60,28 +63,28 @@ def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(fed
 def test_only_shared_parts_travel(algorithm, federate):
     config = tiny_config(algorithm=algorithm)
     folder, grid = federate(config, FakeGrid(config, 2))
-    whole = update.initial_module(config).model.state_dict()
+    whole = Experiment(config).new_module().model.state_dict()
     shared = set(select(whole, parts_of(ALGORITHMS[algorithm].shared)))
     trains = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert len(trains) == (2 if algorithm == "centralized" else 4)
     for message in grid.messages:
-        code = {"source-digest", "source-folder"}
-        if message.metadata.message_type == "query.place":
+        code = {"version", "source-digest", "source-folder"}
+        if message.metadata.message_type == PLACE:
             assert set(message.content) == {"config"} and set(message.content["config"]) == code
         else:
             assert set(message.content["arrays"]) == shared
             assert set(message.content) == {"arrays", "config"}
-            everyone = {"server-round", "clients", "memory", *code}
-            extra = {"learning-rate"} if message.metadata.message_type == "train" else {"personalize"}
-            assert set(message.content["config"]) == everyone | extra
+            order = {"server-round", "clients", "memory", "learning-rate", "personalize"}
+            assert set(message.content["config"]) == order | code
     told = {"train": {"client", "num_train", "train_loss"}, "evaluate": {"client", "num_test", *MEASURES}}
     for reply in grid.replies:
         for record in reply.content.array_records.values():
             assert set(record) == shared
-        if reply.metadata.message_type != "query.place":
+        if reply.metadata.message_type != PLACE:
             kind = reply.metadata.message_type
-            assert set(reply.content) <= {"arrays", "metrics"} and set(reply.content["metrics"]) <= told[kind]
-    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+            assert set(reply.content) <= {"arrays", "metrics", "reply"} and set(reply.content["reply"]) == {"version"}
+            assert set(reply.content["metrics"]) <= told[kind]
+    final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     moved = {name for name, value in whole.items() if not torch.equal(final[name], value)}
     assert moved == shared & set(select(whole, ALGORITHMS[algorithm].trained)), "the server's model is what was shared"
 
@@ -89,12 +92,12 @@ def test_only_shared_parts_travel(algorithm, federate):
 def test_the_average_is_over_clients_weighted_by_their_images(federate):
     config = tiny_config(partitioner="dirichlet", dirichlet_alpha=2.0, num_server_rounds=1)
     folder, grid = federate(config, FakeGrid(config, 2))
-    initial = update.initial_module(config).model.state_dict()
+    initial = Experiment(config).new_module().model.state_dict()
     received = {name: value.clone() for name, value in select(initial, ["body"]).items()}
-    updates = [update.client_update(config, client, 1, received, 0.1) for client in participants(config, 1)]
+    updates = [update.client_update(Experiment(config), client, 1, received, 0.1) for client in participants(config, 1)]
     assert len({count for _, count, _ in updates}) > 1
     total = sum(count for _, count, _ in updates)
-    final = LitFedBABU.load_from_checkpoint(folder / runs.LAST_CHECKPOINT).model.state_dict()
+    final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     for name in received:
         mean = sum(count * state[name].double() for state, count, _ in updates) / total
         assert torch.equal(final[name], mean.float()), name
@@ -103,7 +106,7 @@ def test_the_average_is_over_clients_weighted_by_their_images(federate):
 def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     config = tiny_config()
     board = SimpleNamespace(round=lambda *_: None)
-    strategy = SharedParts(config, [7], tmp_path, board, None, print)
+    strategy = SharedParts(Experiment(config), [7], tmp_path, board, None, print)
     clients = participants(config, 1)
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     strategy.configure_train(1, ArrayRecord({"w": Array(np.zeros(1, np.float32))}), ConfigRecord(), None)
@@ -112,9 +115,8 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     asked = Message(RecordDict(), 7, "train")
 
     def reply(client):
-        metrics = {"client": [client], "num_train": [1], "train_loss": [0.5]}
-        arrays = ArrayRecord({"w": Array(values[client].reshape(1, 1))})
-        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=asked)
+        trained = ClientUpdate(client, 1, 0.5, {"w": values[client].reshape(1)})
+        return Message(TrainReply([trained]).to_record(), reply_to=asked)
 
     for order in itertools.permutations(clients):
         arrays, _ = strategy.aggregate_train(1, [reply(client) for client in order])
@@ -211,10 +213,6 @@ def failing(monkeypatch, whom, how=None):
     monkeypatch.setattr(FedBABUClient, "fit", broken)
 
 
-def failures_of(folder):
-    return [json.loads(line) for line in (folder / runs.FAILURES).read_text().splitlines()]
-
-
 def error_reply(app):
     """What Flower does with a ClientApp that raises: an error instead of a reply."""
 
@@ -249,13 +247,13 @@ def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, fe
     (told,) = events.Tensors("failures/text_summary")
     assert told.step == 2 and f"client {bad} on node {bad}" in told.tensor_proto.string_val[0].decode()
     # The round is the average of those that were left and of the one in its place.
-    federated, before = read_checkpoint(folder / runs.LAST_CHECKPOINT), [start(config)]
+    federated, before = read_federation(folder / run_folder.LAST_CHECKPOINT), [Experiment(config).initial_shared()]
     monkeypatch.undo()
     for server_round in (1, 2):
         clients = [*participants(config, server_round), *([other] if server_round == 2 else [])]
         rate = config.learning_rate_in(server_round)
         updates = [
-            update.client_update(config, client, server_round, before[-1], rate)
+            update.client_update(Experiment(config), client, server_round, before[-1], rate)
             for client in sorted(set(clients) - ({bad} if server_round == 2 else set()))
         ]
         total = sum(count for _, count, _ in updates)
@@ -283,14 +281,14 @@ def test_too_many_failures_end_the_run_after_its_retries_and_leave_a_checkpoint(
     asked = [failure["client"] for failure in failures_of(folder)]
     assert len(asked) == len(set(asked)) == 4, "two that were drawn, and two others"
     assert not (folder / "results.json").exists()
-    assert torch.load(folder / runs.LAST_CHECKPOINT, weights_only=True)["lit_fedbabu"]["round"] == 1
+    assert torch.load(folder / run_folder.LAST_CHECKPOINT, weights_only=True)["lit_fedbabu"]["round"] == 1
     monkeypatch.undo()
     resumed = dataclasses.replace(config, resume=str(folder))
     federate(resumed)
     assert (folder / "results.json").read_text() == (federate(config)[0] / "results.json").read_text()
 
 
-@pytest.mark.parametrize("kind", ["query.place", "train"])
+@pytest.mark.parametrize("kind", [PLACE, "train"])
 def test_nodes_of_other_code_are_refused_by_name(kind, federate, monkeypatch):
     """Before the first round, and where the code of a node changes while the run goes on."""
     monkeypatch.setattr(client_app, "app", error_reply(client_app.app))
@@ -327,7 +325,7 @@ def test_clients_of_a_lost_node_are_replaced_by_those_of_others(federate):
     folder, _ = federate(config, grid)
     failures = failures_of(folder)
     assert failures and all(failure["client"] % 3 == 1 and failure["reason"] == "no answer" for failure in failures)
-    assert len(runs.read_results(folder)["rounds"]) == 2
+    assert len(results.read_results(folder)["rounds"]) == 2
 
 
 def test_a_dead_worker_is_recognized_and_not_asked_again(federate):
@@ -390,7 +388,7 @@ def test_nodes_that_came_but_never_answer_are_not_counted():
 def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
     config = tiny_config()
     (tmp_path / "run1").mkdir()
-    with pytest.raises(runs.ConfigError, match='run-name = "run1": .* not overwritten'):
+    with pytest.raises(InputError, match='run-name = "run1": .* not overwritten'):
         federate(config)
     assert list((tmp_path / "run1").iterdir()) == []
 
@@ -403,15 +401,15 @@ def test_diverged_weights_end_the_run_in_one_line(federate):
 def test_the_server_refuses_a_bad_configuration_in_one_line(capsys):
     grid = FakeGrid(tiny_config(), run_config={"num-clients": "six"})
     context = next(iter(grid.contexts.values()))
-    with pytest.raises(runs.ConfigError, match='num-clients = "six"'):
+    with pytest.raises(InputError, match='num-clients = "six"'):
         server_app.app(grid, context)
     out = capsys.readouterr().out
     assert out.startswith("[lit_fedbabu] error: num-clients") and out.count("\n") == 1
 
 
 def test_arrays_keep_their_names_and_types_on_the_wire():
-    state = update.initial_module(tiny_config()).model.state_dict()
-    record = ArrayRecord({name: server_app.Array(value.contiguous().numpy()) for name, value in state.items()})
+    state = tiny().new_module().model.state_dict()
+    record = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in state.items()})
     assert all(np.array_equal(record[name].numpy(), value.numpy()) for name, value in state.items())
     assert {record[name].dtype for name in state} == {"float32"}
 
@@ -429,15 +427,6 @@ class StoppedGrid(FakeGrid):
         return super().answer(message, context)
 
 
-def curves(folder):
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag not in ("time/seconds_per_round", "communication/bytes_down")  # the latter grows with the nodes
-    }
-
-
 @pytest.mark.parametrize(
     ("algorithm", "kind", "server_round", "rounds"),
     [(name, "evaluate", 2, 2) for name in ALGORITHMS]
@@ -452,7 +441,7 @@ def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm,
     with pytest.raises(KeyboardInterrupt):
         federate(config, StoppedGrid(config, kind, server_round))
     stopped = whole.parent / "run2"
-    assert not (stopped / runs.RESULTS).exists()
+    assert not (stopped / run_folder.RESULTS).exists()
     resumed = dataclasses.replace(config, resume=str(stopped))
     folder, grid = federate(resumed, FakeGrid(resumed, 5, shuffle=True))
     assert folder == stopped
@@ -472,7 +461,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
         ({"resume": str(folder), "learning_rate": 0.05}, "learning-rate = 0.05: the run in .* was begun with 0.1"),
         ({"resume": str(tmp_path / "nowhere")}, "is no run's folder"),
     ):
-        with pytest.raises(runs.ConfigError, match=words):
+        with pytest.raises(InputError, match=words):
             federate(tiny_config(**changes))
     assert files_that_decide(folder) == before
 
@@ -486,18 +475,19 @@ def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, feder
         next(message for message in grid.messages if message.metadata.message_type == "train").content["arrays"]
     )
     assert buffers <= shared if algorithm != "lg-fedavg" else not buffers & shared
-    federated = read_checkpoint(folder / runs.LAST_CHECKPOINT, trusted_model=NARROW)
-    own = [update.own_module(config, client, 2, federated.shared, federated.memories) for client in range(6)]
+    federated = read_federation(folder / run_folder.LAST_CHECKPOINT, trusted_model=NARROW)
+    experiment = Experiment(config)
+    own = [update.own_module(experiment, client, 2, federated.shared, federated.memories) for client in range(6)]
     counts = {int(module.model.body[1].num_batches_tracked) for module in own}
     assert max(counts) > 0 and (len(counts) == 1) == (algorithm != "lg-fedavg")
     again = finetuned(federated, [0, 1])["clients"]
-    assert again == runs.read_results(folder)["clients"][:2]
+    assert again == results.read_results(folder)["clients"][:2]
 
 
 def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
     folder, _ = federate(tiny_config(model_name=NARROW, num_server_rounds=1))
     capsys.readouterr()
-    assert finetune.main([str(folder)]) == 2
+    assert finetune([str(folder)]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: model-name") and told.count("\n") == 1 and "--model-name to trust it" in told
     assert not (folder / "finetune").exists()
@@ -507,5 +497,5 @@ def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
     shapes.write(tmp_path / "shapes", train=30, test=10)
     options = {"dataset": str(tmp_path / "shapes"), "model_name": "examples.shapes:build", "num_clients": 2}
     folder, _ = federate(tiny_config(**options, num_server_rounds=1, learning_rate=0.02, num_finetune_epochs=3))
-    clients = runs.read_results(folder)["clients"]
+    clients = results.read_results(folder)["clients"]
     assert all(client["personalized_loss"] < client["initial_loss"] for client in clients)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fedbabu import models, module, runs
-from tests.helpers import tiny_config
+from lit_fedbabu.learning import models, module
+from lit_fedbabu.records import run_folder
+from tests.support import tiny_config
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-9
 """Relative, of losses. Between AVX2 and plain x86 arithmetic 1.4e-15 was seen; others may add to it."""
 
@@ -34,7 +35,7 @@ def course(federate, algorithm):
         algorithm=algorithm, num_server_rounds=4, learning_rate=0.01, num_finetune_epochs=3, precision="64-true"
     )
     folder, _ = federate(config)
-    outcome = json.loads((folder / runs.RESULTS).read_text())
+    outcome = json.loads((folder / run_folder.RESULTS).read_text())
     lines = [
         f"round {entry['round']} train_loss {entry['train_loss']!r} initial {entry['initial_accuracy']['mean']!r}"
         for entry in outcome["rounds"]

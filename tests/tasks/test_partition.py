@@ -3,10 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lit_fedbabu import sources
-from lit_fedbabu.config import Config, ConfigError
-from lit_fedbabu.partition import PARTITIONERS, class_counts, partition, summary
-from tests.helpers import BALANCED, counts
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images import sources
+from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
+from lit_fedbabu.tasks.images.tables import Split
+from lit_fedbabu.tasks.images.task import ImageClassification
+from tests.support import BALANCED, counts, partition
 
 ANYWHERE = [name for name in PARTITIONERS if name not in ("natural-id", "sites")]
 """Which need no column of owners, and deal anything."""
@@ -19,8 +22,7 @@ def test_no_image_has_two_owners_and_classes_agree_between_the_splits(partitione
     config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
     if dataset == "cifar_like":
         request.getfixturevalue("cifar_like")
-    source = sources.load("digits")
-    dealt = partition(config)
+    source, dealt = ImageClassification(config).source, partition(config)
     for parts, split in ((dealt.train, source.train), (dealt.test, source.test)):
         everyone = np.concatenate(parts)
         assert len(parts) == clients
@@ -67,9 +69,10 @@ def test_the_seed_decides_the_split(partitioner):
     clients = {"exponential": 4, "square": 6}.get(partitioner, 10)
     config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
     first = partition(config)
-    partition.cache_clear()
     again, other = partition(config), partition(dataclasses.replace(config, seed=43))
-    for one, two, three in zip(first.train + first.test, again.train + again.test, other.train + other.test):
+    for one, two, three in zip(
+        first.train + first.test, again.train + again.test, other.train + other.test, strict=True
+    ):
         assert np.array_equal(one, two)
         assert not np.array_equal(one, three)
 
@@ -99,7 +102,7 @@ def test_the_seed_decides_the_split(partitioner):
     ],
 )
 def test_impossible_splits_are_refused_in_one_line(options, words):
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         partition(Config(dataset="digits", **options))
     assert "\n" not in str(caught.value)
 
@@ -107,14 +110,13 @@ def test_impossible_splits_are_refused_in_one_line(options, words):
 @pytest.fixture
 def written(monkeypatch):
     """Labels of 30 writers, 20 training and 4 test images each, of which writer 7 writes class 7 and so on."""
-    partition.cache_clear()
     train, test = np.repeat(np.arange(30), 20), np.repeat(np.arange(30), 4)
     source = dataclasses.replace(
         BALANCED,
-        train=sources.Split(np.empty((600, 0)), train % 10, train),
-        test=sources.Split(np.empty((120, 0)), test % 10, test),
+        train=Split(np.empty((600, 0)), train % 10, train),
+        test=Split(np.empty((120, 0)), test % 10, test),
     )
-    monkeypatch.setattr(sources, "load", lambda *_: source)
+    monkeypatch.setattr(ImageClassification, "source", source)
     return source
 
 
@@ -130,7 +132,7 @@ def test_natural_owners_stay_whole_and_equally_many_make_a_client(clients, owner
 
 
 def test_more_clients_than_natural_owners_are_refused(written):
-    with pytest.raises(ConfigError, match="num-clients = 31: writer_id has 30 values in the training split"):
+    with pytest.raises(InputError, match="num-clients = 31: writer_id has 30 values in the training split"):
         partition(Config(partitioner="natural-id", num_clients=31, natural_id_column="writer_id"))
 
 
@@ -160,9 +162,9 @@ def test_dirichlet_gives_every_client_what_it_needs_and_alpha_decides_the_skew()
 
 def test_a_split_is_told_in_a_line_and_in_a_table(cifar_like):
     told = "100 clients with 500 training images, 100 test images and 2 of 10 classes each"
-    assert summary(cifar_like) == told
+    assert ImageClassification(cifar_like).summary() == told
     uneven = dataclasses.replace(cifar_like, partitioner="linear", num_clients=4)
-    assert summary(uneven).startswith("4 clients with 5000 to 20000 training images, ")
-    lines = class_counts(cifar_like).splitlines()
+    assert ImageClassification(uneven).summary().startswith("4 clients with 5000 to 20000 training images, ")
+    lines = ImageClassification(cifar_like).class_counts().splitlines()
     assert lines[0] == "client,split,a,b,c,d,e,f,g,h,i,j" and len(lines) == 201
     assert sum(map(int, lines[1].split(",")[2:])) == 500

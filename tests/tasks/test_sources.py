@@ -1,16 +1,20 @@
 import json
+import os
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
-from lit_fedbabu import hub, preflight, sources, training, update
-from lit_fedbabu.batches import ClientData, mean_and_std, normalize
-from lit_fedbabu.config import ConfigError
-from tests.helpers import tiny_config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning import trainer
+from lit_fedbabu.tasks.images import hub, sources
+from lit_fedbabu.tasks.images.transforms import normalize
+from tests.support import tiny, tiny_config
 
 
 def test_digits_are_whole_and_split_by_class():
@@ -40,7 +44,6 @@ def test_a_folder_of_images_is_a_dataset_and_is_decoded_once(tmp_path, monkeypat
     assert source.train.labels.tolist() == [0] * 4 + [1] * 4
     assert np.array_equal(source.test.images[5], np.asarray(Image.open(root / "test/dog/1.png")))
     assert isinstance(source.train.images, np.memmap)
-    sources.load.cache_clear()
     monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
     sources.load(str(root))
 
@@ -49,7 +52,6 @@ def test_a_changed_folder_is_decoded_again(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     before = sources.load(str(root)).train.images[0].copy()
     Image.fromarray(255 - before).save(root / "train/cat/0.png")
-    sources.load.cache_clear()
     assert np.array_equal(sources.load(str(root)).train.images[0], 255 - before)
 
 
@@ -76,14 +78,14 @@ def test_without_a_test_split_a_fifth_of_every_class_is_held_out(tmp_path):
 
 def test_a_folder_without_a_training_split_is_refused(tmp_path):
     root = write_image_folder(tmp_path / "pets", splits=("test",))
-    with pytest.raises(ConfigError, match="has no split train; it has test"):
+    with pytest.raises(InputError, match="has no split train; it has test"):
         sources.load(str(root))
 
 
 def test_a_table_without_images_is_refused_with_its_columns_named(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"age": 3, "name": "x"}) + "\n")
-    with pytest.raises(ConfigError, match=r"needs one Image column; it has age .*name"):
+    with pytest.raises(InputError, match=r"needs one Image column; it has age .*name"):
         sources.load(str(tmp_path))
 
 
@@ -124,12 +126,13 @@ def test_hub_datasets_say_their_channels_classes_and_normalization(
     assert source.train.images.shape == (8, 32, 32, channels)
     config = tiny_config(dataset=name, num_clients=1, partitioner="iid", min_client_images=1)
     images, labels = (torch.from_numpy(np.array(array)) for array in (source.train.images, source.train.labels))
-    normalized = normalize(images, *mean_and_std(config))
+    experiment = Experiment(config)
+    normalized = normalize(images, *experiment.task.constants)
     torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(channels), rtol=0, atol=1e-5)
     torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(channels), rtol=0, atol=1e-5)
-    module = update.initial_module(config)
+    module = experiment.new_module()
     assert module(normalized).shape == (8, num_classes)
-    assert training.fit([module], [ClientData(config, 0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
+    assert trainer.fit([module], [experiment.client_data(0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -151,11 +154,11 @@ def test_a_hub_name_may_name_a_subset(dataset, place, subset, monkeypatch):
 def test_several_label_columns_need_a_word(monkeypatch):
     both = {"fine_label": classes(4), "coarse_label": classes(2), "writer": (datasets.Value("string"), ["x", "y"])}
     monkeypatch.setattr(hub, "read", lambda dataset: tables(["RGB"], both))
-    with pytest.raises(ConfigError, match=r"or label-column=NAME; it has image .*fine_label \(ClassLabel\), "):
+    with pytest.raises(InputError, match=r"or label-column=NAME; it has image .*fine_label \(ClassLabel\), "):
         sources.load("some/two-labels")
     assert len(sources.load("some/two-labels", "coarse_label").class_names) == 2
     assert sources.load("some/two-labels", "writer").class_names == ("x", "y"), "any column can be the label"
-    with pytest.raises(ConfigError, match=r'label-column = "lable": is no column of the dataset; it has image'):
+    with pytest.raises(InputError, match=r'label-column = "lable": is no column of the dataset; it has image'):
         sources.load("some/two-labels", "lable")
 
 
@@ -164,7 +167,7 @@ def test_owners_of_images_are_read_from_their_column(monkeypatch):
     monkeypatch.setattr(hub, "read", lambda dataset: tables(["L"], columns))
     assert sources.load("some/letters").train.owners is None
     assert sources.load("some/letters", "", "writer_id").test.owners.tolist() == [2, 0, 1, 2, 0, 1, 2, 0]
-    with pytest.raises(ConfigError, match='natural-id-column = "author": is no column of the dataset; it has image'):
+    with pytest.raises(InputError, match='natural-id-column = "author": is no column of the dataset; it has image'):
         sources.load("some/letters", "", "author")
 
 
@@ -188,14 +191,32 @@ def test_an_image_of_one_value_can_be_normalized():
 
 
 def test_imagenets_constants_are_refused_for_grey_images():
-    with pytest.raises(ConfigError, match='normalization = "imagenet": is of colour images'):
-        preflight.check(tiny_config(dataset="digits", normalization="imagenet"))
+    with pytest.raises(InputError, match='normalization = "imagenet": is of colour images'):
+        tiny(dataset="digits", normalization="imagenet").check()
 
 
 def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     Path(root / "train/dog/2.png").write_bytes(b"no image")
     before = set(sources._cache_root().iterdir())
-    with pytest.raises(ConfigError, match="split .train. cannot be read: .*2.png"):
+    with pytest.raises(InputError, match="split .train. cannot be read: .*2.png"):
         sources.load(str(root))
     assert set(sources._cache_root().iterdir()) == before
+
+
+def test_reading_a_folder_leaves_the_hub_within_reach(tmp_path, monkeypatch):
+    """HF_HUB_OFFLINE once stayed set, and a hub dataset asked for next could not be reached."""
+    seen = []
+
+    def state():
+        return os.environ.get("HF_HUB_OFFLINE"), datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+
+    before, load_dataset = state(), datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: seen.append(state()) or load_dataset(*given))
+    sources.load(str(write_image_folder(tmp_path / "pets")))
+    assert seen == [(before[0], True, True)], "a folder is read without the network"
+    assert state() == before
+    monkeypatch.setattr(hub, "_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: seen.append(state()) or {})
+    hub.read("some/dataset")
+    assert seen[1] == before

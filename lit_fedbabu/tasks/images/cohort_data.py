@@ -55,8 +55,8 @@ class CohortData(L.LightningDataModule):
         images = self.members[0].prepare(images, places)
         if len(set(sizes)) == 1:
             shape = len(sizes), sizes[0]
-            return [(clients, images.unflatten(0, shape), labels.view(shape))]
-        rows = list(zip(clients, images.split(sizes), labels.split(sizes), strict=True))
+            return [(clients, images.view(*shape, *images.shape[1:]), labels.view(shape))]
+        rows = list(zip(clients, torch.split(images, sizes), torch.split(labels, sizes), strict=True))
         groups: list[Group] = []
         for size in sorted(set(sizes), reverse=True):
             same = [row for row in rows if len(row[2]) == size]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partitioners import Indices
@@ -18,7 +18,6 @@ from lit_fedbabu.tasks.images.tables import Split
 from lit_fedbabu.tasks.images.transforms import crop, draw, normalize
 
 if TYPE_CHECKING:
-    from lit_fedbabu.tasks.images.cohort_data import CohortData
     from lit_fedbabu.tasks.images.task import ImageClassification
 
 
@@ -98,13 +97,6 @@ class ClientData(L.LightningDataModule):
         """The clients whose images these are: one. A cohort has several."""
         return [self]
 
-    @staticmethod
-    def together(members: Sequence[ClientData]) -> ClientData | CohortData:
-        """The images of several clients side by side; those of one client as they are."""
-        from lit_fedbabu.tasks.images.cohort_data import CohortData
-
-        return members[0] if len(members) == 1 else CohortData(members)
-
     def _gather(self, split: Split, indices: Indices) -> TensorDataset:
         images = with_channels(split.images[indices], len(self.constants[0]))
         return TensorDataset(torch.from_numpy(images), torch.from_numpy(split.labels[indices]))
@@ -130,4 +122,9 @@ class _Shuffled(Sampler[int]):
 def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader[list[Tensor]]:
     # The sampler gives batches of indices, so a batch is one look-up and not a list of images to be stacked.
     generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
-    return DataLoader(rows, sampler=BatchSampler(sampler, size, drop_last=False), batch_size=None, generator=generator)
+    return DataLoader(
+        cast(Dataset[list[Tensor]], rows),
+        sampler=BatchSampler(sampler, size, drop_last=False),
+        batch_size=None,
+        generator=generator,
+    )

@@ -31,8 +31,8 @@ def with_channels(images: Pixels, channels: int) -> Pixels:
         return images
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
-    luma = images @ np.array([0.299, 0.587, 0.114])
-    return np.rint(luma)[..., None].astype(np.uint8)
+    luma: Pixels = np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return luma[..., None]
 
 
 def read_images(paths: Sequence[Path], channels: int) -> Pixels:

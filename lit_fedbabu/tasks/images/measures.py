@@ -20,7 +20,7 @@ def feature_probe(predicted: Sequence[Predicted]) -> FeatureProbe:
             of test images of those.
     """
     (features, _, labels), (test_features, _, test_labels), *absent = predicted
-    classes = labels.unique()
+    classes: Tensor = torch.unique(labels)
     templates = torch.stack([features[labels == label].mean(0) for label in classes])
     nearest = classes[torch.cdist(test_features, templates).argmin(1)]
     others = [share_equal(logits.argmax(1), foreign) for _, logits, foreign in absent]

@@ -40,8 +40,9 @@ def _by_classes(config: Config, source: Source) -> Partition:
         must = np.flatnonzero(left == clients - client)  # else this class could not be placed any more
         free = np.flatnonzero((left > 0) & (left < clients - client))
         missing = per_client - len(must)
-        drawn = rng.choice(free, missing, replace=False, p=left[free] / left[free].sum()) if missing else []
-        for label in (*must, *drawn):
+        weights = left[free] / left[free].sum() if missing else None
+        drawn = rng.choice(free, missing, replace=False, p=weights).tolist() if missing else []
+        for label in (*must.tolist(), *drawn):
             owners[label].append(client)
             left[label] -= 1
 

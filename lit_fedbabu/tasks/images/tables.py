@@ -1,7 +1,7 @@
 """Hub datasets and folders as arrays: which column has the images, which the labels, and which split is for tests."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,14 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> tuple[tup
     if owner_column and owner_column not in features:
         raise InputError("natural-id-column", owner_column, f"is no column of the dataset; it has {_named(features)}")
     labels, class_names = _numbered(features[label_column], [tables[name][label_column] for name in names])
-    owners = [None] * len(names)
+    owners: Sequence[Numbers | None] = [None] * len(names)
     if owner_column:
         owners, _ = _numbered(features[owner_column], [tables[name][owner_column] for name in names])
     images = [_images(dataset, name, tables[name][image_column]) for name in names]
     channels = max(each.shape[-1] for each in images)
     splits = [
         Split(np.broadcast_to(each, (*each.shape[:-1], channels)), label, owner)
-        for each, label, owner in zip(images, labels, owners)
+        for each, label, owner in zip(images, labels, owners, strict=True)
     ]
     return (hold_out(*splits) if chosen is None else (splits[0], splits[1])), class_names
 
@@ -73,7 +73,7 @@ def _images(dataset: str, split: str, images: Any) -> np.ndarray:
         raise InputError("dataset", dataset, f"its split {split!r} has no images")
     channels = max(array.shape[-1] for array in arrays)
     whole = np.empty((len(arrays), IMAGE_SIZE, IMAGE_SIZE, channels), dtype=np.uint8)
-    for place, array in zip(whole, arrays):
+    for place, array in zip(whole, arrays, strict=True):
         place[:] = array
     return whole
 
@@ -85,10 +85,11 @@ def hold_out(split: Split) -> tuple[Split, Split]:
     for label in np.unique(split.labels):
         rows = rng.permutation(np.flatnonzero(split.labels == label))
         test[rows[: -(-len(rows) // HELD_OUT)]] = True
-    return tuple(
-        Split(**{what: None if values is None else values[rows] for what, values in vars(split).items()})
+    train, held_out = (
+        Split(split.images[rows], split.labels[rows], None if split.owners is None else split.owners[rows])
         for rows in (~test, test)
     )
+    return train, held_out
 
 
 def _numbered(feature: Any, columns: list[Any]) -> tuple[list[np.ndarray], list[str]]:

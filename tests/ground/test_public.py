@@ -1,0 +1,62 @@
+"""The public face: light to import, and complete."""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lit_fedbabu
+from lit_fedbabu.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_importing_the_package_is_quick_and_brings_nothing_heavy():
+    script = (
+        "import sys, time; start = time.perf_counter(); import lit_fedbabu; print(time.perf_counter() - start);"
+        "print([name for name in ('torch', 'lightning', 'flwr', 'datasets', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script]
+    told = [subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split("\n") for _ in range(3)]
+    assert min(float(seconds) for seconds, *_ in told) < 0.5
+    assert {heavy for _, heavy, *_ in told} == {"[]"}
+
+
+def test_every_public_name_is_there_and_says_what_it_is():
+    for name in lit_fedbabu.__all__:
+        value = getattr(lit_fedbabu, name)
+        assert name in dir(lit_fedbabu)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        lit_fedbabu.nonsense  # noqa: B018
+
+
+def test_run_and_finetune_stay_functions_when_their_files_are_imported():
+    script = (
+        "import lit_fedbabu.run, lit_fedbabu.finetune, inspect; from lit_fedbabu import run, finetune;"
+        "print(inspect.isfunction(run), inspect.isfunction(finetune), lit_fedbabu.run is run)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == lit_fedbabu.__version__
+
+
+def test_the_one_command_names_its_commands(capsys):
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"lit-fedbabu {lit_fedbabu.__version__}"
+    assert main(["dance"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: command = 'dance': must be one of run") and error.count("\n") == 1
+    assert main(["report", "nowhere"]) == 2
+    assert "is no run's folder" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""What crosses the wire."""
+
+import ast
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Message
+
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.handshake import PLACE, VERSION, Code, Place, WireError
+from lit_fedbabu.server.nodes import find_nodes
+from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
+from tests.ground.test_house import FILES, NAMES
+from tests.support import NARROW, FakeGrid, failures_of, tiny_config
+
+ARRAYS = {"body.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "body.count": np.array(3)}
+CODE = Code("0123", "/somewhere")
+
+
+def test_an_order_arrives_as_it_was_sent_with_the_arrays_and_the_servers_code():
+    order = Order(3, (1, 4), "memory", learning_rate=0.1, personalize=True)
+    content = order.to_record(ArrayRecord({}), CODE)
+    received, arrays = Order.from_record(content)
+    assert (received, dict(arrays)) == (order, {})
+    assert Code.from_record(content) == CODE
+    assert Order.from_config(order.to_config()) == order
+    assert Order.from_config({"server-round": 3}) == Order(3)
+
+
+def test_updates_arrive_with_each_array_once_for_all_clients():
+    updates = [
+        ClientUpdate(client, 10 * client, client / 2, {n: a * client for n, a in ARRAYS.items()}) for client in (2, 5)
+    ]
+    reply = TrainReply(updates, [Failure(7, "boom", "somewhere")])
+    content = reply.to_record()
+    assert {name: array.numpy().shape for name, array in content["arrays"].items()} == {
+        "body.weight": (2, 2, 3), "body.count": (2,),
+    }  # fmt: skip
+    received = TrainReply.from_record(content)
+    assert received.failures == [Failure(7, "boom", "somewhere")]
+    assert received.clients == {2, 5, 7}
+    assert received.nbytes == 2 * (24 + 8)
+    for sent, got in zip(updates, received.updates, strict=True):
+        assert (sent.client, sent.num_train, sent.train_loss) == (got.client, got.num_train, got.train_loss)
+        assert all(np.array_equal(got.arrays[name], value) for name, value in sent.arrays.items())
+    nobody = TrainReply.from_record(TrainReply([], reply.failures).to_record())
+    assert (nobody.updates, nobody.clients) == ([], {7})
+
+
+def test_evaluations_and_places_arrive_as_they_were_sent():
+    rows = [{"client": client, "num_test": 4, "initial_accuracy": client / 4} for client in (0, 3)]
+    received = EvaluateReply.from_record(EvaluateReply(rows).to_record())
+    assert (received.rows, received.clients) == (rows, {0, 3})
+    place = Place(1, 3, "cpu")
+    assert Place.from_record(place.to_record()) == place
+
+
+CONTENTS = {
+    "order": (lambda: Order(3).to_record(ArrayRecord({}), CODE), Order.from_record, "config"),
+    "code": (CODE.to_record, Code.from_record, "config"),
+    "place": (Place(1, 3, "cpu").to_record, Place.from_record, "place"),
+    "updates": (TrainReply([ClientUpdate(1, 2, 0.5, ARRAYS)]).to_record, TrainReply.from_record, "reply"),
+    "evaluations": (EvaluateReply([{"client": 1, "num_test": 4}]).to_record, EvaluateReply.from_record, "reply"),
+}
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_another_version_and_what_is_missing_are_refused_by_name(what):
+    make, read, name = CONTENTS[what]
+    content = make()
+    content[name]["version"] = 99
+    with pytest.raises(WireError, match=f"a message of version 99, and this program reads version {VERSION}"):
+        read(content)
+    for key in list(content[name]):
+        content = make()
+        if what == "order" and key.startswith("source"):
+            continue  # read as a Code
+        del content[name][key]
+        with pytest.raises(WireError, match=f"a message whose '{name}' has no {key}"):
+            read(content)
+    content = make()
+    del content[name]
+    with pytest.raises(WireError, match=f"a message without '{name}'"):
+        read(content)
+
+
+def test_clients_that_do_not_each_have_a_value_are_refused():
+    content = TrainReply([ClientUpdate(client, 2, 0.5, ARRAYS) for client in (1, 2)]).to_record()
+    content["metrics"]["num_train"] = [2]
+    with pytest.raises(WireError, match="'metrics' has not one value of each of client, num_train, train_loss"):
+        TrainReply.from_record(content)
+
+
+class OtherVersion(FakeGrid):
+    """Node 1 answers messages of a type as another version would."""
+
+    def __init__(self, config, kind):
+        super().__init__(config, 3)
+        self.kind = kind
+
+    def answer(self, message, context) -> Message:
+        reply = super().answer(message, context)
+        if message.metadata.message_type == self.kind and context.node_config["partition-id"] == 1:
+            reply.content["place" if self.kind == PLACE else "reply"]["version"] = 99
+        return reply
+
+
+def test_clients_of_a_node_of_another_version_have_failed_by_that_reason(federate):
+    config = tiny_config(model_name=NARROW, num_clients=9, fraction_train=0.34, num_server_rounds=3)
+    folder, _ = federate(config, OtherVersion(config, "train"))
+    failures = failures_of(folder)
+    assert failures and {failure["client"] % 3 for failure in failures} == {1}
+    assert all("sent a message of version 99" in failure["reason"] for failure in failures)
+    grid = OtherVersion(config, PLACE)
+    with pytest.raises(RunError, match="a node cannot take part, for it sent a message of version 99"):
+        find_nodes(grid, print)
+    with pytest.raises(RunError, match="version 99"):
+        federate(config, grid)
+
+
+KEYS = {"source-digest", "source-folder", "server-round", "metrics", "failures", "place", "reply"}
+ELSEWHERE = {
+    "client/handlers": {"place"},  # names of handlers
+    "client_app": {"place"},
+    "records/tensorboard": {"failures"},  # a tag
+    "records/model_card": {"metrics"},  # of a model hub
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_no_other_file_knows_a_key_of_a_message(path):
+    if NAMES[path] in ("wire", "handshake"):
+        return
+    tree = ast.parse(path.read_text())
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert words & KEYS <= ELSEWHERE.get(NAMES[path], set())

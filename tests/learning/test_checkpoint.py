@@ -1,0 +1,75 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.classifier import load_model
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.records.results import read_results
+from tests.support import state_digest
+
+OLD = Path(__file__).parent.parent / "data" / "v0.1"
+MODEL = "tests.helpers:narrow_model"
+"""As checkpoints of version 0.1 name it."""
+
+
+def test_checkpoint_round_trip_needs_no_argument(tmp_path):
+    module = LitFedBABU(num_classes=7, mode="head", model_seed=9)
+    module.provenance = {"kind": "personal", "round": 3, "config": {"seed": 1}}
+    path = tmp_path / "deep" / "model.ckpt"
+    checkpoint.save(module, path)
+    loaded = LitFedBABU.load_from_checkpoint(path, weights_only=True)
+    assert loaded.provenance == module.provenance
+    assert loaded.hparams == module.hparams
+    assert state_digest(loaded.state_dict()) == state_digest(module.state_dict())
+    assert [file.name for file in path.parent.iterdir()] == ["model.ckpt"]
+
+
+def test_a_kind_that_there_is_not_is_not_written(tmp_path):
+    module = LitFedBABU()
+    module.provenance = {"kind": "stranger"}
+    with pytest.raises(ValueError, match="kind 'stranger' is none of federation, personal, newcomer"):
+        checkpoint.save(module, tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", checkpoint.KINDS)
+def test_checkpoints_of_version_0_1_still_open(kind):
+    path = OLD / f"{kind}.ckpt"
+    found = checkpoint.read(path, MODEL)
+    assert "kind" not in torch.load(path, weights_only=True)["lit_fedbabu"], "0.1 did not say it"
+    assert found.kind == kind
+    state = {name.removeprefix("model."): value for name, value in found.state.items()}
+    module, model = checkpoint.load(path, MODEL), load_model(path, MODEL)
+    assert state_digest(module.model.state_dict()) == state_digest(model.model.state_dict()) == state_digest(state)
+    assert not module.training and not model.training
+    with pytest.raises(InputError, match="is code that the checkpoint names"):
+        checkpoint.read(path)
+
+
+def test_a_federation_of_version_0_1_is_fine_tuned_and_nothing_else_is_one(tmp_path, one_core):
+    federation = read_federation(OLD / "federation.ckpt", MODEL)
+    assert federation.server_round == 1 and set(federation.shared) == {"body.0.weight", "body.0.bias"} | {
+        name for name in federation.shared if name.startswith("body.1.")
+    }
+    for kind in ("personal", "newcomer"):
+        with pytest.raises(InputError, match=f"is a {kind} model; give the checkpoint of a federation"):
+            read_federation(OLD / f"{kind}.ckpt", MODEL)
+    shutil.copy(OLD / "federation.ckpt", tmp_path / "federation.ckpt")
+    assert finetune([str(tmp_path / "federation.ckpt"), "--model-name", MODEL, "--clients", "1"]) == 0
+    (folder,) = (tmp_path / "finetune").iterdir()
+    assert [row["client"] for row in read_results(folder)["clients"]] == [1]
+
+
+@pytest.mark.parametrize("content", [{"kind": "stranger"}, {"kind": 7}])
+def test_a_checkpoint_of_a_kind_to_come_is_refused_by_its_kind(content, tmp_path):
+    saved = torch.load(OLD / "personal.ckpt", weights_only=True)
+    saved["lit_fedbabu"].update(content)
+    torch.save(saved, tmp_path / "new.ckpt")
+    with pytest.raises(InputError, match=f"its kind is {content['kind']}, not one of federation, personal"):
+        checkpoint.read(tmp_path / "new.ckpt", MODEL)

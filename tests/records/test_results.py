@@ -1,0 +1,15 @@
+import pytest
+
+from lit_fedbabu.records import results
+
+
+def test_worst_decile_is_the_mean_of_the_lowest_tenth():
+    values = [i / 100 for i in range(100)]
+    assert results.spread(values[::-1])["worst_decile"] == pytest.approx(0.045)
+    assert results.spread([0.5])["worst_decile"] == 0.5
+    assert results.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0, "jain": 0.5}
+
+
+def test_clients_as_columns_have_a_value_for_each_client():
+    rows = [{"client": 0, "accuracy": 0.5}, {"client": 1, "accuracy": 0.25, "extra": 1}]
+    assert results.as_columns({"clients": rows}) == {"client": [0, 1], "accuracy": [0.5, 0.25], "extra": [None, 1]}
