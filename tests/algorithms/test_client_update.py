@@ -18,7 +18,7 @@ from tests.support import NARROW, batches, client_data, model_by_hand, tiny, tin
 
 def sgd_by_hand(config, model, weights, stream, rate):
     """Momentum SGD with weight decay, written out (Sutskever form, as in PyTorch's documentation)."""
-    velocity = {}
+    velocity: dict[str, torch.Tensor] = {}
     for images, labels in stream:
         gradients = torch.autograd.grad(functional.cross_entropy(model(images), labels), list(weights.values()))
         with torch.no_grad():

@@ -100,7 +100,7 @@ def looked(temp):
 
 def growth(samples, kind, what, first):
     """Per process of a kind: its mean of what it uses and the slope over rounds, from the first round on."""
-    lines = {}
+    lines: dict[int, list[tuple[int, float]]] = {}
     for sample in samples:
         if sample["name"] == kind and sample["round"] >= first:
             lines.setdefault(sample["pid"], []).append((sample["round"], sample[what]))

@@ -26,7 +26,7 @@ def test_running_statistics_move_with_their_part(mode):
     config = tiny_config(norm="batch-running")
     module = new_module(config)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    curve = []
+    curve: list[Evaluation] = []
     trainer.fit([module], [client_data(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1, curves=[curve])
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in select(before, parts_of(mode))), name

@@ -97,7 +97,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_stopped(federate, capsys, m
     folder, _ = federate(tiny_config(num_server_rounds=1))
     command = [str(folder), "--part", "head", "--save"]
     place = folder / "finetune" / "head-1epochs-lr0.001"
-    personalize, seen = Personalizer.personalize, []
+    personalize, seen = Personalizer.personalize, list[int]()
 
     def stopped(self, place, clients):
         if len(seen) == 3:
