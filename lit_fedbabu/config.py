@@ -25,15 +25,15 @@ class Config:
         InputError: a value has the wrong type or lies outside its limits.
     """
 
-    algorithm: str = option("fedbabu", "row of the table in algorithms.py")
+    algorithm: str = option("fedbabu", "method: a row of the table in algorithms/table.py, as fedavg, fedper or ditto")
     model_name: str = option(
         "FourConvNet",
-        "model of models.py, or your own build(num_classes, norm, channels), as in my_package.my_module:build",
+        "FourConvNet, MobileNet, ResNet18, or your own build(num_classes, norm, channels): my_package.my_module:build",
     )
     norm: str = option(
         "batch",
-        "of the models here: batch is batch norm with each batch's own statistics, as in the paper; batch-running has"
-        " running statistics, which are shared, kept and frozen with the part they are in",
+        "normalization layers: batch uses the statistics of each batch, as in the paper; batch-running has running"
+        " statistics, which are shared, kept and frozen with the part they are in",
         choices=("batch", "batch-running"),
     )
     dataset: str = option(
@@ -53,8 +53,8 @@ class Config:
     )
     partitioner: str = option(
         "classes",
-        "how images are dealt to clients: a name of partition.PARTITIONERS; sites deals nothing, for every SuperNode is"
-        " a client with images of its own, and the dataset is just a name for all of them",
+        "how images are dealt to clients, as classes, shards, dirichlet or iid; with sites every SuperNode is a client"
+        " with images of its own, and dataset is a name for all of them",
     )
     num_clients: int = option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
     num_classes_per_client: int = option(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         if (value < limit) if bound == "low" else (value <= limit) if bound == "above" else (value > limit):
             raise InputError(key, value, f"must be {words} {limit}, as in {key}={json.dumps(field.default)}")
     return value
+
+
+def describe(config: Any) -> str:
+    """All options of a configuration with their values and meanings, for ``--help``."""
+    lines = []
+    for field in dataclasses.fields(config):
+        lines.append(f"  {key_of(field)}={json.dumps(getattr(config, field.name))}")
+        lines += textwrap.wrap(field.metadata["about"], 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(["options and their defaults:", *lines])
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, one_line_errors
 from lit_fedbabu.files import refuse_unwritable
-from lit_fedbabu.options import parse_words
+from lit_fedbabu.options import describe, parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.system import program
 
@@ -22,7 +22,9 @@ from lit_fedbabu.system import program
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.run",
-        description="Run a federation on this machine. Options and defaults: [tool.flwr.app.config] in pyproject.toml.",
+        description="Run a federation on this machine.",
+        epilog=describe(Config()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="options; later ones win")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")

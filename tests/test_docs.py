@@ -20,7 +20,12 @@ def test_algorithms_are_added_as_the_page_says_and_go_through_the_tests_of_every
     assert len(patches) == 2
     for patch in patches:
         subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch, text=True, check=True)
-    tests = ["tests/test_federation.py", "tests/test_update.py", "-k", "random-body or fedbabu-clipped"]
+    tests = [
+        "tests/server/test_federation.py",
+        "tests/algorithms/test_client_update.py",
+        "-k",
+        "random-body or fedbabu-clipped",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,

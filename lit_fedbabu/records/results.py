@@ -75,13 +75,13 @@ def results(
     }
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: str | Path) -> dict[str, Any]:
     """The content of the results.json in the folder.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    path = folder / RESULTS
+    path = Path(folder) / RESULTS
     try:
         outcome = json.loads(path.read_text())
         return {key: outcome[key] for key in CONTENT}
