@@ -16,7 +16,7 @@ from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_new_folder
 
 DAYS = 825
-"""For which the certificates hold: what common clients accept at most."""
+"""Validity of the certificates in days: the most that common clients accept."""
 
 
 @one_line_errors

@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     names = model.class_names
     for path, row in zip(arguments.images, model.probabilities_of_pixels(images).tolist(), strict=True):
         best = max(range(len(names)), key=row.__getitem__)
-        told: dict[str, Any] = {"image": str(path), "class": names[best], "probability": row[best]}
+        row_of_image: dict[str, Any] = {"image": str(path), "class": names[best], "probability": row[best]}
         if arguments.json:
-            print(json.dumps({**told, "probabilities": dict(zip(names, row, strict=True))}))
+            print(json.dumps({**row_of_image, "probabilities": dict(zip(names, row, strict=True))}))
         else:
             print(f"{path}  {names[best]}  {row[best]:.4f}")
     algorithm = ALGORITHMS[model.provenance["config"]["algorithm"]]

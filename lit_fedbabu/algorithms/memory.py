@@ -7,14 +7,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PRUNED = "pruned"
-"""Marks the folder of a client that had memories older than those that are left."""
+"""Name of the file that says that a client's older memories were deleted."""
 
 
 def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
-    """What the client had kept when the round was over; empty if it had not taken part until then.
+    """What the client had kept at the end of a round; empty if it had not taken part by then.
 
     Raises:
-        LookupError: it had taken part, but memories that old are gone.
+        LookupError: it had taken part, but memories that old were deleted.
     """
     place = folder / _name(client)
     kept = _rounds(place)
@@ -29,7 +29,7 @@ def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
 def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor]) -> None:
     """Keep the state of a round, whole or not at all, beside that of the client's round before.
 
-    The older one is what a run that is stopped in this round will be resumed from.
+    A run that is stopped in this round is resumed from the older one.
     """
     place = folder / _name(client)
     place.mkdir(parents=True, exist_ok=True)

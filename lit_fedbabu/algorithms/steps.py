@@ -32,7 +32,7 @@ class Proximal(L.Callback):
 
 
 class FirstOrderMaml(L.Callback):
-    """A step on the gradient that a batch has after an inner step on the batch before it.
+    """A step by the gradient of a batch, taken after an inner step on the batch before it.
 
     Per-FedAvg, first order (Fallah et al. 2020, Algorithm 1 with Hessian left out): batches go in pairs, the first
     moves the weights by the inner rate, the second gives the gradient there, and the optimizer applies it to the
@@ -78,7 +78,7 @@ STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]
         FirstOrderMaml(config.learning_rate_in(server_round, "inner_learning_rate"))
     ],
 }
-"""Fresh callbacks for a client's round, by its number, that starts from the weights ``start``."""
+"""New callbacks for one client and one round (its number), which starts from the weights ``start``."""
 
 
 def _model_of(module: L.LightningModule) -> nn.Module:

@@ -26,7 +26,7 @@ Answers = Mapping[str, Callable[[Message, Context], Message]]
 
 START_TIMEOUT_S = 300.0
 WATCH_S = 2.0
-"""Between two looks at whether the SuperNode is still there."""
+"""Seconds between two checks that the SuperNode still runs."""
 
 
 def answer(what: str, message: Message, context: Context) -> Message:
@@ -53,10 +53,10 @@ def answer(what: str, message: Message, context: Context) -> Message:
 
 
 def _address() -> Path:
-    """The socket of this SuperNode and this code, in a folder that is no one else's.
+    """The socket of this SuperNode and this code, in a folder that only this user can enter.
 
     Raises:
-        RuntimeError: the folder is someone else's.
+        RuntimeError: the folder belongs to another user.
     """
     folder = Path(tempfile.gettempdir()) / f"lit_fedbabu-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -67,7 +67,7 @@ def _address() -> Path:
 
 
 def _connected(address: Path) -> Connection:
-    """A connection to the warm process, which is started where there is none."""
+    """A connection to the warm process, which is started if it does not run."""
     if (connection := _connection(address)) is not None:
         return connection
     environment = {"GLIBC_TUNABLES": system.MALLOC, **os.environ}
@@ -94,7 +94,7 @@ def _connection(address: Path) -> Connection | None:
 
 
 def main() -> None:
-    """Answer at the address in the first argument until the process in the second one is gone."""
+    """Answer at the address in the first argument until the process in the second one has ended."""
     address, parent = Path(sys.argv[1]), int(sys.argv[2])
     import fcntl  # which not every system has
 
@@ -138,7 +138,7 @@ def _reap() -> None:
 
 
 def _answer(answers: Answers, connection: Connection) -> None:
-    """In a fork: do what was asked, unless who asked goes away."""
+    """In a fork: answer one message, and end early if the asking process ends."""
     what, message, context = connection.recv()
 
     def end_with_who_asked() -> None:

@@ -1,4 +1,4 @@
-"""A SuperLink of one's own: started, and ended with all that it started, whatever becomes of its starter."""
+"""A SuperLink for one run. It ends with all processes that it started, even if its starter is killed."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ from lit_fedbabu.errors import RunError
 
 START_TIMEOUT_S = 60
 RAY_PATH = 40
-"""Characters of a folder below which Ray's sockets still have names that the system takes (107)."""
+"""The longest folder name, in characters, in which Ray's sockets stay below the system's limit of 107."""
 
 
 @contextmanager
 def started(root: Path) -> Iterator[Path]:
-    """A SuperLink with a FLWR_HOME of its own, which is yielded; everything it started is ended afterwards.
+    """Start a SuperLink with a FLWR_HOME of its own, which is yielded, and end everything it started afterwards.
 
-    That also holds if this process is killed: a guard then does it.
+    If this process is killed, a guard process does that.
 
     Args:
         root: the folder of the app, in which it runs.
@@ -67,7 +67,7 @@ def started(root: Path) -> Iterator[Path]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What Flower's processes of this FLWR_HOME find in their environment."""
+    """The environment of Flower's processes of this FLWR_HOME."""
     own = {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -110,9 +110,9 @@ def _belongs(process: psutil.Process, home: Path) -> bool:
 
 
 def main() -> None:
-    """Guard the FLWR_HOME in the first argument: wait until the starter is gone, then clear up behind it."""
+    """Guard the FLWR_HOME in the first argument: wait until the starter has ended, then end and remove what it left."""
     home = Path(sys.argv[1])
-    sys.stdin.read()  # ends when the other end of the pipe is closed, by whatever cause
+    sys.stdin.read()  # ends when the other end of the pipe is closed, also by a kill
     end_all(home)
     shutil.rmtree(home, ignore_errors=True)
 

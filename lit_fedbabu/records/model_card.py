@@ -89,7 +89,7 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
     if provenance["kind"] == "personal":
         return " Then fine-tuned, for every client on its own images."
     if "head" not in parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared):
-        return " Its head is as it was born: fine-tune before use."
+        return " Its head is random and untrained: fine-tune before use."
     return ""
 
 

@@ -20,11 +20,11 @@ MEASURES = {
     "accuracy without head": ("template_accuracy", "mean"),
     "accuracy on absent classes": ("other_classes_accuracy", "mean"),
 }
-"""What is told beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
+"""Measures shown beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """How values of clients are spread; all that is written of them.
+    """How values of clients are spread.
 
     Returns:
         ``mean``, ``std`` (population), ``worst_decile`` (mean of the lowest tenth of the values, of at least one) and
@@ -115,10 +115,10 @@ def table(outcome: Mapping[str, Any]) -> str:
             100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
         )
         lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
-    told = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
-    if told:
+    measured = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
+    if measured:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
-    lines += [f"{title:<32}{initial:>10.4f}{personalized:>14.4f}" for title, initial, personalized in told]
+    lines += [f"{title:<32}{initial:>10.4f}{personalized:>14.4f}" for title, initial, personalized in measured]
     if best := outcome["best_round_on_test_data"]:
         mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
         lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")

@@ -21,7 +21,7 @@ BAND = "band"
 class Board:
     """Writes an event file into the run's folder, however many clients there are.
 
-    A resumed run writes a second file, which makes void what the first one has of ``first_round`` and later.
+    A resumed run writes a second file. It replaces what the first one has of ``first_round`` and later.
     """
 
     def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
@@ -54,9 +54,9 @@ class Board:
         _add_accuracies(self._writer, f"accuracy/{name}", name, values, server_round)
         self._writer.flush()
 
-    def failure(self, server_round: int, told: str) -> None:
+    def failure(self, server_round: int, text: str) -> None:
         """A client's failure, as text."""
-        self._writer.add_text("failures", told, server_round)
+        self._writer.add_text("failures", text, server_round)
         self._writer.flush()
 
     def split(self, class_counts: str) -> None:

@@ -119,6 +119,6 @@ def _privacy(config: Config) -> dict[str, str]:
         return {}
     rounds = range(1, config.num_server_rounds + 1)
     drawn = Counter(client for each in rounds for client in participants(config, each))
-    told = guarantee(config, max(drawn.values()))
-    say(told)
-    return {"privacy": told}
+    protection = guarantee(config, max(drawn.values()))
+    say(protection)
+    return {"privacy": protection}

@@ -127,7 +127,7 @@ def _by_owner(config: Config, source: Source) -> Partition:
 
 
 def _on_sites(config: Config, source: Source) -> Partition:
-    """Nothing is dealt: a client has all images of the machine that this is."""
+    """Deal nothing: a client has all images of this machine."""
     train, test = (np.arange(len(split.labels)) for split in (source.train, source.test))
     return Partition((train,) * config.num_clients, (test,) * config.num_clients)
 
