@@ -125,7 +125,7 @@ class Config:
     output_dir: str = option("tb_logs", "folder of run folders")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
     resume: str = option("", "folder of a run that was stopped, to be continued after its last whole round")
-    seed: int = option(42, "of the split, the initial model, the sampling and every client", low=0)
+    seed: int = option(42, "of the split, the initial model, the sampling and every client", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

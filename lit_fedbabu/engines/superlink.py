@@ -18,6 +18,8 @@ from lit_fedbabu import system
 from lit_fedbabu.errors import RunError
 
 START_TIMEOUT_S = 60
+RAYS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK")
+"""Variables that would lead Ray to a cluster of the user's, and not to the one of this run."""
 RAY_PATH = 40
 """The longest folder name, in characters, in which Ray's sockets stay below the system's limit of 107."""
 
@@ -71,12 +73,16 @@ def environment(home: Path) -> dict[str, str]:
     own = {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PYTHONIOENCODING": "utf-8",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    for name in ("NO_PROXY", "no_proxy"):  # what is said on this machine never goes through a proxy
+        own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     if len(str(home)) <= RAY_PATH:
         own["RAY_TMPDIR"] = str(home)  # so that Ray's files go when the home goes
-    return {"GLIBC_TUNABLES": system.MALLOC, **os.environ, **own}
+    users = {name: value for name, value in os.environ.items() if name not in RAYS}
+    return {"GLIBC_TUNABLES": system.MALLOC, **users, **own}
 
 
 def free_port() -> int:

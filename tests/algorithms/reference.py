@@ -47,8 +47,7 @@ def sgd(model, weights, images, labels, seed, epochs, rate, batch):
 
 def algorithm_1(config, dtype, rates):
     """Train the body in every round on all clients, then fine-tune everything; returns weights and the curves."""
-    task = ImageClassification(config)
-    source, parts = task.source, task.partition
+    source, parts = (task := ImageClassification(config)).source, task.partition
     rows = [[[torch.from_numpy(array[part]) for array in (split.images, split.labels)] for part in dealt]
             for split, dealt in ((source.train, parts.train), (source.test, parts.test))]  # fmt: skip
     server, curve, before, after = network(config.derived_seed("model"), dtype), [], [], []
@@ -60,9 +59,8 @@ def algorithm_1(config, dtype, rates):
         counts = [len(labels) for _, labels in rows[0]]
         curve.append(sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts))
         states = [model["body"].state_dict() for model in locals_]
-        total = {
-            name: sum(n * state[name].double() for n, state in zip(counts, states, strict=True)) for name in states[0]
-        }
+        weighted = list(zip(counts, states, strict=True))
+        total = {name: sum(n * state[name].double() for n, state in weighted) for name in states[0]}
         server["body"].load_state_dict({name: value / sum(counts) for name, value in total.items()})
     for client, (train, test) in enumerate(zip(*rows, strict=True)):
         model = copy.deepcopy(server)

@@ -171,7 +171,7 @@ def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_roun
     more = batches(experiment, 0, server_round)
     for _ in range(experiment.config.num_local_epochs):
         epoch = list(more(1))
-        for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=True):
+        for (images, labels), (other_images, other_labels) in zip(epoch[0::2], epoch[1::2], strict=False):
             before = [weight.detach().clone() for weight in weights]
             inner = torch.autograd.grad(functional.cross_entropy(model(images), labels), weights)
             with torch.no_grad():

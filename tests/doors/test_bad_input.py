@@ -53,6 +53,7 @@ CASES = [
     ("run batch-size=0", "batch-size = 0: must be at least 1"),
     ("run dirichlet-alpha=0", "dirichlet-alpha = 0.0: must be greater than 0"),
     ("run seed=-1", "seed = -1: must be at least 0"),
+    ("run seed=9223372036854775808", "seed = 9223372036854775808: must be at most 9223372036854775807"),
     ("run finetune-part=legs", 'finetune-part = "legs": must be one of head, body, full'),
     ("run augmentation=mixup", 'augmentation = "mixup": must be one of crop-flip, crop, none'),
     ("run norm=group", 'norm = "group": must be one of batch, batch-running'),

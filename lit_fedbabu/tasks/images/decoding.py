@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lit_fedbabu.errors import InputError
 
@@ -16,13 +16,40 @@ Pixels = npt.NDArray[np.uint8]
 """Images (N, H, W, C) or one image (H, W, C), 0 to 255."""
 
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow and ``to_array`` raise for files that are no images, or not images that can be used."""
+
+
 def to_array(image: Image.Image) -> Pixels:
-    """An image as (32, 32, C) of uint8: grey images have one channel, all others are RGB."""
-    image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    """An image as (32, 32, C) of uint8: grey images have one channel, all others are RGB.
+
+    The image is turned as its EXIF orientation says. Transparent pixels are laid over white. 16-bit values are scaled
+    to 8 bits, and so are floating-point values between 0 and 1.
+
+    Raises:
+        ValueError: values are outside these ranges.
+    """
+    image = _in_eight_bits(ImageOps.exif_transpose(image))
+    if image.has_transparency_data:
+        grey = image.mode in ("LA", "La")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L" if grey else "RGB")
+    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits or of floating-point numbers with 8 bits; others as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    high = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > high:
+        raise ValueError(f"its values, of mode {image.mode}, are not all between 0 and {high:g}")
+    return Image.fromarray(np.rint(values / high * 255).astype(np.uint8))
 
 
 def with_channels(images: Pixels, channels: int) -> Pixels:
@@ -46,7 +73,7 @@ def read_images(paths: Sequence[Path], channels: int) -> Pixels:
         try:
             with Image.open(path) as image:
                 rows.append(with_channels(to_array(image)[None], channels))
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             reason = "is no file" if not path.is_file() else f"cannot be read as an image: {error}"
             raise InputError("IMAGE", str(path), reason) from None
     return np.concatenate(rows)

@@ -15,7 +15,8 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.decoding import Pixels, to_array
 from lit_fedbabu.tasks.images.tables import Split, hold_out, read_tables
 
-_FORMAT = "v3"
+_FORMAT = "v4"
+"""Of decoded images in the cache. It changes when an image would be decoded otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images import hub
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
+from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, UNREADABLE, Pixels, to_array
 
 Numbers = npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> tuple[tup
 def _images(dataset: str, split: str, images: Any) -> np.ndarray:
     try:
         arrays = [to_array(image) for image in images]
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images
+    except UNREADABLE as error:
         raise InputError("dataset", dataset, f"an image of its split {split!r} cannot be read: {error}") from None
     if not arrays:
         raise InputError("dataset", dataset, f"its split {split!r} has no images")

@@ -1,0 +1,83 @@
+"""One decoding for datasets, newcomers and prediction."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images import sources
+from lit_fedbabu.tasks.images.decoding import read_images, to_array
+
+RAMP = np.arange(32 * 32, dtype=np.float64).reshape(32, 32) / (32 * 32 - 1)
+COLOURS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_sixteen_bits_and_floats_keep_their_levels():
+    expected = np.rint(RAMP * 255).astype(np.uint8)[..., None]
+    sixteen = Image.fromarray((RAMP * 65535).round().astype(np.uint16))
+    assert sixteen.mode == "I;16"
+    for image in (sixteen, sixteen.convert("I"), Image.fromarray(RAMP.astype(np.float32))):
+        assert np.abs(to_array(image).astype(int) - expected).max() <= 1, image.mode
+        assert len(np.unique(to_array(image))) == 256
+
+
+@pytest.mark.parametrize("values", [RAMP * 300, RAMP - 0.5, RAMP * np.nan])
+def test_floats_of_another_range_are_refused(values):
+    with pytest.raises(ValueError, match="its values, of mode F, are not all between 0 and 1"):
+        to_array(Image.fromarray(values.astype(np.float32)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_what_is_transparent_is_white(mode):
+    colour = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    colour.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    array = to_array(colour.convert(mode) if mode != "PA" else colour.quantize().convert("PA"))
+    assert array.shape[-1] == (1 if mode == "LA" else 3)
+    assert (array[:, :16] == 0).all()
+    assert (array[:, 16:] == 255).all() or mode == "PA"
+
+
+def test_a_shape_in_the_alpha_channel_alone_is_seen():
+    icon = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    icon.paste((0, 0, 0, 255), (8, 8, 24, 24))
+    assert sorted(np.unique(to_array(icon)).tolist()) == [0, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_other_modes_are_grey_or_colours(mode):
+    image = Image.fromarray(COLOURS)
+    image = image.convert(mode) if mode != "LAB" else Image.merge("LAB", image.split())
+    array = to_array(image)
+    assert array.shape == (32, 32, 1 if mode in ("1", "L") else 3)
+    assert array.dtype == np.uint8
+    assert array.std() > 0
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "bmp", "tiff", "gif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_dataset_and_a_file_are_decoded_alike(form, orientation, tmp_path):
+    if form in ("bmp", "gif") and orientation > 1:
+        pytest.skip("has no EXIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for split in ("train", "test"):
+        for name in ("red", "blue"):
+            (tmp_path / split / name).mkdir(parents=True)
+            pixels = np.random.default_rng(len(name)).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+            options = {} if form in ("bmp", "gif") else {"exif": exif}
+            Image.fromarray(pixels).save(tmp_path / split / name / f"a.{form}", **options)
+    source = sources.load(str(tmp_path))
+    paths = [tmp_path / "test" / name / f"a.{form}" for name in source.class_names]
+    assert np.array_equal(source.test.images, read_images(paths, source.channels))
+
+
+def test_a_decompression_bomb_is_one_line_for_a_file_and_for_a_dataset(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for name in ("red", "blue"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(COLOURS).save(tmp_path / split / name / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="cannot be read as an image: .*decompression bomb"):
+        read_images([tmp_path / "test" / "red" / "a.png"], 3)
+    with pytest.raises(InputError, match="cannot be read: .*decompression bomb"):
+        sources.load(str(tmp_path))
