@@ -2,22 +2,30 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a hidden name and move it into place. If that fails, the old file stays."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden file to write to, which then replaces the file at the path. If anything fails, the old file stays."""
     scratch = path.with_name(f".{path.name}")
     try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield scratch
         os.replace(scratch, path)
-    except OSError:
+    except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

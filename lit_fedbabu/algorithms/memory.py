@@ -1,10 +1,11 @@
 """What a client keeps for itself between rounds: ``memory/client_0007/round_0012.safetensors`` in the run's folder."""
 
-import os
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lit_fedbabu.files import whole
 
 PRUNED = "pruned"
 """Name of the file that says that a client's older memories were deleted."""
@@ -30,13 +31,17 @@ def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor])
     """Keep the state of a round, whole or not at all, beside that of the client's round before.
 
     A run that is stopped in this round is resumed from the older one.
+
+    Raises:
+        ValueError: the state is not finite.
     """
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(f"what it keeps is not finite, the first is {broken[0]}; a lower learning-rate may help")
     place = folder / _name(client)
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"round_{server_round:04d}.safetensors"
-    scratch = path.with_name(f".{path.name}")
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
-    os.replace(scratch, path)
+    with whole(path) as scratch:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
     kept = _rounds(place)
     for older in sorted(each for each in kept if each < server_round)[:-1]:
         (place / PRUNED).touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import whole
 from lit_fedbabu.learning.models import build_model, in_format
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def save(module: LitFedBABU, path: Path) -> None:
     trainer = new_trainer(Config(precision="64-true" if module.hparams["dtype"] == "float64" else "32-true"))
     trainer.strategy.connect(module)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    trainer.save_checkpoint(scratch, weights_only=True)
-    os.replace(scratch, path)
+    with whole(path) as scratch:
+        trainer.save_checkpoint(scratch, weights_only=True)
 
 
 def read(path: Path, trusted_model: str = "") -> Checkpoint:
@@ -116,6 +115,9 @@ def read(path: Path, trusted_model: str = "") -> Checkpoint:
         raise InputError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
     if wrong := _mismatch(options, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
+        raise InputError("checkpoint", str(path), remedy)
     return Checkpoint(path, kind, provenance, options, state)
 
 

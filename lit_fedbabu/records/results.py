@@ -53,7 +53,7 @@ def results(
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
     """
     rows: list[dict[str, Any]] = [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in client.items()}
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in client.items()}
         for client in sorted(clients, key=lambda client: client["client"])
     ]
     for client in rows:

@@ -55,9 +55,11 @@ def rounds(methods: dict[str, list[Run]]) -> Figure:
     return _with_legend(figure)
 
 
-def finetuning(methods: dict[str, list[Run]]) -> Figure:
-    """Accuracy over epochs of fine-tuning, a panel for every part and learning rate."""
+def finetuning(methods: dict[str, list[Run]]) -> Figure | None:
+    """Accuracy over epochs of fine-tuning, a panel for every part and rate; None if no run has all its clients."""
     panels = finetunings(methods)
+    if not panels:
+        return None
     wide = min(3, len(panels))
     high = -(-len(panels) // wide)
     figure = Figure(figsize=(COLUMN if wide == 1 else 2 * COLUMN, 2.2 * high))

@@ -6,7 +6,7 @@ import torch
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.classifier import load_model
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records.federation import read_federation
@@ -73,3 +73,25 @@ def test_a_checkpoint_of_a_kind_to_come_is_refused_by_its_kind(content, tmp_path
     torch.save(saved, tmp_path / "new.ckpt")
     with pytest.raises(InputError, match=f"its kind is {content['kind']}, not one of federation, personal"):
         checkpoint.read(tmp_path / "new.ckpt", MODEL)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    saved = torch.load(OLD / "personal.ckpt", weights_only=True)
+    saved["state_dict"]["model.head.bias"][0] = float("nan")
+    torch.save(saved, tmp_path / "nan.ckpt")
+    with pytest.raises(InputError, match="has weights that are not finite, the first is head.bias"):
+        checkpoint.read(tmp_path / "nan.ckpt", MODEL)
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    module = LitFedBABU()
+    module.provenance = {"kind": "personal"}
+
+    def full(trainer, path, weights_only):
+        Path(path).touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.L.Trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(module, tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())

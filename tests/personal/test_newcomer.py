@@ -8,6 +8,7 @@ from PIL import Image
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.report import main as report
 from lit_fedbabu.tasks.images import sources
 from tests.support import tiny_config
 
@@ -62,7 +63,9 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name:") and f"{100 * row['personalized_accuracy']:.2f} %" in card
     assert (out / "config.toml").exists()
+    assert report([str(out), "--out", str(tmp_path / "report")]) == 0, "a report of one model has a row for it"
     before = {path: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
     assert finetune(command) == 2 and "is not empty" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     again = tmp_path / "again"

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from lit_fedbabu.files import write_json
 from lit_fedbabu.records import results
 
 
@@ -13,3 +16,14 @@ def test_worst_decile_is_the_mean_of_the_lowest_tenth():
 def test_clients_as_columns_have_a_value_for_each_client():
     rows = [{"client": 0, "accuracy": 0.5}, {"client": 1, "accuracy": 0.25, "extra": 1}]
     assert results.as_columns({"clients": rows}) == {"client": [0, 1], "accuracy": [0.5, 0.25], "extra": [None, 1]}
+
+
+def test_results_are_valid_json_whatever_a_model_became(tmp_path):
+    row = {"client": 0, "initial_accuracy": 0.5, "personalized_accuracy": 0.5}
+    row |= {"initial_loss": float("nan"), "personalized_loss": float("inf")}
+    outcome = results.results("fedbabu", [{"round": 1, "train_loss": 0.5}], [row])
+    write_json(tmp_path / "results.json", outcome)
+    text = (tmp_path / "results.json").read_text()
+    assert not any(word in text for word in ("NaN", "Infinity"))
+    (client,) = json.loads(text)["clients"]
+    assert client["initial_loss"] is client["personalized_loss"] is None

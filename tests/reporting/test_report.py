@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from lit_fedbabu import files, report
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -203,6 +204,24 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
     for name in ("initial", "personalized"):
         assert row[name] == f"{tuned[f'{name}_calibration_error']['mean']:.4f}"
         assert rows["head", "fairness (Jain)"][name] == f"{tuned[f'{name}_accuracy']['jain']:.4f}"
+
+
+def test_the_readme_compares_methods_as_their_seeds_do():
+    def means(method):
+        found = [results.read_results(ROOT / "results" / f"cifar10-{method}-seed{seed}") for seed in (42, 43, 44)]
+        return np.array([100 * outcome["summary"]["personalized_accuracy"]["mean"] for outcome in found])
+
+    readme = (ROOT / "README.md").read_text()
+    pvalues = []
+    for method in ("fedprox-babu", "fedper", "fedrep", "fedavg"):
+        test, differences = stats.ttest_rel(means(method), means("fedbabu")), means(method) - means("fedbabu")
+        low, high = test.confidence_interval()
+        shown = ", ".join(f"{value:.2f}" for value in differences)
+        row = f"{shown} | {differences.mean():.2f} | {low:.2f} to {high:.2f} | {test.pvalue:.3f} |"
+        assert f"| {ALGORITHMS[method].title} | {row}\n" in readme
+        pvalues.append(test.pvalue)
+    holm = max((len(pvalues) - place) * pvalue for place, pvalue in enumerate(sorted(pvalues)))
+    assert f"the largest is\n{holm:.3f}" in readme
 
 
 def test_the_readme_shows_what_results_hold(tmp_path):

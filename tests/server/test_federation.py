@@ -499,3 +499,13 @@ def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
     folder, _ = federate(tiny_config(**options, num_server_rounds=1, learning_rate=0.02, num_finetune_epochs=3))
     clients = results.read_results(folder)["clients"]
     assert all(client["personalized_loss"] < client["initial_loss"] for client in clients)
+
+
+def test_a_memory_that_is_not_finite_is_a_failure_and_is_not_kept(federate, tmp_path):
+    """Ditto's personal model can diverge while what it shares does not."""
+    config = tiny_config(algorithm="ditto", proximal_mu=1e9, model_name=NARROW, num_local_epochs=3)
+    with pytest.raises(RunError, match="what it keeps is not finite"):
+        federate(config)
+    (folder,) = tmp_path.iterdir()
+    assert {"what it keeps is not finite" in failure["reason"] for failure in failures_of(folder)} == {True}
+    assert not list(folder.rglob("*.safetensors"))
