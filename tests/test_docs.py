@@ -21,7 +21,7 @@ def test_algorithms_are_added_as_the_page_says_and_go_through_the_tests_of_every
     for patch in patches:
         subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=patch, text=True, check=True)
     tests = [
-        "tests/server/test_federation.py",
+        "tests/server",
         "tests/algorithms/test_client_update.py",
         "-k",
         "random-body or fedbabu-clipped",

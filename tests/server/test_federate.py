@@ -1,0 +1,243 @@
+import dataclasses
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from examples import shapes
+from lit_fedbabu import server_app
+from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.federation import read_federation
+from tests.support import (
+    MEASURES,
+    NARROW,
+    FakeGrid,
+    curves,
+    files_that_decide,
+    finetuned,
+    tiny_config,
+)
+
+CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
+
+
+def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(federate):
+    config = tiny_config(algorithm="fedper", model_name=NARROW)
+    outcomes = []
+    for nodes, shuffle in ((1, False), (1, False), (2, True), (5, True), (9, True)):
+        folder, _ = federate(config, FakeGrid(config, nodes, shuffle))
+        outcomes.append(files_that_decide(folder))
+    assert {*CHECKPOINTS, "results.json"} < set(outcomes[0]) and any("memory" in name for name in outcomes[0])
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    folder, _ = federate(tiny_config(algorithm="fedper", model_name=NARROW, seed=7))
+    other = files_that_decide(folder)
+    assert all(other[name] != outcomes[0].get(name) for name in other)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_shared_parts_travel(algorithm, federate):
+    config = tiny_config(algorithm=algorithm)
+    folder, grid = federate(config, FakeGrid(config, 2))
+    whole = Experiment(config).new_module().model.state_dict()
+    shared = set(select(whole, parts_of(ALGORITHMS[algorithm].shared)))
+    trains = [message for message in grid.messages if message.metadata.message_type == "train"]
+    assert len(trains) == (2 if algorithm == "centralized" else 4)
+    for message in grid.messages:
+        code = {"version", "source-digest", "source-folder"}
+        if message.metadata.message_type == PLACE:
+            assert set(message.content) == {"config"} and set(message.content["config"]) == code
+        else:
+            assert set(message.content["arrays"]) == shared
+            assert set(message.content) == {"arrays", "config"}
+            order = {"server-round", "clients", "memory", "learning-rate", "personalize"}
+            assert set(message.content["config"]) == order | code
+    told = {"train": {"client", "num_train", "train_loss"}, "evaluate": {"client", "num_test", *MEASURES}}
+    for reply in grid.replies:
+        for record in reply.content.array_records.values():
+            assert set(record) == shared
+        if reply.metadata.message_type != PLACE:
+            kind = reply.metadata.message_type
+            assert set(reply.content) <= {"arrays", "metrics", "reply"} and set(reply.content["reply"]) == {"version"}
+            assert set(reply.content["metrics"]) <= told[kind]
+    final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
+    moved = {name for name, value in whole.items() if not torch.equal(final[name], value)}
+    assert moved == shared & set(select(whole, ALGORITHMS[algorithm].trained)), "the server's model is what was shared"
+
+
+def test_a_run_folder_has_everything_and_it_agrees(federate):
+    config = tiny_config()
+    folder, _ = federate(config)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {
+        "README.md",
+        "config.toml",
+        "partition.csv",
+        "results.json",
+        *CHECKPOINTS,
+    }
+    saved = tomllib.loads((folder / "config.toml").read_text())
+    environment = saved.pop("environment")
+    assert saved == {**config.to_run_config(), "output-dir": str(folder.parent), "run-name": folder.name}
+    assert environment["trains-on"].endswith(f"in 32-true with torch {torch.__version__}")
+    assert environment["torch"] == torch.__version__.partition("+")[0]
+
+    outcome = json.loads((folder / "results.json").read_text())
+    assert (outcome["algorithm"], outcome["round"]) == ("fedbabu", 2)
+    assert [row["client"] for row in outcome["clients"]] == list(range(6))
+    for key in ("initial_accuracy", "personalized_accuracy"):
+        values = [row[key] for row in outcome["clients"]]
+        assert all(0 <= value <= 1 for value in values)
+        assert outcome["summary"][key] == {
+            "mean": pytest.approx(np.mean(values)),
+            "std": pytest.approx(np.std(values)),
+            "worst_decile": min(values),
+            "jain": pytest.approx(sum(values) ** 2 / (len(values) * sum(value**2 for value in values))),
+        }
+
+
+def test_tensorboard_has_every_curve_over_rounds(federate):
+    folder, _ = federate(tiny_config())
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    each_round, last = [1, 2], [2]
+    over_clients = (
+        "accuracy/{}_mean",
+        "accuracy/{}_worst_decile",
+        "band/{}_minus_std",
+        "band/{}_plus_std",
+    )
+    assert steps == {
+        "train/loss": each_round,
+        "train/learning_rate": each_round,
+        "communication/bytes_up": each_round,
+        "communication/bytes_down": each_round,
+        "time/seconds_per_round": each_round,
+        **{tag.format("initial"): each_round for tag in over_clients},
+        **{tag.format("personalized"): last for tag in over_clients},
+    }
+    assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
+    assert set(events.Tags()["images"]) == {"split/training_images", "finetuning/accuracy_over_epochs"}
+    assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
+    outcome = json.loads((folder / "results.json").read_text())
+    final = events.Scalars("accuracy/personalized_mean")[0].value
+    assert final == pytest.approx(outcome["summary"]["personalized_accuracy"]["mean"])
+    body_bytes = 4 * (115_658 - 2_570)
+    assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
+    assert events.Scalars("communication/bytes_down")[0].value == body_bytes
+
+
+def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
+    config = tiny_config()
+    (tmp_path / "run1").mkdir()
+    with pytest.raises(InputError, match='run-name = "run1": .* not overwritten'):
+        federate(config)
+    assert list((tmp_path / "run1").iterdir()) == []
+
+
+def test_the_server_refuses_a_bad_configuration_in_one_line(capsys):
+    grid = FakeGrid(tiny_config(), run_config={"num-clients": "six"})
+    context = next(iter(grid.contexts.values()))
+    with pytest.raises(InputError, match='num-clients = "six"'):
+        server_app.app(grid, context)
+    out = capsys.readouterr().out
+    assert out.startswith("[lit_fedbabu] error: num-clients") and out.count("\n") == 1
+
+
+class StoppedGrid(FakeGrid):
+    """A grid that dies when a round's messages of a kind are due, as a killed server does."""
+
+    def __init__(self, config, kind, server_round):
+        super().__init__(config)
+        self.stop_at = (kind, str(server_round))
+
+    def answer(self, message, context):
+        if (message.metadata.message_type, message.metadata.group_id) == self.stop_at:
+            raise KeyboardInterrupt
+        return super().answer(message, context)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "server_round", "rounds"),
+    [(name, "evaluate", 2, 2) for name in ALGORITHMS]
+    + [("fedper", "train", server_round, 3) for server_round in (1, 3)],
+)
+def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):
+    config = tiny_config(
+        algorithm=algorithm, model_name=NARROW, num_server_rounds=rounds, num_head_epochs=1, num_clients=3,
+        fraction_train=0.7,
+    )  # fmt: skip
+    whole, _ = federate(config)
+    with pytest.raises(KeyboardInterrupt):
+        federate(config, StoppedGrid(config, kind, server_round))
+    stopped = whole.parent / "run2"
+    assert not (stopped / run_folder.RESULTS).exists()
+    resumed = dataclasses.replace(config, resume=str(stopped))
+    folder, grid = federate(resumed, FakeGrid(resumed, 5, shuffle=True))
+    assert folder == stopped
+    trained = {message.metadata.group_id for message in grid.messages if message.metadata.message_type == "train"}
+    assert trained == {str(each) for each in range(server_round, rounds + 1)}
+    assert files_that_decide(stopped) == files_that_decide(whole)
+    assert any("memory" in name for name in files_that_decide(whole)) == bool(ALGORITHMS[algorithm].kept)
+    assert curves(stopped) == curves(whole)
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
+    config = tiny_config()
+    folder, _ = federate(config)
+    before = files_that_decide(folder)
+    for changes, words in (
+        ({"resume": str(folder)}, "the run is finished"),
+        ({"resume": str(folder), "learning_rate": 0.05}, "learning-rate = 0.05: the run in .* was begun with 0.1"),
+        ({"resume": str(tmp_path / "nowhere")}, "is no run's folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            federate(tiny_config(**changes))
+    assert files_that_decide(folder) == before
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "lg-fedavg"])
+def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, federate, one_core):
+    config = tiny_config(algorithm=algorithm, model_name=NARROW, norm="batch-running", num_finetune_epochs=2)
+    folder, grid = federate(config, FakeGrid(config, 2))
+    buffers = {"body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"}
+    shared = set(
+        next(message for message in grid.messages if message.metadata.message_type == "train").content["arrays"]
+    )
+    assert buffers <= shared if algorithm != "lg-fedavg" else not buffers & shared
+    federated = read_federation(folder / run_folder.LAST_CHECKPOINT, trusted_model=NARROW)
+    experiment = Experiment(config)
+    own = [update.own_module(experiment, client, 2, federated.shared, federated.memories) for client in range(6)]
+    counts = {int(module.model.body[1].num_batches_tracked) for module in own}
+    assert max(counts) > 0 and (len(counts) == 1) == (algorithm != "lg-fedavg")
+    again = finetuned(federated, [0, 1])["clients"]
+    assert again == results.read_results(folder)["clients"][:2]
+
+
+def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
+    folder, _ = federate(tiny_config(model_name=NARROW, num_server_rounds=1))
+    capsys.readouterr()
+    assert finetune([str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: model-name") and told.count("\n") == 1 and "--model-name to trust it" in told
+    assert not (folder / "finetune").exists()
+
+
+def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
+    shapes.write(tmp_path / "shapes", train=30, test=10)
+    options = {"dataset": str(tmp_path / "shapes"), "model_name": "examples.shapes:build", "num_clients": 2}
+    folder, _ = federate(tiny_config(**options, num_server_rounds=1, learning_rate=0.02, num_finetune_epochs=3))
+    clients = results.read_results(folder)["clients"]
+    assert all(client["personalized_loss"] < client["initial_loss"] for client in clients)
