@@ -204,7 +204,7 @@ def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     assert set(sources._cache_root().iterdir()) == before
 
 
-def test_reading_a_folder_leaves_the_hub_within_reach(tmp_path, monkeypatch):
+def test_reading_a_folder_leaves_the_hub_within_reach(monkeypatch):
     """HF_HUB_OFFLINE once stayed set, and a hub dataset asked for next could not be reached."""
     seen = []
 
@@ -213,7 +213,7 @@ def test_reading_a_folder_leaves_the_hub_within_reach(tmp_path, monkeypatch):
 
     before, load_dataset = state(), datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *given: seen.append(state()) or load_dataset(*given))
-    sources.load(str(write_image_folder(tmp_path / "pets")))
+    hub.read(tiny_config.dataset)
     assert seen == [(before[0], True, True)], "a folder is read without the network"
     assert state() == before
     monkeypatch.setattr(hub, "_answers", lambda: True)

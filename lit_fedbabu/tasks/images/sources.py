@@ -13,6 +13,7 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.decoding import Pixels, to_array
+from lit_fedbabu.tasks.images.folders import files_below
 from lit_fedbabu.tasks.images.tables import Split, hold_out, read_tables
 
 _FORMAT = "v4"
@@ -95,10 +96,12 @@ def _cache_key(dataset: str, *columns: str) -> str:
     path = Path(dataset).expanduser()
     if path.is_dir():
         digest = hashlib.sha256(str(path.resolve()).encode())
-        for file in sorted(path.rglob("*")):
+        for file in files_below(path):
             if file.is_file():
                 stat = file.stat()
-                digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                digest.update(
+                    f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+                )
         return f"folder-{path.resolve().name}-{digest.hexdigest()[:16]}-{version}"
     owner, slash, name = dataset.partition("/")
     if not (owner and slash and name) or "/" in name or owner in (".", "..", "~"):

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images import hub
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, UNREADABLE, Pixels, to_array
+from lit_fedbabu.tasks.images.folders import ClassFiles, find_images
 
 Numbers = npt.NDArray[np.int64]
 
@@ -42,6 +45,9 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> tuple[tup
     Raises:
         InputError: the dataset cannot be read, or its columns are not as asked for.
     """
+    found = find_images(dataset)
+    if found is not None:
+        return _from_files(dataset, found, label_column, owner_column)
     tables = hub.read(dataset)
     chosen = next((name for name in TEST_SPLITS if name in tables), None)
     if "train" not in tables:
@@ -64,11 +70,49 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> tuple[tup
     return (hold_out(*splits) if chosen is None else (splits[0], splits[1])), class_names
 
 
+def _from_files(
+    dataset: str, found: dict[str, ClassFiles], label_column: str, owner_column: str
+) -> tuple[tuple[Split, Split], list[str]]:
+    """Splits and class names of a folder with a folder for each class."""
+    for option, column in (("label-column", label_column), ("natural-id-column", owner_column)):
+        if column not in ("", "label"):
+            raise InputError(option, column, "is no column of the dataset; it has image (Image), label (ClassLabel)")
+    if "train" not in found:
+        raise InputError("dataset", dataset, f"has no split train; it has {', '.join(found)}")
+    names = list(found["train"])
+    if len(names) < 2:
+        remedy = "has images of one class alone; make a folder for each class, of which there must be two or more"
+        raise InputError("dataset", dataset, remedy)
+    chosen = next((name for name in TEST_SPLITS if name in found), None)
+    if chosen is not None and (unknown := sorted(found[chosen].keys() - set(names))):
+        remedy = f"its split {chosen} has classes that its split train does not have: {', '.join(unknown)}"
+        raise InputError("dataset", dataset, remedy)
+    splits = []
+    for split in ("train", *([chosen] if chosen else [])):
+        files = [(path, number) for number, name in enumerate(names) for path in found[split].get(name, [])]
+        images = _images(dataset, split, (path for path, _ in files))
+        splits.append(Split(images, np.array([number for _, number in files], dtype=np.int64)))
+    channels = max(each.images.shape[-1] for each in splits)
+    splits = [Split(np.broadcast_to(each.images, (*each.images.shape[:-1], channels)), each.labels) for each in splits]
+    return (hold_out(splits[0]) if chosen is None else (splits[0], splits[1])), names
+
+
 def _images(dataset: str, split: str, images: Any) -> np.ndarray:
+    path: Path | None = None
+    arrays = []
     try:
-        arrays = [to_array(image) for image in images]
+        for image in images:
+            if isinstance(image, Path):
+                path = image
+                with Image.open(path) as opened:
+                    arrays.append(to_array(opened))
+            else:
+                arrays.append(to_array(image))
     except UNREADABLE as error:
-        raise InputError("dataset", dataset, f"an image of its split {split!r} cannot be read: {error}") from None
+        where = "" if path is None else f"{path}: "
+        raise InputError(
+            "dataset", dataset, f"an image of its split {split!r} cannot be read: {where}{error}"
+        ) from None
     if not arrays:
         raise InputError("dataset", dataset, f"its split {split!r} has no images")
     channels = max(array.shape[-1] for array in arrays)
