@@ -89,7 +89,10 @@ class Place:
     def from_record(cls, content: RecordDict) -> Place:
         """Read a reply; raises WireError."""
         place = checked(content, "place", "node", "nodes", "trains-on")
-        return cls(int(place["node"]), int(place["nodes"]), str(place["trains-on"]))
+        node, nodes = place["node"], place["nodes"]
+        if not (isinstance(node, int) and isinstance(nodes, int)):
+            raise WireError(f"a message of the node {node!r} of {nodes!r}, which are no whole numbers")
+        return cls(node, nodes, str(place["trains-on"]))
 
 
 def checked(content: RecordDict, name: str, *keys: str) -> Mapping[str, Any]:

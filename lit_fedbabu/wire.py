@@ -67,6 +67,7 @@ class Order:
     def from_record(cls, content: RecordDict) -> tuple[Order, ArrayRecord]:
         """The order in a message, and the shared weights; raises WireError."""
         config = checked(content, "config", "server-round", "clients", "memory", "learning-rate", "personalize")
+        checked_record(content, "arrays")
         return cls.from_config(config), content.array_records["arrays"]
 
 
@@ -144,7 +145,12 @@ class TrainReply:
         """Read a reply; raises WireError."""
         checked(content, "reply")
         columns = _rows(content, "metrics", "client", "num_train", "train_loss")
+        checked_record(content, "arrays")
         stacks = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+        for name, stacked in stacks.items():
+            if stacked.shape[:1] != (len(columns),):
+                shape = f"whose array {name!r} is of shape {list(stacked.shape)}"
+                raise WireError(f"a message {shape}, and it speaks of {len(columns)} clients")
         updates = [
             ClientUpdate(client, count, loss, {name: stacked[place] for name, stacked in stacks.items()})
             for place, (client, count, loss) in enumerate(columns)
@@ -188,10 +194,9 @@ def _columns(rows: Iterable[Any], *names: str) -> dict[str, Any]:
 
 def _rows(content: RecordDict, name: str, *keys: str) -> list[tuple[Any, ...]]:
     """For each client the values under the keys."""
-    record: Mapping[str, Any] = content[name]
-    if not record:
+    if not checked_record(content, name):
         return []
-    checked_record(content, name, *keys)
+    record = checked_record(content, name, *keys)
     try:
         return list(zip(*(record[key] for key in keys), strict=True))
     except (TypeError, ValueError):

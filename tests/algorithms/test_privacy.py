@@ -60,13 +60,22 @@ def test_only_what_is_shared_is_noised(algorithm, tmp_path):
     assert all(torch.equal(kept[1][name], value) for name, value in kept[0].items()), "a head of one's own has no noise"
 
 
-def test_noise_leaves_the_generator_of_numpy_alone():
+@pytest.mark.parametrize("noise_multiplier", [0.0, 1.0])
+def test_protection_leaves_the_generator_of_numpy_as_it_was(noise_multiplier):
     np.random.seed(3)
-    before = np.random.get_state()[1].tolist()
-    arrays = [np.ones(5, np.float32)]
-    (noised,) = privacy.protect(arrays, arrays, Config(clipping_norm=1.0, noise_multiplier=1.0))
-    assert not np.array_equal(noised, arrays[0])
-    assert np.random.get_state()[1].tolist() == before
+    np.random.normal(size=3)  # keeps half a pair of normals, which the state holds too
+    received, trained = [np.zeros(5, np.float32)], [np.ones(5, np.float32)]
+    before = np.random.get_state(legacy=False)
+    (protected,) = privacy.protect(trained, received, Config(clipping_norm=1.0, noise_multiplier=noise_multiplier))
+    assert not np.array_equal(protected, trained[0])
+    np.testing.assert_equal(np.random.get_state(legacy=False), before)
+
+
+def test_protection_changes_neither_what_was_trained_nor_what_was_received():
+    received, trained = [np.zeros(5, np.float32)], [np.ones(5, np.float32)]
+    privacy.protect(trained, received, Config(clipping_norm=1.0, noise_multiplier=1.0))
+    assert received[0].tolist() == [0.0] * 5
+    assert trained[0].tolist() == [1.0] * 5
 
 
 def test_a_client_that_did_not_move_is_not_clipped():

@@ -62,7 +62,7 @@ def question(tmp_path, **node_config):
     return message, Context(1, 1, node_config, RecordDict(), config.to_run_config())
 
 
-def test_it_answers_what_the_worker_answers_and_is_started_once(node, tmp_path):
+def test_it_answers_what_the_worker_answers_and_is_started_once(node, tmp_path, monkeypatch):
     images = write_site(tmp_path / "images", ["red", "green"])
     asked = question(tmp_path, **{"client-id": 1, "data-path": str(images)})
     expected = handlers.place(*asked).content["place"]
@@ -77,6 +77,7 @@ def test_it_answers_what_the_worker_answers_and_is_started_once(node, tmp_path):
     assert answers == [expected] * 3
     time.sleep(1)  # those that came too late for the socket are gone by now
     (process,) = alive(node)
+    monkeypatch.setattr(subprocess, "Popen", None)  # a second start would raise
     assert warm.answer("place", *asked).content["place"] == expected
     assert wait_for(lambda: alive(node) == [process])
 
