@@ -11,8 +11,8 @@ import numpy as np
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.options import checked, key_of, option
 
-PLACES = ("output-dir", "run-name", "resume")
-"""Keys that say where a run lies, and nothing about its numbers."""
+PLACES = ("engine", "output-dir", "run-name", "resume")
+"""Keys that say where a run lies and what carries it, and nothing about its numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,12 @@ class Config:
         "clients of a node that are trained together, as one model with a leading axis of clients; 1: one after"
         " another; 0: 1 on a CPU, 10 on a GPU",
         low=0,
+    )
+    engine: str = option(
+        "local",
+        "what carries messages between server and clients under lit-fedbabu run: local are processes of this machine,"
+        " flower is Flower with its SuperLink and Ray, which flwr run always is",
+        choices=("local", "flower"),
     )
     output_dir: str = option("tb_logs", "folder of run folders")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")

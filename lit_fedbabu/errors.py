@@ -31,7 +31,10 @@ class Command(Protocol):
 
 
 def one_line_errors(main: Command) -> Command:
-    """Print errors of a command as one line on stderr. Exit status: 2 for bad input, 1 for others, as a full disk."""
+    """Print errors of a command as one line on stderr. Exit status: 2 for bad input, 1 for others, as a full disk.
+
+    Ctrl-C is one line too, with the text of the KeyboardInterrupt, and status 130.
+    """
 
     @functools.wraps(main)
     def command(argv: list[str] | None = None) -> int:
@@ -40,5 +43,8 @@ def one_line_errors(main: Command) -> Command:
         except (InputError, RunError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, InputError) else 1
+        except KeyboardInterrupt as stop:
+            print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
+            return 130
 
     return command

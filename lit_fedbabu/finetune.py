@@ -1,20 +1,23 @@
 """``python -m lit_fedbabu.finetune RUN_OR_CHECKPOINT``: personal models from a federation's, without Flower."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu import system
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.learning.precision import resolve_precision
-from lit_fedbabu.personal.settings import Request, results_folder
-from lit_fedbabu.records import model_card
-from lit_fedbabu.records.federation import Federation, find_checkpoint, read_federation
-from lit_fedbabu.records.results import curve, measures, table
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.workers.worker import Warm, threads
+
+if TYPE_CHECKING:
+    from lit_fedbabu.config import Config
+    from lit_fedbabu.personal.settings import Request
+    from lit_fedbabu.records.federation import Federation
 
 HERE = Path()
 
@@ -29,10 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--save", "", "needs a folder where there is --data")
     save_to = None if save == HERE else save
     try:
-        _finetune(Request(**arguments, save=save == HERE, save_to=save_to))
+        _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("the same command goes on from here") from None
     return 0
 
 
@@ -49,7 +51,13 @@ def finetune(source: str | Path, **options: Any) -> list[dict[str, Any]]:
     Raises:
         InputError: an option is wrong, or the checkpoint or the data cannot be used.
     """
-    return _finetune(Request(Path(source), **options))
+    return _finetune(_request(source=Path(source), **options))
+
+
+def _request(**options: Any) -> Request:
+    from lit_fedbabu.personal.settings import Request  # imports PyTorch, which takes seconds
+
+    return Request(**options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,11 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", help="of the training, as the option precision")
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
+    parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     return parser
 
 
 def _finetune(request: Request) -> list[dict[str, Any]]:
+    from lit_fedbabu.learning.precision import resolve_precision
+    from lit_fedbabu.records.federation import find_checkpoint, read_federation
+
     checkpoint = find_checkpoint(request.source)
     federation = read_federation(checkpoint, request.model_name)
     configs = list(request.configs(federation.config))
@@ -106,10 +118,23 @@ def _finetune(request: Request) -> list[dict[str, Any]]:
 def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[dict[str, Any]]:
     """Fine-tune the federation's own clients in every setting."""
     clients = request.chosen_clients(federation)
-    from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds: first the cheap checks
-    from lit_fedbabu.personal.sweep import Personalizer, Tuning, checkpoint_of, sweep
-
     configs = list(request.configs(federation.config))
+    with Warm("lit_fedbabu.personal.sweep:prepare", environment=threads(configs[0].num_threads)) as warm:
+        if len(clients) > 1:
+            warm.start()  # it imports what workers need while this process imports the same
+        return _in_settings(request, configs, clients, federation, checkpoint, warm)
+
+
+def _in_settings(
+    request: Request, configs: list[Config], clients: list[int], federation: Federation, checkpoint: Path, warm: Warm
+) -> list[dict[str, Any]]:
+    from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds: first the cheap checks
+    from lit_fedbabu.personal.settings import results_folder
+    from lit_fedbabu.personal.sweep import Personalizer, Tuning, checkpoint_of, sweep
+    from lit_fedbabu.records import model_card
+    from lit_fedbabu.records.progress import shown
+    from lit_fedbabu.records.results import curve, measures, table
+
     experiment = Experiment(configs[0])
     _check(experiment, federation)
     facts = {
@@ -123,7 +148,8 @@ def _clients(request: Request, federation: Federation, checkpoint: Path) -> list
         folder = results_folder(checkpoint, config, facts)
         save_to = folder / "personal" if request.save else None
         tunings.append(Tuning(config, folder, save_to, request.running_statistics))
-    outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients)
+    with shown(request.plain) as progress:
+        outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients, warm, progress)
     if len(outcomes) == 1:
         for row in outcomes[0]["clients"]:
             accuracies = "  ".join(f"{stage} {100 * row[f'{stage}_accuracy']:6.2f} %" for stage in STAGES)

@@ -4,15 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.learning.classifier import Classifier, load_model
-from lit_fedbabu.learning.parts import parts_of
-from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_images
+
+if TYPE_CHECKING:
+    from lit_fedbabu.learning.classifier import Classifier
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -32,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.images or arguments.export):
         raise InputError("IMAGE", "", "give one image or more, or --export")
+    from lit_fedbabu.algorithms.table import ALGORITHMS  # these import PyTorch: first the cheap checks
+    from lit_fedbabu.learning.classifier import load_model
+    from lit_fedbabu.learning.parts import parts_of
+    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_images
+
     model = load_model(arguments.checkpoint, arguments.model_name)
     images = read_images(arguments.images, model.channels) if arguments.images else None
     if arguments.export:
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(model: Classifier, form: str, path: Path) -> None:
+def export(model: "Classifier", form: str, path: Path) -> None:
     """Write the model with its normalization, for any number of images at a time.
 
     Args:
@@ -71,6 +73,10 @@ def export(model: Classifier, form: str, path: Path) -> None:
     Raises:
         InputError: the file exists, cannot be written, or a package is missing.
     """
+    import torch
+
+    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
+
     if path.exists():
         raise InputError("--out", str(path), "exists and is not overwritten; take another name")
     if not path.parent.is_dir():

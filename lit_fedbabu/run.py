@@ -1,14 +1,14 @@
-"""``python -m lit_fedbabu.run [CONFIG.toml] [key=value ...]``: a federation on this machine.
+"""``lit-fedbabu run [CONFIG.toml] [key=value ...]``: a federation on this machine.
 
-It starts a SuperLink of its own in a folder of its own, submits this package's app to it, shows the run's lines, and
-leaves no process behind. Training itself is the same as under plain ``flwr run .``.
+It leaves no process behind. With ``engine=local`` messages go to worker processes; with ``engine=flower`` it starts a
+SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
 """
 
 import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, one_line_errors
@@ -16,6 +16,10 @@ from lit_fedbabu.files import refuse_unwritable
 from lit_fedbabu.options import describe, parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.system import program
+from lit_fedbabu.workers.worker import Warm, threads
+
+if TYPE_CHECKING:
+    from lit_fedbabu.experiment import Experiment
 
 
 @one_line_errors
@@ -27,17 +31,14 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="options; later ones win")
+    parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse_words(arguments.words)
     if arguments.resume:
         options["resume"] = str(arguments.resume)
-    try:
-        folder, status = _run(options)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    folder, status = _run(options, arguments.plain)
     if status == 0:
         print(f"TensorBoard: {program('tensorboard')} --logdir {folder.parent}", flush=True)
     return status
@@ -65,25 +66,60 @@ def run(config: Config) -> dict[str, Any]:
     return read_results(folder)
 
 
-def _run(options: dict[str, Any]) -> tuple[Path, int]:
+def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     """Check the options and run; returns the run's folder and the exit status."""
     resume = Path(str(options["resume"])).expanduser() if options.get("resume") else None
     options, folder = _resumed(options, resume) if resume else _new(options)
     config = Config.from_run_config(options)
     if config.on_sites:
         raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
+    try:
+        return folder, _locally(config, folder, plain) if config.engine == "local" else _by_flower(config, folder)
+    except KeyboardInterrupt:
+        if (folder / run_folder.CONFIG).exists():
+            raise KeyboardInterrupt(f"the run goes on with --resume {folder}") from None
+        raise
+
+
+def _by_flower(config: Config, folder: Path) -> int:
+    """Run with the engine ``flower``; returns the exit status."""
     print("checking the dataset and the split", flush=True)
-    from lit_fedbabu.engines import flower  # these import PyTorch, which takes seconds: first the cheap checks
+    from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
+
+    root = flower.app_folder()
+    _checked(config)
+    defaults = Config().to_run_config()
+    options = {key: value for key, value in config.to_run_config().items() if value != defaults[key]}
+    return flower.run(root, options, folder)
+
+
+def _locally(config: Config, folder: Path, plain: bool) -> int:
+    """Run with the engine ``local``; returns the exit status."""
+    with Warm("lit_fedbabu.client_app:prepare", environment=threads(config.num_threads)) as warm:
+        warm.start()  # it imports what workers need while this process imports what the server needs
+        print("checking the dataset and the split", flush=True)
+        experiment = _checked(config)
+        from lit_fedbabu.engines import local
+        from lit_fedbabu.records.progress import shown
+        from lit_fedbabu.server.federate import federate
+
+        with shown(plain) as progress, local.started(config, warm, folder, progress) as grid:
+            federate(grid, experiment, progress)
+    return 0
+
+
+def _checked(config: Config) -> "Experiment":
+    """The experiment, after the checks of all that is needed."""
     from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import resumable
 
-    root = flower.app_folder()
     resolve_precision(config.precision)
-    Experiment(config).check()
-    if resume:
+    experiment = Experiment(config)
+    experiment.check()
+    if config.resume:
         resumable(config)
-    return folder, flower.run(root, options, folder)
+    return experiment
 
 
 def _resumed(options: dict[str, Any], resume: Path) -> tuple[dict[str, Any], Path]:

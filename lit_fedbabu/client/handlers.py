@@ -69,6 +69,11 @@ ANSWERS: dict[str, Callable[[Message, Context], Message]] = {"place": place, "tr
 """What answers a message, by the name of the handler in ``client_app``."""
 
 
+def answer(what: str, message: Message, context: Context) -> Message:
+    """The answer of the handler of that name."""
+    return ANSWERS[what](message, context)
+
+
 def _trained(
     participants: Sequence[FedBABUClient], received: Parameters, order: Order
 ) -> list[tuple[FedBABUClient, FitReply | Exception]]:

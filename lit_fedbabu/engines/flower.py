@@ -14,11 +14,10 @@ import torch
 from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
+from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.records.run_folder import RESULTS
 
-NODES_PER_WORKER = 16
-"""Nodes are many more than workers, so that the clients of a round divide evenly among the workers."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,8 +52,7 @@ def _resources(config: Config) -> str:
     """Flower's --federation-config: a worker for every GPU, or for every ``num-threads`` cores."""
     cores = system.available_cores()
     gpus = torch.cuda.device_count()
-    workers = gpus or max(1, cores // config.num_threads)
-    nodes = min(config.num_clients, NODES_PER_WORKER * workers)
+    workers, nodes = len(worker_environments(config)), nodes_of(config)
     cpus = max(1, cores // workers) if gpus else min(config.num_threads, cores)
     resources = f"num-supernodes={nodes} client-resources-num-cpus={cpus} init-args-num-cpus={cores}"
     return f"{resources} client-resources-num-gpus=1.0" if gpus else resources

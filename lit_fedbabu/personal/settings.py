@@ -30,6 +30,7 @@ class Request:
         precision: of the training, as the option ``precision``.
         dataset: where the federation's dataset is on this machine.
         model_name: the federation's model if it is an import path, to trust it.
+        plain: whether progress is shown by lines alone, also on a terminal.
     """
 
     source: Path
@@ -45,6 +46,7 @@ class Request:
     precision: str | None = None
     dataset: str | None = None
     model_name: str = ""
+    plain: bool = False
 
     def configs(self, config: Config) -> Iterator[Config]:
         """The federation's configuration with every combination of part and learning rate.

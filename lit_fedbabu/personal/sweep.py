@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from itertools import chain, groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from rich.progress import track
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lit_fedbabu.algorithms.client_update import (
@@ -27,15 +21,19 @@ from lit_fedbabu.algorithms.client_update import (
     with_running_statistics,
 )  # fmt: skip
 from lit_fedbabu.config import Config
+from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import append_json_line, write_json, write_whole
 from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import tensorboard
 from lit_fedbabu.records.federation import Federation
+from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
-from lit_fedbabu.system import MALLOC, available_cores
+from lit_fedbabu.system import available_cores
+from lit_fedbabu.workers.pool import Pool
+from lit_fedbabu.workers.worker import StartError, Warm
 
 ROWS = "clients.jsonl"
 """The clients that are done. With it an interrupted fine-tuning is continued."""
@@ -126,8 +124,21 @@ class Personalizer:
         tensorboard.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))
 
 
-def sweep(personalizer: Personalizer, federation: Federation, clients: Sequence[int]) -> list[dict[str, Any]]:
-    """Fine-tune every client in every setting, keep each as soon as it is done, and write the results."""
+def sweep(
+    personalizer: Personalizer, federation: Federation, clients: Sequence[int], warm: Warm, progress: Lines
+) -> list[dict[str, Any]]:
+    """Fine-tune every client in every setting, keep each as soon as it is done, and write the results.
+
+    Args:
+        personalizer: with the settings.
+        federation: whose clients they are.
+        clients: their numbers.
+        warm: where workers come from.
+        progress: shows a person how many are done.
+
+    Raises:
+        RunError: a client's fine-tuning failed.
+    """
     tunings = personalizer.tunings
     done = [_done(tuning) for tuning in tunings]
     todo = [(place, client) for place in range(len(tunings)) for client in clients if client not in done[place]]
@@ -136,12 +147,12 @@ def sweep(personalizer: Personalizer, federation: Federation, clients: Sequence[
         for place, pairs in groupby(todo, key=itemgetter(0))
         for cohort in trainer.cohorts(tunings[place].config, [client for _, client in pairs])
     ]
-    with _mapper(personalizer, federation, len(groups)) as mapped:
-        tuned = mapped([place for place, _ in groups], [cohort for _, cohort in groups])
-        rows = track(chain.from_iterable(tuned), description="fine-tuning", total=len(todo))
-        for (place, client), row in zip(todo, rows, strict=True):
-            done[place][client] = row
+    progress.begin("fine-tuning", len(todo))
+    for place, rows in _personalized(personalizer, federation, groups, warm, progress):
+        for row in rows:
+            done[place][row["client"]] = row
             append_json_line(tunings[place].folder / ROWS, row)
+        progress.advance(len(rows))
     outcomes = []
     for tuning, rows_done in zip(tunings, done, strict=True):
         outcome = results(tuning.config.algorithm, federation.rounds, [rows_done[client] for client in clients])
@@ -173,39 +184,45 @@ def _done(tuning: Tuning) -> dict[int, dict[str, Any]]:
     return {row["client"]: row for row in rows if saved is None or checkpoint_of(saved, row["client"]).exists()}
 
 
-class _Mapped(Protocol):
-    def __call__(self, places: Iterable[int], cohorts: Iterable[list[int]]) -> Iterator[list[dict[str, Any]]]: ...
+def prepare() -> None:
+    """Import what workers need: this file does it."""
 
 
-@contextmanager
-def _mapper(personalizer: Personalizer, federation: Federation, tasks: int) -> Iterator[_Mapped]:
-    """A function that personalizes many cohorts: here with one core or a GPU, else in a process for each core."""
-    side_by_side = max(1, available_cores() // personalizer.tunings[0].config.num_threads)
-    workers = 1 if torch.cuda.is_available() else min(tasks, side_by_side)
-    if workers <= 1:
-        yield lambda places, cohorts: map(personalizer.personalize, places, cohorts)
-        return
-    os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(federation, personalizer.tunings),
-    )
-    try:
-        yield lambda places, cohorts: pool.map(_in_worker, places, cohorts)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_of_worker: list[Personalizer] = []
+_Job = tuple[Federation, Sequence[Tuning]]
+_of_worker: list[tuple[_Job, Personalizer]] = []
 """In a worker process: what it fine-tunes with."""
 
 
-def _start_worker(federation: Federation, tunings: Sequence[Tuning]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the starter: it lets workers finish their clients
-    _of_worker.append(Personalizer(Experiment(tunings[0].config), federation, tunings))
+def _personalized(
+    personalizer: Personalizer,
+    federation: Federation,
+    groups: Sequence[tuple[int, list[int]]],
+    warm: Warm,
+    progress: Lines,
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Setting and rows of each cohort: made here with one core or a GPU, else by a worker for each core."""
+    side_by_side = max(1, available_cores() // personalizer.tunings[0].config.num_threads)
+    workers = 1 if torch.cuda.is_available() else min(len(groups), side_by_side)
+    if workers <= 1:
+        for place, clients in groups:
+            yield place, personalizer.personalize(place, clients)
+        return
+    job: _Job = federation, personalizer.tunings
+    requests = [(job, place, clients) for place, clients in groups]
+    with Pool(warm, workers, say=progress.say) as pool:
+        try:
+            for number, rows in pool.answers("lit_fedbabu.personal.sweep:in_worker", requests, job):
+                place, clients = groups[number]
+                if isinstance(rows, Exception):
+                    raise RunError(f"fine-tuning of clients {clients} failed: {rows}")
+                yield place, rows
+        except StartError as error:
+            raise RunError(str(error)) from None
 
 
-def _in_worker(place: int, clients: Sequence[int]) -> list[dict[str, Any]]:
-    return _of_worker[0].personalize(place, clients)
+def in_worker(job: _Job, place: int, clients: Sequence[int]) -> list[dict[str, Any]]:
+    """In a worker: fine-tune clients in the setting at that place; ``job`` is the same object in every call."""
+    if not (_of_worker and _of_worker[0][0] is job):
+        federation, tunings = job
+        _of_worker[:] = [(job, Personalizer(Experiment(tunings[0].config), federation, tunings))]
+    return _of_worker[0][1].personalize(place, clients)

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,17 +17,13 @@ from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records import model_card, results, run_folder
 from lit_fedbabu.records.federation import resumable
+from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.exchange import MESSAGE_TIMEOUT_S
 from lit_fedbabu.server.nodes import find_nodes
 from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.system import LOG_MARK
-
-
-def say(line: str) -> None:
-    """Print a line for the person who watches, marked so that it is found in Flower's log."""
-    print(f"{LOG_MARK} {line}", flush=True)
 
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
@@ -36,18 +33,30 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
         InputError: the configuration cannot be run.
         RunError: the run cannot go on.
     """
+    progress = Lines(LOG_MARK)  # so that lines are found in Flower's log
     try:
-        experiment = Experiment(Config.from_run_config(run_config))
+        experiment = Experiment(Config.from_run_config({**run_config, "engine": "flower"}))
         experiment.check(images=not experiment.config.on_sites)
-        federate(grid, experiment)
+        federate(grid, experiment, progress)
     except (InputError, RunError) as error:
-        say(f"error: {error}")
+        progress.say(f"error: {error}")
         raise error.with_traceback(None) from None  # so that the run has failed; Flower logs it again
 
 
-def federate(grid: Grid, experiment: Experiment) -> Path:
-    """Run all rounds that a run still needs and personalize all clients; returns the run's folder."""
+def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) -> Path:
+    """Run all rounds that a run still needs and personalize all clients; returns the run's folder.
+
+    Args:
+        grid: carries messages to the nodes.
+        experiment: that was checked.
+        progress: shows a person what is done; None: prints lines.
+
+    Raises:
+        RunError: the run cannot go on.
+    """
     config = experiment.config
+    progress = progress or Lines()
+    say = progress.say
     begun = resumable(config) if config.resume else None
     folder = Path(config.resume).resolve() if config.resume else run_folder.create(config)
     rounds = begun.rounds if begun else []
@@ -61,10 +70,10 @@ def federate(grid: Grid, experiment: Experiment) -> Path:
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, server_round, arrays)
 
-    strategy = SharedParts(experiment, [node.id for node in nodes], folder, board, keep, say, rounds)
+    strategy = SharedParts(experiment, [node.id for node in nodes], folder, board, keep, progress, rounds)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
-    facts = {"trains-on": trains_on, **_privacy(config)}
+    facts = {"trains-on": trains_on, **_privacy(config, say)}
     if begun is None:
         if not config.on_sites:
             counts = experiment.task.class_counts()
@@ -113,7 +122,7 @@ def _save_round(
     checkpoint.save(module, folder / run_folder.LAST_CHECKPOINT)
 
 
-def _privacy(config: Config) -> dict[str, str]:
+def _privacy(config: Config, say: Callable[[str], None]) -> dict[str, str]:
     """What protection the shared weights have, for config.toml; nothing where none is asked for."""
     if not config.clipping_norm:
         return {}

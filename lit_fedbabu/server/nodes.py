@@ -61,7 +61,7 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
             there = len(ids) if len(ids) < expected else len(places)  # registered, or else those that answered
             raise RunError(f"only {there}{of_all} nodes came within {timeout_s:.0f} s; start the others first")
         asked = ids
-        time.sleep(0.5)
+        time.sleep(0.1)
     twice = [str(each) for each, count in Counter(place.node for place in places.values()).items() if count > 1]
     if twice:
         raise RunError(f"several nodes say they are {', '.join(twice)}; give each its own partition-id or client-id")

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import memory_of
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import average
@@ -31,7 +32,7 @@ class SharedParts(Strategy):
         folder: the run's.
         board: where scalars go.
         finished: called with (round, arrays) when a round and its evaluation are over.
-        say: prints a line for the person who watches.
+        progress: shows a person what is done.
         rounds: the history of a run that is resumed. Flower counts from 1 what comes after it.
     """
 
@@ -42,16 +43,16 @@ class SharedParts(Strategy):
         folder: Path,
         board: Board,
         finished: Callable[[int, ArrayRecord], None],
-        say: Callable[[str], None],
+        progress: Lines,
         rounds: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.experiment = experiment
         self.config = config = experiment.config
         self.finished = finished
-        self.say = say
-        self.log = RoundLog(config, board, say, rounds)
-        failures = FailureLog(folder, board, say)
-        self.exchange = Exchange(config, nodes, memory_of(folder, config), folder, failures, say)
+        self.progress = progress
+        self.log = RoundLog(config, board, progress.say, rounds)
+        failures = FailureLog(folder, board, progress.say)
+        self.exchange = Exchange(config, nodes, memory_of(folder, config), folder, failures, progress.say)
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
         self._resumed_after = len(rounds)
@@ -61,8 +62,8 @@ class SharedParts(Strategy):
         config = self.config
         drawn = f"{len(participants(config, 1))} of {config.num_clients} clients each"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
-        self.say(f"{config.dataset} by {config.partitioner}: {self.experiment.task.summary()}")
-        self.say(
+        self.progress.say(f"{config.dataset} by {config.partitioner}: {self.experiment.task.summary()}")
+        self.progress.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
             f" {config.num_local_epochs} local epochs, on {len(self.exchange.nodes)} nodes"
             + (f"; resumed after round {self._resumed_after}" if self._resumed_after else "")
@@ -74,7 +75,9 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         self.log.begin()
         self.exchange.begin(server_round, arrays, grid)
-        return self.exchange.training(participants(self.config, server_round))
+        clients = participants(self.config, server_round)
+        self.progress.begin(self.log.headline(f"round {server_round}/{self.config.num_server_rounds}"), len(clients))
+        return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         averaged, loss = average(self.exchange.updates(replies), self.exchange.arrays)
@@ -89,7 +92,9 @@ class SharedParts(Strategy):
             return []
         clients = range(self.config.num_clients)
         if self._is_last(server_round):
-            self.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
+            self.progress.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
+        what = "fine-tuning" if self._is_last(server_round) else f"evaluation after round {server_round}"
+        self.progress.begin(self.log.headline(what), len(clients))
         self.exchange.begin(server_round, arrays, grid)
         return self.exchange.evaluation(clients, personalize=self._is_last(server_round))
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lit_fedbabu.client import handlers, warm
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
@@ -20,7 +19,6 @@ from tests.support import client_data, files_that_decide, unavailable
 def nodes(tmp_path, monkeypatch):
     """The node-config of three sites, of which none has all classes, and a place for what is theirs."""
     monkeypatch.setattr(exchange, "SITE_PAUSE_S", 0)
-    monkeypatch.setattr(warm, "answer", lambda what, *received: handlers.ANSWERS[what](*received))
     own = [["red", "green"], ["blue", "green"], ["red", "blue"]]
     return [
         {

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from lit_fedbabu import system
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.server.federate import federate
 from tests.support import NARROW, FakeGrid, tiny_config
@@ -15,7 +14,7 @@ def main(dataset: str, out: str) -> None:
     places = {"output_dir": out, "run_name": "run", "resume": str(begun) if begun.exists() else ""}
     config = tiny_config(model_name=NARROW, algorithm="fedper", num_server_rounds=60, evaluate_every=2, **places)
     federate(FakeGrid(config, 2), Experiment(config))
-    print(system.LOG_MARK, "finished")
+    print("finished")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import pytest
 import tomli_w
 
 from lit_fedbabu import credentials, system
-from lit_fedbabu.client import handlers, warm
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import results, run_folder
@@ -128,9 +127,8 @@ def lab():
 
 
 @pytest.fixture
-def in_one_process(lab, tmp_path, monkeypatch):
+def in_one_process(lab, tmp_path):
     """What decides of the same federation without Flower's processes, and with none of ours either."""
-    monkeypatch.setattr(warm, "answer", lambda what, *received: handlers.ANSWERS[what](*received))
 
     def run(**options):
         config = site_config(tmp_path, model_name="FourConvNet", **options)

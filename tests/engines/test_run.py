@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -8,14 +9,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from lit_fedbabu import system
+from lit_fedbabu import run
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.records.results import read_results
 from tests.engines import soak
-from tests.support import curves, files_that_decide, ours, tiny_config
+from tests.engines.deadly import FEW
+from tests.support import NARROW, curves, failures_of, files_that_decide, ours, partition, tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {
@@ -39,40 +43,93 @@ def words(**options):
     return [f"{key.replace('_', '-')}={value}" for key, value in {**TINY, **options}.items()]
 
 
-def test_flwr_run_from_command_to_personal_accuracies(tmp_path, temp):
-    """The real thing: a process tree of Flower and Ray, as a user starts it, and its offline twin."""
+def flwr_run(tmp_path, **options):
+    """``flwr run .`` as Flower's users type it: two nodes, Flower's own SuperLink, its own environment."""
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(superlink.free_port()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    named = " ".join(f"{key}={json.dumps(value)}" for key, value in {**options, "run-name": "tiny"}.items())
+    try:
+        subprocess.run(
+            ["flwr", "run", str(ROOT), "--stream", "--run-config", named], env=environment, check=True, timeout=900
+        )
+    finally:
+        for process in ours(str(tmp_path)):
+            process.kill()
+
+
+def left_in(temp):
+    """What a run has left: processes, files, and addresses of processes."""
+    processes = [process for process in psutil.process_iter() if str(temp) in _environment(process).get("TMPDIR", "")]
+    addresses = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@lit_fedb" in line]
+    return [*processes, *temp.iterdir(), *addresses]
+
+
+def _environment(process):
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def wait_for(look, seconds=60):
+    """What a look finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("flower", marks=pytest.mark.slow)])
+def test_a_run_from_command_to_personal_accuracies(engine, tmp_path, temp):
+    """As a user starts it, and its offline twin. Afterwards nothing is left of it but its folder."""
     environment = {**os.environ, "TMPDIR": str(temp)}
-    command = [sys.executable, "-m", "lit_fedbabu.run", *words(run_name="tiny", output_dir=tmp_path / "out")]
+    place = {"run_name": "tiny", "output_dir": tmp_path / "out"}
+    command = [sys.executable, "-m", "lit_fedbabu.run", *words(engine=engine, **place)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     for expected in ("round 1/1  training loss", "personalized", "worst decile", "tensorboard --logdir"):
         assert expected in done.stdout, done.stdout
+    assert done.stderr == ""
     folder = tmp_path / "out" / "tiny"
     assert len(json.loads((folder / "results.json").read_text())["clients"]) == 4
-    assert "[ROUND 1/1]" in (folder / "flower.log").read_text()
-    assert ours(str(temp)) == [] and list(temp.iterdir()) == [], "something was left behind"
+    if engine == "flower":
+        assert "[ROUND 1/1]" in (folder / "flower.log").read_text()
+    assert left_in(temp) == []
     command = [sys.executable, "-m", "lit_fedbabu.finetune", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     (again,) = folder.glob("finetune/*/results.json")
     assert again.read_text() == (folder / "results.json").read_text()
+    assert left_in(temp) == []
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_the_local_engine_writes_the_bytes_of_one_process(algorithm, tmp_path, federate):
+    """Workers, and what they are sent, change nothing."""
+    config = tiny_config(algorithm=algorithm, model_name=NARROW)
+    whole, _ = federate(config)
+    place = {"output_dir": str(tmp_path), "run_name": "local"}
+    result = run(dataclasses.replace(config, engine="local", **place))
+    assert result == read_results(whole)
+    assert files_that_decide(tmp_path / "local") == files_that_decide(whole)
+    assert curves(tmp_path / "local") == curves(whole)
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_run_and_leaves_nothing(tmp_path, temp):
-    command = [sys.executable, "-m", "lit_fedbabu.run", *words(output_dir=tmp_path / "out", num_server_rounds=1000)]
-    process = subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(temp)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if "run folder" in line:
-            break
-    assert ours(str(temp))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert process.stderr.read().splitlines()[-1] == "stopped"
-    assert ours(str(temp)) == []
-    assert list(temp.iterdir()) == []
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_both_engines_and_flwr_run_write_the_same_bytes(algorithm, tmp_path):
+    options = {**TINY, "algorithm": algorithm, "num-server-rounds": 2, "output-dir": str(tmp_path)}
+    for engine in ("local", "flower"):
+        names = [f"{key}={value}" for key, value in {**options, "engine": engine, "run-name": engine}.items()]
+        subprocess.run([sys.executable, "-m", "lit_fedbabu.run", *names], check=True, timeout=400)
+    flwr_run(tmp_path, **options)
+    local = files_that_decide(tmp_path / "local")
+    assert len(local) > 3
+    assert local == files_that_decide(tmp_path / "flower") == files_that_decide(tmp_path / "tiny")
 
 
 def only(home, name):
@@ -80,19 +137,28 @@ def only(home, name):
     return next(process for process in ours(home) if name in " ".join(process.cmdline()))
 
 
+def worker(launcher):
+    """A worker of the local engine."""
+    (warm,) = psutil.Process(launcher.pid).children()
+    return warm.children()[0]
+
+
 STOPS = {
-    "Ctrl-C": (lambda launcher, home: launcher.send_signal(signal.SIGINT), 130),
-    "the launcher is killed": (lambda launcher, home: launcher.kill(), -signal.SIGKILL),
-    "the server is killed": (lambda launcher, home: only(home, "flwr-simulation").kill(), 1),
-    "a worker is killed": (lambda launcher, home: only(home, "ClientAppActor").kill(), 1),
-    "the SuperLink is killed": (lambda launcher, home: only(home, "flower-superlink").kill(), 1),
+    "Ctrl-C": ("local", lambda launcher, home: launcher.send_signal(signal.SIGINT), 130),
+    "the launcher is killed": ("local", lambda launcher, home: launcher.kill(), -signal.SIGKILL),
+    "Ctrl-C of Flower": ("flower", lambda launcher, home: launcher.send_signal(signal.SIGINT), 130),
+    "the launcher of Flower is killed": ("flower", lambda launcher, home: launcher.kill(), -signal.SIGKILL),
+    "the server is killed": ("flower", lambda launcher, home: only(home, "flwr-simulation").kill(), 1),
+    "a worker of Ray is killed": ("flower", lambda launcher, home: only(home, "ClientAppActor").kill(), 1),
+    "the SuperLink is killed": ("flower", lambda launcher, home: only(home, "flower-superlink").kill(), 1),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, temp, federate):
-    options = {**TINY, "num-server-rounds": 120, "evaluate-every": 60, "num-clients": 8}
+    engine, stop, status = STOPS[how]
+    options = {**TINY, "num-server-rounds": 120, "evaluate-every": 60, "num-clients": 8, "engine": engine}
     whole, _ = federate(Config.from_run_config(options))
     environment = {**os.environ, "TMPDIR": str(temp)}
     command = [sys.executable, "-m", "lit_fedbabu.run"]
@@ -104,17 +170,16 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
             break
     else:
         pytest.fail(f"it ended by itself: {process.communicate()[1]}")
-    stop, status = STOPS[how]
     stop(process, str(temp))
     _, told = process.communicate(timeout=200)
     assert process.returncode == status, told
+    folder = tmp_path / "out" / "tiny"
     if status == 1:
         assert told.startswith("error: ") and told.count("\n") == 1, told
-    deadline = time.monotonic() + 30
-    while (left := ours(str(temp))) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left, "processes were left running"
-    folder = tmp_path / "out" / "tiny"
+    if status == 130:
+        assert told == f"stopped; the run goes on with --resume {folder}\n"
+    wait_for(lambda: not left_in(temp), 30)
+    assert left_in(temp) == []
     assert not (folder / "results.json").exists()
     resume = [*command, "--resume", str(folder)]
     refused = subprocess.run([*resume, "seed=7"], env=environment, capture_output=True, text=True, timeout=100)
@@ -124,6 +189,39 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     assert (folder / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and "the run is finished" in done.stderr, done.stderr
+
+
+def test_a_killed_worker_changes_nothing_but_a_note(tmp_path, federate):
+    options = {**TINY, "num-server-rounds": 40, "evaluate-every": 40, "model-name": NARROW}
+    whole, _ = federate(Config.from_run_config(options))
+    names = [f"{key}={value}" for key, value in {**options, "output-dir": tmp_path, "run-name": "killed"}.items()]
+    command = [sys.executable, "-m", "lit_fedbabu.run", *names]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told = []
+    for line in process.stdout:
+        told.append(line)
+        if line.startswith("round 2/"):
+            worker(process).kill()
+    assert process.wait(60) == 0, process.stderr.read()
+    notes = [line for line in told if line.startswith("note: ")]
+    assert notes == ["note: a worker died (its process was killed by SIGKILL); another one does its work again\n"]
+    assert not (tmp_path / "killed" / run_folder.FAILURES).exists()
+    assert files_that_decide(tmp_path / "killed") == files_that_decide(whole)
+
+
+def test_a_client_that_kills_its_workers_has_failed_and_the_run_goes_on(tmp_path):
+    config = tiny_config(
+        model_name="tests.engines.deadly:model", num_server_rounds=1, fraction_train=1.0, min_clients_per_round=1,
+        output_dir=str(tmp_path), run_name="deadly", batch_size=50, partitioner="dirichlet", dirichlet_alpha=0.3,
+        min_client_images=2, num_finetune_epochs=0,
+    )  # fmt: skip
+    sizes = [len(images) for images in partition(config).train]
+    deadly = {client for client, size in enumerate(sizes) if 0 < size % 50 < FEW}
+    assert 0 < len(deadly) < config.num_clients
+    assert len(run(config)["clients"]) == config.num_clients
+    failed = failures_of(tmp_path / "deadly")
+    assert {each["client"] for each in failed} == deadly
+    assert {each["reason"] for each in failed} == {"its process was killed by SIGKILL"}
 
 
 @pytest.mark.slow
@@ -142,7 +240,7 @@ def test_a_run_that_is_killed_twenty_times_ends_where_an_unkilled_one_ends(tmp_p
     while True:
         process = start("killed")
         for line in process.stdout:
-            if line.startswith(f"{system.LOG_MARK} run folder"):
+            if line.startswith("run folder"):
                 break
         if kills < 20:
             time.sleep(random.uniform(0, 0.8))
@@ -157,28 +255,6 @@ def test_a_run_that_is_killed_twenty_times_ends_where_an_unkilled_one_ends(tmp_p
     assert files_that_decide(ends[0]) == files_that_decide(ends[1])
     assert curves(ends[0]) == curves(ends[1])
     assert (ends[0] / run_folder.PARTITION).read_bytes() == (ends[1] / run_folder.PARTITION).read_bytes()
-
-
-@pytest.mark.slow
-def test_plain_flwr_run_with_its_default_nodes(tmp_path):
-    """``flwr run .`` as Flower's users type it: two nodes, Flower's own SuperLink, its own environment."""
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(superlink.free_port()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    options = " ".join(
-        f"{key}={json.dumps(value)}" for key, value in {**TINY, "output-dir": str(tmp_path), "run-name": "tiny"}.items()
-    )
-    try:
-        subprocess.run(
-            ["flwr", "run", str(ROOT), "--stream", "--run-config", options], env=environment, check=True, timeout=900
-        )
-        assert len(json.loads((tmp_path / "tiny" / "results.json").read_text())["clients"]) == 4
-    finally:
-        for process in ours(str(tmp_path)):
-            process.kill()
 
 
 @pytest.mark.slow

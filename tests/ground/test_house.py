@@ -14,7 +14,7 @@ DOORS = {
     "run", "finetune", "predict", "report", "data", "credentials", "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"errors"}, {"system"}, {"files"}, {"options"}, {"config"}, {"handshake"}, {"wire"},
+    {"errors"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"config"}, {"handshake"}, {"wire"},
     {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, DOORS,
 ]  # fmt: skip

@@ -1,0 +1,125 @@
+"""The engine ``local``: Flower's messages go to worker processes of this machine, without SuperLink and Ray."""
+
+import logging
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from lit_fedbabu import client_app
+from lit_fedbabu.config import Config
+from lit_fedbabu.engines.resources import nodes_of, worker_environments
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.wire import Order
+from lit_fedbabu.workers.pool import Pool
+from lit_fedbabu.workers.worker import StartError, Warm
+
+LOG = "workers.log"
+"""In a run's folder: what workers printed."""
+ANSWER = "lit_fedbabu.engines.local:answer"
+
+
+class LocalGrid(Grid):
+    """Nodes that are answered for by the workers of a pool.
+
+    Args:
+        config: the experiment.
+        nodes: how many nodes there are.
+        pool: of the workers.
+        progress: is told of the clients that have answered.
+    """
+
+    def __init__(self, config: Config, nodes: int, pool: Pool, progress: Lines) -> None:
+        run_config = config.to_run_config()
+        self._contexts = {
+            place + 1: Context(1, place + 1, {"partition-id": place, "num-partitions": nodes}, RecordDict(), run_config)
+            for place in range(nodes)
+        }
+        self._pool = pool
+        self._progress = progress
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # messages bear it
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """The nodes' replies. A node whose worker died twice, or that did not answer in time, replies with an error.
+
+        Raises:
+            RunError: no worker can be started.
+        """
+        messages = list(messages)
+        orders = [None if each.metadata.message_type == PLACE else Order.from_record(each.content) for each in messages]
+        arrays = next((received for order in orders if order for received in order[1:]), None)
+        requests = [(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
+        replies = []
+        try:
+            for place, answered in self._pool.answers(ANSWER, requests, arrays, timeout):
+                died = isinstance(answered, Exception)
+                error = Error(ErrorCode.CLIENT_APP_CRASHED, str(answered))
+                replies.append(Message(error, reply_to=messages[place]) if died else answered)
+                if order := orders[place]:
+                    self._progress.advance(len(order[0].clients))
+        except StartError as error:
+            raise RunError(str(error)) from None
+        return replies
+
+    def set_run(self, run: Run) -> None:
+        """There is one run alone."""
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError("this engine has no records of runs")
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("this engine answers messages when they are sent: use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("this engine answers messages when they are sent: use send_and_receive")
+
+
+@contextmanager
+def started(config: Config, warm: Warm, folder: Path, progress: Lines) -> Iterator[LocalGrid]:
+    """A grid whose workers end with it.
+
+    Args:
+        config: the experiment.
+        warm: where workers come from.
+        folder: the run's, in which they log what they print.
+        progress: is told of clients that have answered, and of workers that died.
+    """
+    environments = worker_environments(config)
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.WARNING)  # its strategy logs each step of a round
+    try:
+        with Pool(warm, len(environments), environments, str(folder / LOG), progress.say) as pool:
+            yield LocalGrid(config, nodes_of(config), pool, progress)
+    finally:
+        flower.setLevel(level)
+        if (log := folder / LOG).exists() and not log.stat().st_size:
+            log.unlink()
+
+
+def answer(message: Message, context: Context) -> Message:
+    """In a worker: the ClientApp's reply, or as in Flower an error where it raised an exception."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    try:
+        return client_app.app(message, context)
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

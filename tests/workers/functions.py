@@ -1,0 +1,61 @@
+"""What workers are asked for in these tests."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def fail_to_prepare():
+    raise ImportError("no such module")
+
+
+def twice(number):
+    print("printed by a worker")
+    return os.getpid(), 2 * number
+
+
+def refuse(number):
+    raise ValueError(f"{number} is odd")
+
+
+def kill_itself_once(marker, number):
+    """The first worker that gets here dies."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def kill_itself(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def exit_with(status):
+    os._exit(status)
+
+
+def unpicklable():
+    return lambda: 1
+
+
+def surroundings():
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), sys.path[0], os.getppid()
+
+
+def same_object(first, second):
+    return first is second, first.value
+
+
+class Heavy:
+    """An object that counts how often it was pickled."""
+
+    def __init__(self, value):
+        self.value = value
+        self.pickled = 0
+
+    def __reduce__(self):
+        self.pickled += 1
+        return Heavy, (self.value,)

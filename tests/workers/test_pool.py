@@ -1,0 +1,188 @@
+"""Workers: that they answer, what becomes of those that die, and that nothing is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lit_fedbabu.workers import worker as workers
+from lit_fedbabu.workers.pool import Pool
+from lit_fedbabu.workers.worker import StartError, Warm, WorkerDiedError, WorkerRaisedError
+from tests.workers.functions import Heavy
+
+LIGHT = "lit_fedbabu.system:versions"
+"""Prepares a worker in no time."""
+FUNCTIONS = "tests.workers.functions"
+WAYS = [pytest.param(True, marks=pytest.mark.skipif(not workers.FORKS, reason="forks")), False]
+
+
+def wait_for(look, seconds=20):
+    """What a look finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def names():
+    """Abstract sockets of warm processes."""
+    return {word for word in Path("/proc/net/unix").read_text().split() if word.startswith("@lit_fedbabu-")}
+
+
+@pytest.fixture(params=WAYS, ids=["forked", "spawned"])
+def warm(request, monkeypatch):
+    monkeypatch.setattr(workers, "FORKS", request.param)
+    with Warm(LIGHT) as started:
+        yield started
+    left = [each for each in psutil.Process().children(recursive=True) if "lit_fedbabu" in " ".join(each.cmdline())]
+    assert not left
+
+
+def answers(pool, function, *requests, **options):
+    return dict(pool.answers(f"{FUNCTIONS}:{function}", requests, **options))
+
+
+def test_every_request_is_answered_by_few_processes(warm):
+    with Pool(warm, 2) as pool:
+        answered = answers(pool, "twice", *[(number,) for number in range(12)])
+        assert {place: value for place, (_, value) in answered.items()} == {place: 2 * place for place in range(12)}
+        first = {process for process, _ in answered.values()}
+        assert len(first) <= 2 and os.getpid() not in first
+        again = {process for process, _ in answers(pool, "twice", *[(1,)] * 12).values()}
+        assert first <= again and len(again) <= 2
+
+
+def test_what_many_requests_share_is_sent_once_to_each_worker(warm):
+    heavy = Heavy(5)
+    with Pool(warm, 2) as pool:
+        answered = answers(pool, "same_object", *[(heavy, heavy)] * 10, shared=heavy)
+        assert answered == dict.fromkeys(range(10), (True, 5))
+        assert heavy.pickled == 2
+        other = Heavy(6)
+        assert answers(pool, "same_object", *[(other, other)] * 3, shared=other) == dict.fromkeys(range(3), (True, 6))
+        assert (heavy.pickled, other.pickled) == (2, 2)
+
+
+def test_what_a_function_raises_is_its_answer_and_the_worker_lives(warm):
+    with Pool(warm, 1) as pool:
+        (refused,) = answers(pool, "refuse", (3,)).values()
+        assert isinstance(refused, WorkerRaisedError) and str(refused) == "ValueError: 3 is odd"
+        (unsent,) = answers(pool, "unpicklable", ()).values()
+        assert isinstance(unsent, WorkerRaisedError) and "pickle" in str(unsent)
+        (missing,) = answers(pool, "nothing", ()).values()
+        assert isinstance(missing, WorkerRaisedError) and str(missing).startswith("AttributeError")
+        assert answers(pool, "exit_with", (0,))[0].args == ("its process ended with exit status 0",)
+
+
+def test_a_dead_worker_is_replaced_and_its_request_is_asked_again(warm, tmp_path):
+    said: list[str] = []
+    with Pool(warm, 2, say=said.append) as pool:
+        requests = [(tmp_path / "marker", number) for number in range(5)]
+        assert answers(pool, "kill_itself_once", *requests) == {place: place for place in range(5)}
+    assert said == ["note: a worker died (its process was killed by SIGKILL); another one does its work again"]
+
+
+def test_a_request_that_kills_two_workers_has_failed_and_the_others_have_not(warm):
+    said: list[str] = []
+    with Pool(warm, 2, say=said.append) as pool:
+        answered = answers(pool, "kill_itself", *[(number,) for number in range(6)])
+        died = answered.pop(3)
+        assert isinstance(died, WorkerDiedError) and str(died) == "its process was killed by SIGKILL"
+        assert answered == {0: 0, 1: 1, 2: 2, 4: 4, 5: 5}
+        assert len(said) == 1
+        (status,) = answers(pool, "exit_with", (7,)).values()
+        assert str(status) == "its process ended with exit status 7"
+
+
+def test_a_kill_for_want_of_memory_is_named(warm, tmp_path, monkeypatch):
+    counter = tmp_path / "vmstat"
+    counter.write_text("pgfault 17\noom_kill 4\n")
+    monkeypatch.setattr(workers, "OOM_COUNTERS", (tmp_path / "nothing", counter))
+    worker = warm.worker()
+    worker.ask("time:sleep", (60,))
+    counter.write_text("pgfault 18\noom_kill 5\n")
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="killed because memory ran out"):
+        worker.answer()
+
+
+def test_answers_that_take_too_long_are_not_waited_for(warm):
+    with Pool(warm, 1) as pool:
+        (late, unasked) = dict(pool.answers("time:sleep", [(60,), (60,)], timeout_s=0.5)).values()
+        assert str(late) == str(unasked) == "no answer within 0 s"
+        assert answers(pool, "twice", (4,))[0][1] == 8
+
+
+def test_a_worker_has_its_environment_path_and_log(warm, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    with Pool(warm, 1, [{"CUDA_VISIBLE_DEVICES": "5"}], str(tmp_path / "log")) as pool:
+        ((device, first, _),) = answers(pool, "surroundings", ()).values()
+        answers(pool, "twice", (4,))
+    assert (device, first) == ("5", str(tmp_path))
+    assert (tmp_path / "log").read_text() == "printed by a worker\n"
+
+
+def test_workers_that_cannot_be_prepared_are_an_error_and_not_tried_for_ever(capfd):
+    with Warm(f"{FUNCTIONS}:fail_to_prepare") as warm, Pool(warm, 2) as pool:
+        if not workers.FORKS:
+            pytest.skip("nothing is prepared where nothing is forked")
+        with pytest.raises(StartError, match="has failed; what it printed"):
+            answers(pool, "twice", *[(1,)] * 50)
+    assert 1 <= capfd.readouterr().err.count("ImportError: no such module") <= 2
+
+
+forks = pytest.mark.skipif(not workers.FORKS, reason="forks")
+
+
+@forks
+def test_another_users_process_at_the_address_is_refused(monkeypatch):
+    with Warm(LIGHT) as warm:
+        warm.worker().end()
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "peer_is_this_user", lambda end: False)
+            with pytest.raises(StartError, match="of another user"):
+                warm.worker()
+
+
+@forks
+def test_a_killed_warm_process_takes_its_workers_along_and_is_started_again():
+    with Warm(LIGHT) as warm, Pool(warm, 2, say=print) as pool:
+        ((_, _, forker),) = answers(pool, "surroundings", ()).values()
+        workers_of_it = psutil.Process(forker).children()
+        os.kill(forker, signal.SIGKILL)
+        assert wait_for(lambda: not any(each.is_running() for each in workers_of_it))
+        ((_, _, another),) = answers(pool, "surroundings", ()).values()
+        assert another != forker
+
+
+@forks
+@pytest.mark.parametrize("moment", [0.0, 0.05, 1.0])
+def test_nothing_is_left_of_an_asker_that_is_killed(moment):
+    script = (
+        "from lit_fedbabu.workers.worker import Warm; from lit_fedbabu.workers.pool import Pool;"
+        f"warm = Warm({LIGHT!r}, 'lit_fedbabu-killed'); warm.start(); print(flush=True);"
+        "list(Pool(warm, 2).answers('time:sleep', [(60,)] * 4))"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    asker.stdout.readline()
+    time.sleep(moment)
+    asker.kill()
+    asker.communicate()
+
+    def left():
+        return [each for each in psutil.process_iter() if "lit_fedbabu-killed" in " ".join(_command(each))]
+
+    assert wait_for(lambda: not left(), 10), left()
+    assert "@lit_fedbabu-killed" not in names()
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
