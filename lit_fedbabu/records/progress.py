@@ -35,8 +35,14 @@ class Lines:
         """Print a line."""
         print(f"{self._mark}{line}", flush=True)
 
-    def begin(self, what: str, clients: int) -> None:
-        """A work of so many clients begins, as a round of training. It ends when the next one begins."""
+    def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
+        """A work of so many clients begins, as a round of training. It ends when the next one begins.
+
+        Args:
+            what: the work.
+            clients: how many take part in it.
+            left: time until all works of this kind are done; None: it is estimated, for this work.
+        """
         self._what, self._total, self._done = what, clients, 0
         self._begun = self._spoken = time.monotonic()
 
@@ -67,19 +73,21 @@ class Live(Lines):
         super().__init__()
         columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn()
         self._bar = Progress(*columns, TextColumn("clients  {task.fields[left]}"), transient=True)
+        self._all_left: timedelta | None = None
         self._task = self._bar.add_task("", total=None, visible=False, left="")
         self._bar.start()
 
     def say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, what: str, clients: int) -> None:
+    def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         super().begin(what, clients)
-        self._bar.reset(self._task, total=clients, description=what, visible=True, left="")
+        self._all_left = left
+        self._bar.reset(self._task, total=clients, description=what, visible=True, left=f"{left} left" if left else "")
 
     def advance(self, clients: int) -> None:
         super().advance(clients)
-        self._bar.update(self._task, completed=self._done, left=f"{self.left()} left")
+        self._bar.update(self._task, completed=self._done, left=f"{self._all_left or self.left()} left")
 
     def close(self) -> None:
         self._bar.stop()

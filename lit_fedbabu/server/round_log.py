@@ -31,7 +31,8 @@ class RoundLog:
         """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
         self._resumed_after = len(self.rounds)
         self._started = self._seconds = 0.0
-        self._left = timedelta()
+        self.left: timedelta | None = None
+        """The time that training will still take; None before the first round is over."""
 
     def begin(self) -> None:
         """A round begins."""
@@ -49,7 +50,7 @@ class RoundLog:
         seconds = time.monotonic() - self._started
         self._seconds += seconds
         mean_seconds = self._seconds / (server_round - self._resumed_after)
-        self._left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
+        self.left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
         rate = self.config.learning_rate_in(server_round)
         self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
         self.board.round(
@@ -65,18 +66,16 @@ class RoundLog:
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
             f"  learning rate {rate:.3g}  {seconds:.1f} s"
-            f"  {self._left} of training left"
+            f"  {self.left} of training left"
         )
 
     def headline(self, what: str) -> str:
-        """What is done now, with the newest loss and accuracy and the time that training will still take."""
+        """What is done now, with the newest loss and accuracy."""
         words = [what]
         if self.rounds:
             words.append(f"loss {self.rounds[-1]['train_loss']:.4f}")
         if measured := [each["initial_accuracy"]["mean"] for each in self.rounds if "initial_accuracy" in each]:
             words.append(f"initial accuracy {100 * measured[-1]:.2f} %")
-        if self._left:
-            words.append(f"{self._left} left")
         return "  ".join(words)
 
     def evaluated(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -76,7 +76,8 @@ class SharedParts(Strategy):
         self.log.begin()
         self.exchange.begin(server_round, arrays, grid)
         clients = participants(self.config, server_round)
-        self.progress.begin(self.log.headline(f"round {server_round}/{self.config.num_server_rounds}"), len(clients))
+        now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
+        self.progress.begin(now, len(clients), self.log.left)
         return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
