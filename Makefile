@@ -1,10 +1,10 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: help demo check format test results golden bench scale setup tensorboard
+.PHONY: help demo check format test results golden bench bench-start scale setup tensorboard
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
 
 demo: setup ## run a small federation on scikit-learn's digits
 	$(RUN) lit_fedbabu.run configs/demo.toml
@@ -27,6 +27,9 @@ results: setup ## make the tables and figures of results/
 
 bench: setup ## measure a round beside two plain loops
 	$(RUN) benchmarks.bench
+
+bench-start: setup ## measure the seconds from a command to its first result
+	$(RUN) benchmarks.start
 
 scale: setup ## measure rounds among many clients
 	$(RUN) benchmarks.scale

@@ -32,7 +32,9 @@ from lit_fedbabu.learning.precision import resolve_precision
 CLIENTS = 10
 """Of a round; each has 500 training and 100 test images, as in the reference experiment."""
 ALONE = f"round of {CLIENTS} clients, ours"
-"""What a round through Flower is compared with."""
+"""What a round of an engine is compared with."""
+WORKERS = {"local": "lit_fedbabu.workers.warm", "flower": "ClientAppActor"}
+"""What the command lines of an engine's workers have in them."""
 ROUNDS, ALL_CLIENTS, EVALUATIONS = 80, 100, 8
 """Of the reference experiment, for the estimate of a whole run."""
 
@@ -63,15 +65,16 @@ def main() -> int:
         measured["one core"] = one_core = _in_turns(_one_core(config), arguments.repeats)
         work, turns = _all_cores(config), max(2, arguments.repeats // 2)
         measured["all cores"] = every = _in_turns(work, turns)
-        measured |= _through_flower(config)
-        every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of Flower, so that drift cancels
+        measured["engines"] = {engine: _through(engine, config) for engine in WORKERS}
+        every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of them, so that drift cancels
     measured["ratios"] = ratios(measured)
     for title, times in (*one_core.items(), *every.items()):
         print(f"{title:<52}{np.median(times):8.3f} s   {min(times):.3f} to {max(times):.3f}")
     for title, (middle, low, high) in measured["ratios"].items():
         print(f"{title:<52}{middle:8.2f}     {low:.2f} to {high:.2f}")
-    for key in ("start-up s", "round s", "worker peak MiB", "bytes up", "bytes down"):
-        print(f"{key:<52}{measured[key]}")
+    for engine, found in measured["engines"].items():
+        for key, value in found.items():
+            print(f"{f'{engine}, {key}':<52}{value}")
     append("bench.jsonl", measured)
     return 0
 
@@ -79,7 +82,7 @@ def main() -> int:
 def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Median, least and greatest of every ratio; those of times that were taken in turns are turn by turn."""
     one, every = measured["one core"], measured["all cores"]
-    cores, rounds = measured["machine"]["cores"], measured["round s"]
+    cores, engines = measured["machine"]["cores"], measured["engines"]
 
     def of(times: list[float], others: list[float]) -> tuple[float, float, float]:
         found = np.divide(times, others)
@@ -96,13 +99,16 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
         if f"round, {who} in float32" in one:
             found[f"round, {who} in float32 / in bf16"] = of(one[f"round, {who} in float32"], one[f"round, {who}"])
     side_by_side = np.median(every[ALONE])
-    found["round through flwr / round by workers alone"] = of(rounds, [side_by_side] * len(rounds))
+    for engine, through in engines.items():
+        rounds = through["round s"]
+        found[f"round by the engine {engine} / by workers alone"] = of(rounds, [side_by_side] * len(rounds))
     theirs = ROUNDS * (
         np.median(every["round of 10 clients, common, one process"])
         + ALL_CLIENTS / CLIENTS * np.median(every["evaluation of 10 clients, common, one process"])
     ) + ALL_CLIENTS / CLIENTS * np.median(every["fine-tuning of 10 clients, common, one process"])
     per_client = EVALUATIONS * np.median(one["evaluation, ours"]) + np.median(one["fine-tuning, ours"])
-    ours = measured["start-up s"] + ROUNDS * np.median(rounds) + ALL_CLIENTS / cores * per_client
+    local = engines["local"]
+    ours = local["start-up s"] + ROUNDS * np.median(local["round s"]) + ALL_CLIENTS / cores * per_client
     found["whole reference run, common / ours (estimate)"] = of([theirs], [ours])
     return found
 
@@ -159,17 +165,17 @@ def _all_cores(config: Config) -> dict[str, Callable[[], Any]]:
     return ours | common
 
 
-def _through_flower(config: Config, rounds: int = 4) -> dict[str, Any]:
-    """Seconds per round through ``python -m lit_fedbabu.run``, seconds before the first, worker memory, and bytes."""
+def _through(engine: str, config: Config, rounds: int = 4) -> dict[str, Any]:
+    """Seconds per round through ``lit_fedbabu.run``, seconds before the first, worker memory, and bytes."""
     told = {**config.to_run_config(), "num-server-rounds": rounds, "evaluate-every": rounds, "num-finetune-epochs": 0}
-    config = Config.from_run_config({**told, "run-name": "flower"})
-    with _peak_memory("ClientAppActor") as peak:
-        elapsed, seconds = zip(*rounds_of(config, rounds), strict=True)
-    events = EventAccumulator(str(Path(config.output_dir) / "flower")).Reload()
+    config = Config.from_run_config({**told, "run-name": engine, "engine": engine})
+    with _peak_memory(WORKERS[engine]) as peak:
+        elapsed, seconds, _ = zip(*rounds_of(config, rounds), strict=True)
+    events = EventAccumulator(str(Path(config.output_dir) / engine)).Reload()
     moved = {way: int(events.Scalars(f"communication/bytes_{way}")[-1].value) for way in ("up", "down")}
     return {
         "start-up s": round(elapsed[0] - seconds[0], 1),
-        "round s": seconds[1:],  # workers import PyTorch and Lightning in the first
+        "round s": seconds[1:],  # Ray's workers import PyTorch and Lightning in the first
         "worker peak MiB": {kind: round(value / 2**20) for kind, value in peak.items()},
         **{f"bytes {way}": count for way, count in moved.items()},
     }

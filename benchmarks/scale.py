@@ -36,10 +36,10 @@ def main() -> int:
                 run_name=f"of{clients}",
             )
             seconds, started, memory = [], [], 0
-            for elapsed, of_round in rounds_of(config, ROUNDS):
+            for elapsed, of_round, server in rounds_of(config, ROUNDS):
                 seconds.append(of_round)
                 started.append(elapsed - sum(seconds))
-                memory = _server_memory()
+                memory = psutil.Process(server).memory_full_info().uss
             found["clients"].append(clients)
             found["round s"].append(seconds[1:])  # workers import PyTorch and Lightning in the first
             found["server MB"].append(round(memory / 2**20, 1))
@@ -53,16 +53,6 @@ def main() -> int:
     with plots.style():
         _draw(found).savefig(RESULTS / "scale.png", dpi=200)
     return 0
-
-
-def _server_memory() -> int:
-    """Bytes that belong to the server's process alone."""
-    (server,) = (
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any("flwr-simulation" in word for word in process.info["cmdline"] or [])
-    )
-    return server.memory_full_info().uss
 
 
 def _draw(found: dict[str, list]) -> Figure:

@@ -35,8 +35,8 @@ def noise(folder: Path, train: int, test: int) -> Path:
     return folder
 
 
-def rounds_of(config: Config, count: int) -> Iterator[tuple[float, float]]:
-    """Seconds since the start and of the round, after each of the first rounds of a run, which is then stopped."""
+def rounds_of(config: Config, count: int) -> Iterator[tuple[float, float, int]]:
+    """Each of the first rounds of a run, which is then stopped: seconds since the start, seconds, and the process."""
     words = [f"{key}={json.dumps(value)}" for key, value in config.to_run_config().items()]
     started = time.monotonic()
     run = subprocess.Popen(
@@ -48,7 +48,7 @@ def rounds_of(config: Config, count: int) -> Iterator[tuple[float, float]]:
     try:
         for line in run.stdout:
             if found := re.match(r"round (\d+)/\d+ .*?([\d.]+) s ", line):
-                yield time.monotonic() - started, float(found[2])
+                yield time.monotonic() - started, float(found[2]), run.pid
                 if int(found[1]) == count < config.num_server_rounds:
                     return
         if run.wait():

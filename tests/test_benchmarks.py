@@ -43,11 +43,16 @@ def test_ratios_are_taken_turn_by_turn():
     one |= {f"{what}, {who}": [0.1, 0.1] for what in ("evaluation", "fine-tuning") for who in ("ours", "common")}
     every = {"round of 10 clients, ours": [10.0, 12.0]}
     every |= {f"{what} of 10 clients, common, one process": [20.0] for what in ("round", "evaluation", "fine-tuning")}
-    measured = {"machine": {"cores": 2}, "one core": one, "all cores": every, "round s": [11.0, 12.1], "start-up s": 60}
+    engines = {
+        "local": {"round s": [11.0, 12.1], "start-up s": 60},
+        "flower": {"round s": [22.0, 22.0], "start-up s": 70},
+    }
+    measured = {"machine": {"cores": 2}, "one core": one, "all cores": every, "engines": engines}
     found = ratios(measured)
     assert found["round, ours / floor"] == pytest.approx((1.15, 1.1, 1.2))
     assert found["round, floor in float32 / in bf16"] == pytest.approx((2.0, 1.5, 2.5))
-    assert found["round through flwr / round by workers alone"] == pytest.approx((1.05, 1.0, 1.1))
+    assert found["round by the engine local / by workers alone"] == pytest.approx((1.05, 1.0, 1.1))
+    assert found["round by the engine flower / by workers alone"] == pytest.approx((2.0, 2.0, 2.0))
     theirs, ours = 80 * (20 + 10 * 20) + 10 * 20, 60 + 80 * 11.55 + 50 * (8 * 0.1 + 0.1)
     assert found["whole reference run, common / ours (estimate)"][0] == pytest.approx(theirs / ours, abs=1e-3)
 
