@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from lit_fedbabu import system
 
-VERSION = 2
+VERSION = 3
 """Of the messages. It grows when a name or a meaning changes."""
 PLACE = "query.place"
 """Type of the message that asks a node which of how many it is."""
@@ -69,11 +69,13 @@ class Place:
         node: it hosts the clients c with c mod ``nodes`` == node.
         nodes: how many nodes there are.
         trains_on: its device and precision.
+        own_disk: whether its clients' memories lie in a folder of its own, and not in that of the run.
     """
 
     node: int
     nodes: int
     trains_on: str
+    own_disk: bool = False
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
@@ -82,17 +84,18 @@ class Place:
             "node": self.node,
             "nodes": self.nodes,
             "trains-on": self.trains_on,
+            "own-disk": self.own_disk,
         }
         return RecordDict({"place": ConfigRecord(answer)})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> Place:
         """Read a reply; raises WireError."""
-        place = checked(content, "place", "node", "nodes", "trains-on")
+        place = checked(content, "place", "node", "nodes", "trains-on", "own-disk")
         node, nodes = place["node"], place["nodes"]
         if not (isinstance(node, int) and isinstance(nodes, int)):
             raise WireError(f"a message of the node {node!r} of {nodes!r}, which are no whole numbers")
-        return cls(node, nodes, str(place["trains-on"]))
+        return cls(node, nodes, str(place["trains-on"]), bool(place["own-disk"]))
 
 
 def checked(content: RecordDict, name: str, *keys: str) -> Mapping[str, Any]:

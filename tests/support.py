@@ -104,6 +104,18 @@ def ours(folder):
     return found
 
 
+def of_folder(temp):
+    """Processes whose temporary folder this is."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR") == str(temp):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
 def unavailable(message):
     """What Flower answers for a node that sends no heartbeat: the answer comes from Flower, and names no node."""
     reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)

@@ -28,7 +28,7 @@ def place(message: Message, context: Context) -> Message:
     """Answer which of how many nodes this is, and what it trains on."""
     Code.from_record(message.content).refuse_other()
     host = HOSTS.of(context)
-    answer = Place(host.place, host.nodes, trains_on(host.experiment.config.precision))
+    answer = Place(host.place, host.nodes, trains_on(host.experiment.config.precision), host.state is not None)
     return Message(answer.to_record(), reply_to=message)
 
 
@@ -93,7 +93,7 @@ def _asked(message: Message, host: Host) -> Iterator[tuple[list[FedBABUClient], 
     """The clients that a message is for, by cohorts, each with the received arrays and the order."""
     Code.from_record(message.content).refuse_other()
     order, received = Order.from_record(message.content)
-    experiment = host.experiment
+    experiment, memories = host.experiment, host.memories(order.memory)
     for clients in cohorts(experiment.config, order.clients):
-        participants = [FedBABUClient(experiment, client, host.state / order.memory) for client in clients]
+        participants = [FedBABUClient(experiment, client, memories) for client in clients]
         yield participants, [received[name].numpy() for name in experiment.shared_names], order

@@ -21,13 +21,23 @@ class Host(NamedTuple):
         place: it hosts the clients c with c mod ``nodes`` == place.
         nodes: how many nodes there are.
         experiment: with this node's images for its dataset.
-        state: folder that memories lie in, unless their path is absolute.
+        state: folder of this node's own that memories lie in; None: they lie in the run's.
     """
 
     place: int
     nodes: int
     experiment: Experiment
-    state: Path
+    state: Path | None = None
+
+    def memories(self, memory: str) -> Path:
+        """The folder of what clients keep, which an order names: absolute, or relative to the node's own folder.
+
+        Raises:
+            ValueError: the node has no folder of its own.
+        """
+        if self.state is None and not Path(memory).is_absolute():
+            raise ValueError(f"{platform.node()} has no state-path for what clients keep; give it one in node-config")
+        return (self.state or Path()) / memory
 
 
 class Hosts:
@@ -40,7 +50,8 @@ class Hosts:
         """The node that a message has come to.
 
         With the partitioner "sites" its node-config has ``client-id``, ``data-path`` and, if memories are not to lie
-        in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``.
+        in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``, and where
+        what clients keep is to lie on a disk of the node's own, ``state-path``.
 
         Raises:
             ValueError: the node-config does not say that, or the images are not what the experiment needs.
@@ -49,7 +60,8 @@ class Hosts:
         if not config.on_sites:
             _need(node, "partition-id", "num-partitions", example="partition-id=0 num-partitions=3")
             place, nodes = int(node["partition-id"]), int(node["num-partitions"])
-            return Host(place, nodes, self._built(config), Path())
+            state = Path(str(node["state-path"])).expanduser() if "state-path" in node else None
+            return Host(place, nodes, self._built(config), state)
         _need(node, "client-id", "data-path", example='client-id=0 data-path="/data/images"')
         client, name = node["client-id"], f"client-id {node['client-id']} on {platform.node()}"
         if not isinstance(client, int) or client not in range(config.num_clients):

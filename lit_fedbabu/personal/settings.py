@@ -75,14 +75,19 @@ class Request:
         Raises:
             InputError: no number, no client of the run, or not the client of this machine.
         """
+        kept = algorithm_of(federation.config).kept
         if not federation.config.on_sites:
+            if kept and federation.memories is None:
+                remedy = f"what {federation.config.algorithm} kept is on the nodes' disks; copy every node's"
+                remedy += " STATE_PATH/RUN/memory into the run's folder first, as in docs/cluster.md"
+                raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
             return _numbers(self.clients, federation.config.num_clients)
         own = str(federation.site) if self.clients == "all" else self.clients
         if not own.isdecimal() or federation.site not in (None, int(own)):
             raise InputError("--clients", self.clients, "a site has the images of one client; give its client-id")
-        if algorithm_of(federation.config).kept and federation.memories is None:
-            kept = f"what {federation.config.algorithm} kept is in the site's state folder"
-            raise InputError("RUN_OR_CHECKPOINT", str(self.source), f"is the server's, and {kept}; give that")
+        if kept and federation.memories is None:
+            where = f"what {federation.config.algorithm} kept is in the site's state folder"
+            raise InputError("RUN_OR_CHECKPOINT", str(self.source), f"is the server's, and {where}; give that")
         return _numbers(own, federation.config.num_clients)
 
 

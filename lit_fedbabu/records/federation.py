@@ -11,7 +11,10 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, MEMORY, RESULTS, read_config
+from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, MEMORY, RESULTS, read_config, read_environment
+
+ON_NODES = "on the nodes' disks"
+"""In a run's ``config.toml``: where the memories of its clients are, if not in its folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Federation:
         shared: the weights that its clients share.
         class_names: of its dataset.
         constants: mean and standard deviation by channel that its images were normalized with.
-        memories: folder of what the clients kept, where the checkpoint lies in a run's folder.
+        memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
     """
 
@@ -68,8 +71,10 @@ def read_federation(path: Path, trusted_model: str = "") -> Federation:
         raise InputError("checkpoint", str(path), remedy)
     config = content.config()
     algorithm = algorithm_of(config)
-    memories = path.resolve().parent.parent / MEMORY
-    if algorithm.kept and not memories.is_dir() and not config.on_sites:
+    folder = path.resolve().parent.parent
+    memories = folder / MEMORY
+    on_nodes = config.on_sites or _memories_on_nodes(folder)
+    if algorithm.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
     return Federation(
         config,
@@ -80,6 +85,10 @@ def read_federation(path: Path, trusted_model: str = "") -> Federation:
         memories if memories.is_dir() else None,
         provenance.get("client"),
     )
+
+
+def _memories_on_nodes(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and read_environment(folder).get("memory") == ON_NODES
 
 
 def resumable(config: Config) -> Federation | None:

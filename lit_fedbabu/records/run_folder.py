@@ -82,9 +82,9 @@ def is_of(folder: Path, config: Config, facts: Mapping[str, str]) -> bool:
         return False
 
 
-def memory_of(folder: Path, config: Config) -> str:
-    """The folder of what the clients of the run keep. Sites have it below a folder of their own."""
-    if not config.on_sites:
+def memory_of(folder: Path, own_disks: bool) -> str:
+    """The folder of what the clients of the run keep; nodes with disks of their own have it below a folder there."""
+    if not own_disks:
         return str(folder / MEMORY)
     begun = read_environment(folder)["begun"]
     name = folder.name if folder.name.endswith(begun) else f"{folder.name}-{begun}"  # a name may be used again

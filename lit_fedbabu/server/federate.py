@@ -16,7 +16,7 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records import model_card, results, run_folder
-from lit_fedbabu.records.federation import resumable
+from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.exchange import MESSAGE_TIMEOUT_S
@@ -70,10 +70,12 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, server_round, arrays)
 
-    strategy = SharedParts(experiment, [node.id for node in nodes], folder, board, keep, progress, rounds)
+    own_disks = nodes[0].own_disk
+    memory = run_folder.memory_of(folder, own_disks)
+    strategy = SharedParts(experiment, [node.id for node in nodes], folder, memory, board, keep, progress, rounds)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
-    facts = {"trains-on": trains_on, **_privacy(config, say)}
+    facts = {"trains-on": trains_on, **({"memory": ON_NODES} if own_disks else {}), **_privacy(config, say)}
     if begun is None:
         if not config.on_sites:
             counts = experiment.task.class_counts()

@@ -10,7 +10,6 @@ from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.records.run_folder import memory_of
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import average
 from lit_fedbabu.server.exchange import Exchange
@@ -30,6 +29,7 @@ class SharedParts(Strategy):
         experiment: with the configuration and the algorithm.
         nodes: Flower's node ids; client c lives on ``nodes[c % len(nodes)]``.
         folder: the run's.
+        memory: folder of what clients keep, as of ``run_folder.memory_of``.
         board: where scalars go.
         finished: called with (round, arrays) when a round and its evaluation are over.
         progress: shows a person what is done.
@@ -41,6 +41,7 @@ class SharedParts(Strategy):
         experiment: Experiment,
         nodes: list[int],
         folder: Path,
+        memory: str,
         board: Board,
         finished: Callable[[int, ArrayRecord], None],
         progress: Lines,
@@ -52,7 +53,7 @@ class SharedParts(Strategy):
         self.progress = progress
         self.log = RoundLog(config, board, progress.say, rounds)
         failures = FailureLog(folder, board, progress.say)
-        self.exchange = Exchange(config, nodes, memory_of(folder, config), folder, failures, progress.say)
+        self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say)
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
         self._resumed_after = len(rounds)

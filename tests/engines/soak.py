@@ -1,4 +1,4 @@
-"""A long run through Flower with clients that fail at random: ``python -m tests.engines.soak ROUNDS OUT``."""
+"""A long run with clients that fail at random: ``python -m tests.engines.soak ROUNDS OUT [ENGINE]``."""
 
 import json
 import os
@@ -15,13 +15,17 @@ import psutil
 import torch
 
 from lit_fedbabu.records import run_folder
-from tests.support import narrow_model, ours
+from tests.support import narrow_model, of_folder
 
 FAILING = 0.005
 """Of the training steps."""
 LEDGER = "LIT_FEDBABU_SOAK_LEDGER"
 """Names the file in which a worker notes each failure before it happens."""
-KINDS = {"server": "flwr-simulation", "worker": "ClientAppActor", "SuperLink": "flower-superlink"}
+KINDS = {
+    "local": {"server": "lit_fedbabu.run", "worker": "lit_fedbabu.workers.warm"},
+    "flower": {"server": "flwr-simulation", "worker": "ClientAppActor", "SuperLink": "flower-superlink"},
+}
+"""Processes of each engine, and a word of their command lines."""
 SAMPLE_S = 2.0
 
 
@@ -42,28 +46,29 @@ def model(num_classes, norm, channels):
     return whole
 
 
-def soak(rounds, out):
+def soak(rounds, out, engine="local"):
     """Run and watch; returns what was seen."""
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as temp:
         ledger = Path(temp) / "ledger"
         ledger.touch()
         options = {
             "dataset": "digits", "model-name": "tests.engines.soak:model", "num-clients": 20, "fraction-train": 0.2,
-            "num-server-rounds": rounds, "num-local-epochs": 1, "num-finetune-epochs": 1, "batch-size": 20,
+            "num-server-rounds": rounds, "num-local-epochs": 1, "num-finetune-epochs": 0, "batch-size": 20,
             "learning-rate": 0.01, "evaluate-every": 50, "max-round-retries": 5, "output-dir": out, "run-name": "soak",
+            "engine": engine,
         }  # fmt: skip
         command = [sys.executable, "-m", "lit_fedbabu.run", *(f"{key}={value}" for key, value in options.items())]
         environment = {**os.environ, "TMPDIR": temp, LEDGER: str(ledger)}
         started, before = time.monotonic(), shared_memory()
-        log, root = Path(temp) / "told", Path(__file__).parent.parent
+        log, root = Path(temp) / "told", Path(__file__).parent.parent.parent
         with log.open("w") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=root)
         samples = []
         while process.poll() is None:
             time.sleep(SAMPLE_S)
             found = re.findall(r"^round (\d+)/", log.read_text(), re.MULTILINE)
-            samples += [{"round": int(found[-1]) if found else 0, **seen} for seen in looked(temp)]
-        left = [seen["name"] for seen in looked(temp)]
+            samples += [{"round": int(found[-1]) if found else 0, **seen} for seen in looked(temp, engine)]
+        left = [seen["name"] for seen in looked(temp, engine)]
         files = sorted(path.name for path in Path(temp).iterdir() if path not in (ledger, log))
         return {
             "status": process.returncode,
@@ -79,12 +84,12 @@ def shared_memory():
     return {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").exists() else set()
 
 
-def looked(temp):
+def looked(temp, engine):
     """Processes that belong to a run whose files are below a folder, and what they use now."""
-    for process in ours(temp):
+    for process in of_folder(temp):
         try:
             line = " ".join(process.cmdline())
-            kind = next((kind for kind, word in KINDS.items() if word in line), None)
+            kind = next((kind for kind, word in KINDS[engine].items() if word in line), None)
             memory = process.memory_full_info().uss / 2**20 if kind else 0.0
             ports = len(process.net_connections())
             yield {
@@ -108,14 +113,14 @@ def growth(samples, kind, what, first):
     return [(values.mean(), np.polyfit(rounds, values, 1)[0]) for rounds, values in long]
 
 
-def main(rounds, out):
-    seen = soak(int(rounds), out)
+def main(rounds, out, engine="local"):
+    seen = soak(int(rounds), out, engine)
     folder = Path(out) / "soak"
     written = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     print(f"exit status {seen['status']} after {seen['seconds']:.0f} s")
     print(f"failures injected {seen['injected']}, written down {len(written)}")
     print(f"left behind: {seen['left']}")
-    for kind in KINDS:
+    for kind in KINDS[engine]:
         for what in ("MB", "files", "ports"):
             for mean, slope in growth(seen["samples"], kind, what, int(rounds) // 5):
                 print(f"{kind:<10}{what:<7} mean {mean:8.1f}  per 100 rounds {100 * slope:+.2f}")

@@ -19,7 +19,7 @@ from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
 from tests.engines import soak
 from tests.engines.deadly import FEW
-from tests.support import NARROW, curves, failures_of, files_that_decide, ours, partition, tiny_config
+from tests.support import NARROW, curves, failures_of, files_that_decide, of_folder, ours, partition, tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {
@@ -62,17 +62,8 @@ def flwr_run(tmp_path, **options):
 
 
 def left_in(temp):
-    """What a run has left: processes, files, and addresses of processes."""
-    processes = [process for process in psutil.process_iter() if str(temp) in _environment(process).get("TMPDIR", "")]
-    addresses = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@lit_fedb" in line]
-    return [*processes, *temp.iterdir(), *addresses]
-
-
-def _environment(process):
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
+    """What a run has left: processes, and with them their addresses, and files."""
+    return [*of_folder(temp), *temp.iterdir()]
 
 
 def wait_for(look, seconds=60):
@@ -296,7 +287,7 @@ def test_five_hundred_rounds_leak_nothing_and_lose_no_failure(tmp_path):
     assert not any(seen["left"].values()), seen["left"]
     written = (tmp_path / "soak" / run_folder.FAILURES).read_text().splitlines()
     assert len(written) == seen["injected"] > 0
-    for kind in soak.KINDS:
+    for kind in soak.KINDS["local"]:
         for what, share in (("MB", 0.01), ("files", 0.05), ("ports", 0.1)):
             grown = soak.growth(seen["samples"], kind, what, first=100)
             assert grown, f"no {kind} was seen"

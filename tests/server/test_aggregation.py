@@ -39,7 +39,7 @@ def test_the_average_is_over_clients_weighted_by_their_images(federate):
 def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     config = tiny_config()
     board = SimpleNamespace(round=lambda *_: None)
-    strategy = SharedParts(Experiment(config), [7], tmp_path, board, None, Lines())
+    strategy = SharedParts(Experiment(config), [7], tmp_path, str(tmp_path), board, None, Lines())
     clients = participants(config, 1)
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     strategy.configure_train(1, ArrayRecord({"w": Array(np.zeros(1, np.float32))}), ConfigRecord(), None)
