@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import yaml
 
+from benchmarks.cluster import Cluster
 from lit_fedbabu import credentials, system
+from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import results, run_folder
@@ -50,30 +53,37 @@ class Lab:
             )
         return self.processes[name]
 
+    def command(self, service):
+        """The command of a service in compose.yaml, with the places of this lab."""
+        words = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service]["command"]
+        places = {
+            "/credentials/own": str(self.folder / "credentials"), "superlink:8443": self.address,
+            "0.0.0.0": "127.0.0.1", "=8443": f"={self.port}", "=/state": f"={self.folder}",
+        }  # fmt: skip
+        for place, here in places.items():
+            words = [word.replace(place, here) for word in words]
+        return [system.program(words[0]), *words[1:]]
+
     def start_superlink(self):
-        own = self.folder / "credentials"
-        command = [
-            system.program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
-            "--ssl-ca-certfile", str(own / "ca.crt"), "--ssl-certfile", str(own / "superlink.crt"),
-            "--ssl-keyfile", str(own / "superlink.key"), "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation", "--database", str(self.folder / "superlink.db"),
-        ]  # fmt: skip
-        self.start("superlink", command, "superlink-home")
+        self.start("superlink", self.command("superlink"), "superlink-home")
         deadline = time.monotonic() + 120
         while "running on https" not in (self.folder / "superlink.log").read_text():
             assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
             time.sleep(0.5)
 
     def start_site(self, site, *words, images=None, secured=True):
-        own = self.folder / "credentials"
-        security = ["--root-certificates", str(own / "ca.crt")] if secured else ["--insecure"]
-        node = f'client-id={site} data-path="{self.folder / f"images-{site if images is None else images}"}"'
-        command = [
-            system.program("flower-supernode"), "--superlink", self.address, *security,
-            "--auth-supernode-private-key", str(own / f"site-{site}"), "--port", str(superlink.free_port()),
-            "--node-config", node, *words,
-        ]  # fmt: skip
-        return self.start(f"site-{site}", command, f"site-{site}")
+        places = {
+            'data-path="/data"': f'data-path="{self.folder / f"images-{site if images is None else images}"}"',
+            ' state-path="/state"': "",
+            "client-id=0": f"client-id={site}",
+            "/site-0": f"/site-{site}",
+        }
+        command = self.command("site-0")
+        for place, here in places.items():
+            command = [word.replace(place, here) for word in command]
+        if not secured:
+            command = ["--insecure" if word.startswith("--root-certificates") else word for word in command]
+        return self.start(f"site-{site}", [*command, "--port", str(superlink.free_port()), *words], f"site-{site}")
 
     def flwr(self, *words):
         environment = superlink.environment(self.folder / "operator")
@@ -213,3 +223,23 @@ def test_a_site_with_other_images_or_code_is_refused_by_name(lab):
     told, _ = lab.run(run_name="other-code").communicate(timeout=900)
     assert re.search(r"error: 1 of 3 nodes cannot take part: .*and their code differs", told), told
     assert lab.status() == "finished:failed"
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_a_cluster_of_two_nodes_writes_the_bytes_of_one_process(algorithm, tmp_path, federate):
+    options = {"dataset": "digits", "num_clients": 6, "algorithm": algorithm, "num_server_rounds": 2}
+    config = Config(**options, num_local_epochs=1, fraction_train=0.5, num_finetune_epochs=1)
+    whole, _ = federate(config)
+    expected = files_that_decide(whole)
+    with tempfile.TemporaryDirectory(prefix="cluster-", ignore_cleanup_errors=True) as folder:
+        place = {"output-dir": str(tmp_path), "run-name": "cluster"}
+        with Cluster(Path(folder) / "cluster", 2) as cluster:
+            told = list(cluster.run(Config.from_run_config({**config.to_run_config(), **place})))
+            assert (tmp_path / "cluster" / run_folder.RESULTS).exists(), told
+            disks = [cluster.folder / f"disk-{node}" for node in range(2)]
+            kept = {
+                f"memory/{path.parent.name}/{path.name}": path.read_bytes()
+                for disk in disks for path in disk.glob("cluster-*/memory/*/*.safetensors")
+            }  # fmt: skip
+    assert files_that_decide(tmp_path / "cluster") | kept == expected
+    assert bool(kept) == (algorithm == "fedper")

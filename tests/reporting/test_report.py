@@ -206,33 +206,53 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
         assert rows["head", "fairness (Jain)"][name] == f"{tuned[f'{name}_accuracy']['jain']:.4f}"
 
 
-def test_the_readme_compares_methods_as_their_seeds_do():
+def test_the_page_compares_methods_as_their_seeds_do():
     def means(method):
         found = [results.read_results(ROOT / "results" / f"cifar10-{method}-seed{seed}") for seed in (42, 43, 44)]
         return np.array([100 * outcome["summary"]["personalized_accuracy"]["mean"] for outcome in found])
 
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
     pvalues = []
     for method in ("fedprox-babu", "fedper", "fedrep", "fedavg"):
         test, differences = stats.ttest_rel(means(method), means("fedbabu")), means(method) - means("fedbabu")
         low, high = test.confidence_interval()
         shown = ", ".join(f"{value:.2f}" for value in differences)
         row = f"{shown} | {differences.mean():.2f} | {low:.2f} to {high:.2f} | {test.pvalue:.3f} |"
-        assert f"| {ALGORITHMS[method].title} | {row}\n" in readme
+        assert f"| {ALGORITHMS[method].title} | {row}\n" in page
         pvalues.append(test.pvalue)
     holm = max((len(pvalues) - place) * pvalue for place, pvalue in enumerate(sorted(pvalues)))
-    assert f"the largest is\n{holm:.3f}" in readme
+    assert f"the largest is\n{holm:.3f}" in page
 
 
-def test_the_readme_shows_what_results_hold(tmp_path):
+def test_the_page_shows_what_results_hold(tmp_path):
     runs_of_results = [str(path) for path in sorted((ROOT / "results").glob("cifar10-*"))]
     assert report.main([*runs_of_results, "--out", str(tmp_path)]) == 0
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
     names = {path.stem for path in tmp_path.glob("*.md")}
     assert names == {path.stem for path in (ROOT / "results").glob("*.md")} >= {"methods", "finetuning"}
     for name in names:
         table = (tmp_path / f"{name}.md").read_text()
         assert table == (ROOT / "results" / f"{name}.md").read_text(), "run make results"
-        assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in readme, f"results/{name}.md is not what README.md shows"
-    shown = re.findall(r"\]\((results/\w+\.png)\)", readme)
+        assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in page, (
+            f"results/{name}.md is not what docs/results.md shows"
+        )
+    shown = re.findall(r"\]\(\.\./(results/\w+\.png)\)", page)
     assert len(shown) == 4 and all((ROOT / path).is_file() for path in shown)
+
+
+def test_the_readmes_table_is_that_of_the_results():
+    found: dict[str, dict[str, str]] = {}
+    with (ROOT / "results" / "methods.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["method"], {"n": row["seeds"]})[row["accuracy"]] = " ± ".join(
+                filter(None, [row["mean"], row["std over seeds"]])
+            )
+    rows = re.findall(
+        r"^\| ([\w+ -]+) \| ([\d.± ]+) \| ([\d.± ]+) \| (\d) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    shown = {method: {"n": n, "initial": initial, "personalized": personal} for method, initial, personal, n in rows}
+    assert {
+        method: {key: row[key] for key in ("n", "initial", "personalized")} for method, row in found.items()
+    } == shown
+    means = [float(row["personalized"].split()[0]) for row in shown.values()]
+    assert means == sorted(means, reverse=True)

@@ -1,0 +1,107 @@
+"""``python -m benchmarks.cluster``: start-up and rounds of 1, 2 and 4 nodes of a cluster that share this machine."""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+import tomli_w
+
+from benchmarks.setting import append, machine
+from lit_fedbabu import system
+from lit_fedbabu.config import Config
+from lit_fedbabu.engines import superlink
+
+ROOT = Path(__file__).parent.parent
+NODES, ROUNDS = (1, 2, 4), 8
+
+
+class Cluster:
+    """A SuperLink, and SuperNodes that each host their share of the clients, as in ``docs/cluster.md``.
+
+    Args:
+        folder: for what all of them write.
+        nodes: how many SuperNodes there are.
+    """
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.folder = folder
+        self._nodes = nodes
+        self._logs: list[IO[str]] = []
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = superlink.free_port()
+        address = f"127.0.0.1:{port}"
+        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        self._start("superlink", *link, "--disable-runtime-dependency-installation")
+        for node in range(self._nodes):
+            own = f'partition-id={node} num-partitions={self._nodes} state-path="{self.folder / f"disk-{node}"}"'
+            ports = ["--port", str(superlink.free_port())]
+            self._start(
+                f"node-{node}", "flower-supernode", "--insecure", "--superlink", address, *ports, "--node-config", own
+            )
+        (self.folder / "operator").mkdir()
+        connection = {"default": "cluster", "cluster": {"address": address, "insecure": True}}
+        (self.folder / "operator" / "config.toml").write_text(tomli_w.dumps({"superlink": connection}))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for home in ("operator", "superlink", *(f"node-{node}" for node in range(self._nodes))):
+            superlink.end_all(self.folder / home)
+        for log in self._logs:
+            log.close()
+
+    def run(self, config: Config) -> Iterator[str]:
+        """The lines of a run, which is submitted."""
+        (self.folder / "run.toml").write_text(tomli_w.dumps(config.to_run_config()))
+        command = [system.program("flwr"), "run", str(ROOT), "cluster", "--stream"]
+        command += ["--run-config", str(self.folder / "run.toml")]
+        environment = superlink.environment(self.folder / "operator")
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as stream:
+            yield from stream.stdout or ()
+
+    def _start(self, name: str, program: str, *words: str) -> None:
+        self._logs.append((self.folder / f"{name}.log").open("w"))
+        subprocess.Popen(
+            [system.program(program), *words], cwd=self.folder, env=superlink.environment(self.folder / name),
+            stdout=self._logs[-1], stderr=self._logs[-1], start_new_session=True,
+        )  # fmt: skip
+
+
+def main() -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__).parse_args()
+    found: dict[str, dict[str, object]] = {}
+    for nodes in NODES:
+        with tempfile.TemporaryDirectory(prefix="cluster-", ignore_cleanup_errors=True) as scratch:
+            config = Config(
+                dataset="digits", num_clients=20, fraction_train=0.5, num_local_epochs=1, num_server_rounds=ROUNDS,
+                evaluate_every=ROUNDS, num_finetune_epochs=0, output_dir=scratch, run_name="run",
+            )  # fmt: skip
+            with Cluster(Path(scratch) / "cluster", nodes) as cluster:
+                started, seconds, elapsed = time.monotonic(), [], 0.0
+                for line in cluster.run(config):
+                    if round_line := re.search(r"round \d+/\d+ .*?([\d.]+) s ", line):
+                        seconds.append(float(round_line[1]))
+                        elapsed = elapsed or time.monotonic() - started
+            if len(seconds) < ROUNDS:
+                raise SystemExit(f"the run over {nodes} nodes failed")
+            found[str(nodes)] = {"first round after s": round(elapsed, 1), "round s": seconds[1:]}
+            print(
+                f"{nodes} nodes: first round after {elapsed:.1f} s, a round {np.median(seconds[1:]):.1f} s", flush=True
+            )
+    append("cluster.jsonl", {"machine": machine(config), "clients of a round": 10, "nodes": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
