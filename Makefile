@@ -1,7 +1,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
+FLWR ?= 1.42
 
-.PHONY: help demo check format test results golden bench bench-start scale setup tensorboard
+.PHONY: help demo check format test results golden bench bench-start scale setup test-flwr tensorboard
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
@@ -21,6 +22,14 @@ format: setup ## format every file and mend what ruff can mend
 
 test: setup ## run the test suite
 	$(RUN) pytest
+
+test-flwr: setup ## run the test suite with another Flower, as in make test-flwr FLWR=1.42
+	test -x .venv-flwr-$(FLWR)/bin/python || $(PYTHON) -m venv .venv-flwr-$(FLWR)
+	grep -vE "^(flwr|uv|certifi)==" constraints.txt > .venv-flwr-$(FLWR)/constraints.txt
+	.venv/bin/uv pip install --quiet --python .venv-flwr-$(FLWR)/bin/python \
+		--constraint .venv-flwr-$(FLWR)/constraints.txt --editable . --group dev "flwr==$(FLWR).*"
+	.venv-flwr-$(FLWR)/bin/python -m pytest
+	.venv-flwr-$(FLWR)/bin/python -m pytest -n 0 -m slow tests/engines/test_run.py -k "same_bytes and engines"
 
 results: setup ## make the tables and figures of results/
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results
