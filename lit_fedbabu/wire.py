@@ -136,9 +136,7 @@ class TrainReply:
                 "reply": ConfigRecord({"version": VERSION}),
             }
         )
-        if self.failures:
-            content["failures"] = ConfigRecord(_columns(self.failures, "client", "reason", "traceback"))
-        return content
+        return _with_failures(content, self.failures)
 
     @classmethod
     def from_record(cls, content: RecordDict) -> TrainReply:
@@ -155,8 +153,7 @@ class TrainReply:
             ClientUpdate(client, count, loss, {name: stacked[place] for name, stacked in stacks.items()})
             for place, (client, count, loss) in enumerate(columns)
         ]
-        failed = _rows(content, "failures", "client", "reason", "traceback") if "failures" in content else []
-        return cls(updates, [Failure(*row) for row in failed])
+        return cls(updates, _failures(content))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,26 +162,44 @@ class EvaluateReply:
 
     Args:
         rows: for each client its number under ``client``, and its entry in results.json.
+        failures: of the clients that were not evaluated.
     """
 
     rows: Sequence[Mapping[str, Any]]
+    failures: Sequence[Failure] = ()
 
     @property
     def clients(self) -> set[int]:
         """The clients that the reply speaks of."""
-        return {row["client"] for row in self.rows}
+        return {row["client"] for row in self.rows} | {failure.client for failure in self.failures}
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        metrics: dict[str, Any] = {key: [row[key] for row in self.rows] for key in self.rows[0]}
-        return RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
+        names = self.rows[0] if self.rows else {}
+        metrics: dict[str, Any] = {key: [row[key] for row in self.rows] for key in names}
+        content = RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
+        return _with_failures(content, self.failures)
 
     @classmethod
     def from_record(cls, content: RecordDict) -> EvaluateReply:
         """Read a reply; raises WireError."""
         checked(content, "reply")
-        names = list(checked_record(content, "metrics", "client", "num_test"))
-        return cls([dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)])
+        names = list(checked_record(content, "metrics"))
+        if names:
+            checked_record(content, "metrics", "client", "num_test")
+        rows = [dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)]
+        return cls(rows, _failures(content))
+
+
+def _with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDict:
+    if failures:
+        content["failures"] = ConfigRecord(_columns(failures, "client", "reason", "traceback"))
+    return content
+
+
+def _failures(content: RecordDict) -> list[Failure]:
+    failed = _rows(content, "failures", "client", "reason", "traceback") if "failures" in content else []
+    return [Failure(*row) for row in failed]
 
 
 def _columns(rows: Iterable[Any], *names: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from logging import WARNING
+from typing import Any, TypeVar
 
 from flwr.app import Context, Message
 from flwr.common.logger import log
 
 from lit_fedbabu.client.host import Host, Hosts
 from lit_fedbabu.client.numpy_client import (
+    Evaluated,
     FedBABUClient,
     FitReply,
     Parameters,
@@ -20,6 +22,7 @@ from lit_fedbabu.learning.precision import trains_on
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
+T = TypeVar("T")
 HOSTS = Hosts()
 """Of this process: it keeps the experiment between messages."""
 
@@ -38,10 +41,9 @@ def train(message: Message, context: Context) -> Message:
     failures: list[Failure] = []
     host = HOSTS.of(context)
     for participants, received, order in _asked(message, host):
-        for participant, outcome in _trained(participants, received, order):
+        for participant, outcome in _each(participants, _training(received, order)):
             if isinstance(outcome, Exception):
-                trace = "".join(traceback.format_exception(outcome))
-                failures.append(Failure(participant.client, repr(outcome), trace))
+                failures.append(_failure(participant, outcome))
                 continue
             parameters, count, metrics = outcome
             arrays = dict(zip(host.experiment.shared_names, parameters, strict=True))
@@ -52,17 +54,21 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the asked clients, with personal models where the message says so.
 
-    A site then also keeps the federation's model, beside its memories, for fine-tuning.
+    A client that raises is left out, and the reply says why. A site then also keeps the federation's model, beside its
+    memories, for fine-tuning.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
     host = HOSTS.of(context)
     for participants, received, order in _asked(message, host):
         if host.experiment.config.on_sites and order.personalize:
             participants[0].save(received, order.server_round)
-        answers = evaluate_together(participants, received, order.to_config())
-        for participant, (*_, row) in zip(participants, answers, strict=True):
-            rows.append({"client": participant.client, **row})
-    return Message(EvaluateReply(rows).to_record(), reply_to=message)
+        for participant, outcome in _each(participants, _evaluation(received, order)):
+            if isinstance(outcome, Exception):
+                failures.append(_failure(participant, outcome))
+            else:
+                rows.append({"client": participant.client, **outcome[-1]})
+    return Message(EvaluateReply(rows, failures).to_record(), reply_to=message)
 
 
 ANSWERS: dict[str, Callable[[Message, Context], Message]] = {"place": place, "train": train, "evaluate": evaluate}
@@ -74,19 +80,34 @@ def answer(what: str, message: Message, context: Context) -> Message:
     return ANSWERS[what](message, context)
 
 
-def _trained(
-    participants: Sequence[FedBABUClient], received: Parameters, order: Order
-) -> list[tuple[FedBABUClient, FitReply | Exception]]:
-    """What each participant returns or raises. A cohort that raises is trained one by one, to find who failed."""
-    try:
+def _training(received: Parameters, order: Order) -> Callable[[Sequence[FedBABUClient]], Sequence[FitReply]]:
+    def train(participants: Sequence[FedBABUClient]) -> Sequence[FitReply]:
         if len(participants) == 1:
-            return [(participants[0], participants[0].fit(received, order.to_config()))]
-        return list(zip(participants, fit_together(participants, received, order.to_config()), strict=True))
+            return [participants[0].fit(received, order.to_config())]
+        return fit_together(participants, received, order.to_config())
+
+    return train
+
+
+def _evaluation(received: Parameters, order: Order) -> Callable[[Sequence[FedBABUClient]], Sequence[Evaluated]]:
+    return lambda participants: evaluate_together(participants, received, order.to_config())
+
+
+def _each(
+    participants: Sequence[FedBABUClient], work: Callable[[Sequence[FedBABUClient]], Sequence[T]]
+) -> list[tuple[FedBABUClient, T | Exception]]:
+    """What the work returns for each participant, or raises. A cohort that raises is split, to find who failed."""
+    try:
+        return list(zip(participants, work(participants), strict=True))
     except Exception as error:  # whatever it is, the other clients' work counts
         if len(participants) == 1:
             return [(participants[0], error)]
-        log(WARNING, "a cohort of %d clients is trained one by one after %r", len(participants), error)
-        return [pair for each in participants for pair in _trained([each], received, order)]
+        log(WARNING, "a cohort of %d clients is asked one by one after %r", len(participants), error)
+        return [pair for each in participants for pair in _each([each], work)]
+
+
+def _failure(participant: FedBABUClient, error: Exception) -> Failure:
+    return Failure(participant.client, repr(error), "".join(traceback.format_exception(error)))
 
 
 def _asked(message: Message, host: Host) -> Iterator[tuple[list[FedBABUClient], Parameters, Order]]:

@@ -18,7 +18,7 @@ from lit_fedbabu.wire import Order
 Parameters = list[npt.NDArray[Any]]
 """Shared arrays in the order of ``Experiment.shared_names``."""
 FitReply = tuple[Parameters, int, dict[str, Any]]
-EvaluateReply = tuple[float, int, dict[str, Any]]
+Evaluated = tuple[float, int, dict[str, Any]]
 
 
 class FedBABUClient(NumPyClient):
@@ -50,7 +50,7 @@ class FedBABUClient(NumPyClient):
         """
         return fit_together([self], parameters, config)[0]
 
-    def evaluate(self, parameters: Parameters, config: dict[str, Any]) -> EvaluateReply:
+    def evaluate(self, parameters: Parameters, config: dict[str, Any]) -> Evaluated:
         """Evaluate what was received and, where "personalize" is set, the personal model made from it.
 
         Args:
@@ -94,14 +94,14 @@ def fit_together(
 
 def evaluate_together(
     participants: Sequence[FedBABUClient], parameters: Parameters, config: dict[str, Any]
-) -> list[EvaluateReply]:
+) -> list[Evaluated]:
     """What ``FedBABUClient.evaluate`` returns, of several participants of one experiment."""
     first, clients, order = participants[0], [each.client for each in participants], Order.from_config(config)
     what = first.experiment, clients, order.server_round, first.received(parameters), first.memories
     if order.personalize:
         outcomes = [outcome for _, outcome in personal_models(*what)]
         return [(outcome.initial.loss, outcome.initial.count, outcome.as_row()) for outcome in outcomes]
-    replies: list[EvaluateReply] = []
+    replies: list[Evaluated] = []
     for found in initial_evaluations(*what):
         row = {"num_test": found.count, "initial_accuracy": found.accuracy, "initial_loss": found.loss}
         replies.append((found.loss, found.count, row))

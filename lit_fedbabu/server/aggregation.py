@@ -1,5 +1,6 @@
 """Federated averaging of what clients trained, and which updates cannot be averaged."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,15 @@ def average(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array]) -> tup
 
     averaged = ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
     return averaged, sum(update.num_train * update.train_loss for update in updates) / total
+
+
+def digest_of(arrays: Mapping[str, Array]) -> str:
+    """A digest of shared arrays, equal exactly if their names, types, shapes and bits are."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        value = array.numpy()
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + value.tobytes())
+    return digest.hexdigest()
 
 
 def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array]) -> str:

@@ -95,15 +95,15 @@ class Exchange:
         """Messages that ask clients to evaluate, and to personalize as well."""
         return self._messages(MessageType.EVALUATE, clients, personalize=personalize)
 
-    def rows(self, replies: Iterable[Message], personalize: bool) -> list[dict[str, Any]]:
-        """The answers to an evaluation of all clients: for each its number and its entry in results.json.
+    def rows(self, clients: Iterable[int], replies: Iterable[Message], personalize: bool) -> list[dict[str, Any]]:
+        """The answers to an evaluation: for each client its number and its entry in results.json.
 
-        Sites may be away. In the last round they are asked again, and those that stay away are left out.
+        A client that failed is recorded and left out. Sites may be away: in the last round they are asked again.
 
         Raises:
-            RunError: a simulated client is missing, or all sites are.
+            RunError: none of the clients was evaluated.
         """
-        missing, rows = set(range(self.config.num_clients)), list[dict[str, Any]]()
+        missing, rows = set(clients), list[dict[str, Any]]()
         patience = self.config.max_round_retries if personalize and self.config.on_sites else 0
         for attempt in range(patience + 1):
             if attempt:
@@ -111,12 +111,14 @@ class Exchange:
                 time.sleep(SITE_PAUSE_S)
                 messages = self.evaluation(sorted(missing), personalize)
                 replies = self.grid.send_and_receive(messages, timeout=MESSAGE_TIMEOUT_S)
-            answers = self._successful_replies(EvaluateReply, missing, replies)
-            rows += [dict(row) for _, answer in answers for row in answer.rows]
+            for node, answer in self._successful_replies(EvaluateReply, missing, replies):
+                rows += [dict(row) for row in answer.rows]
+                for failure in answer.failures:
+                    self._record(failure.client, node, failure.reason, failure.traceback)
             missing = missing - {row["client"] for row in rows}
             if not missing:
                 return rows
-        if rows and self.config.on_sites:
+        if rows:
             return rows
         raise RunError(f"round {self.server_round}: clients {sorted(missing)} were not evaluated: {self.failures.last}")
 

@@ -120,6 +120,7 @@ def _save_round(
         # Before last.ckpt: a run that is stopped here still has to do its last round.
         outcome = results.results(experiment.config.algorithm, rounds, strategy.clients)
         write_json(folder / run_folder.RESULTS, outcome)
+        (folder / results.INCOMPLETE).unlink(missing_ok=True)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
     checkpoint.save(module, folder / run_folder.LAST_CHECKPOINT)
 

@@ -79,7 +79,12 @@ class RoundLog:
         return "  ".join(words)
 
     def evaluated(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All clients were evaluated; rows are their entries in results.json."""
+        """Clients were evaluated; rows are their entries in results.json.
+
+        The history keeps a mean of all clients alone, for those of fewer cannot be compared. Sites may be away.
+        """
+        count = self.config.num_clients
+        of_all = "" if len(rows) == count else f" of {count}"
         for stage in STAGES:
             if f"{stage}_accuracy" not in rows[0]:
                 continue
@@ -88,7 +93,7 @@ class RoundLog:
             self.board.accuracies(stage, server_round, values)
             self.say(
                 f"round {server_round}  {stage} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
-                f" over {len(values)} clients"
+                f" over {len(values)}{of_all} clients"
             )
-            if stage == "initial":
+            if stage == "initial" and (self.config.on_sites or not of_all):
                 self.rounds[-1]["initial_accuracy"] = over

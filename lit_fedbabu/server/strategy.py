@@ -8,10 +8,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.records import results
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.server.aggregation import average
+from lit_fedbabu.server.aggregation import average, digest_of
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
@@ -48,6 +50,7 @@ class SharedParts(Strategy):
         rounds: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.experiment = experiment
+        self.folder = folder
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
@@ -92,24 +95,45 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         if not self._is_evaluated(server_round):
             return []
-        clients = range(self.config.num_clients)
+        self.exchange.begin(server_round, arrays, grid)
+        clients = self._to_evaluate(self._kept(server_round))
         if self._is_last(server_round):
             self.progress.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
         what = "fine-tuning" if self._is_last(server_round) else f"evaluation after round {server_round}"
         self.progress.begin(self.log.headline(what), len(clients))
-        self.exchange.begin(server_round, arrays, grid)
         return self.exchange.evaluation(clients, personalize=self._is_last(server_round))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         server_round += self._resumed_after
-        if self._is_evaluated(server_round):
-            self.clients = self.exchange.rows(replies, personalize=self._is_last(server_round))
-            self.log.evaluated(server_round, self.clients)
+        if not self._is_evaluated(server_round):
+            return
+        last, kept = self._is_last(server_round), self._kept(server_round)
+        rows = [*kept, *self.exchange.rows(self._to_evaluate(kept), replies, personalize=last)]
+        missing = sorted(set(range(self.config.num_clients)) - {row["client"] for row in rows})
+        if missing and last and not self.config.on_sites:
+            outcome = results.results(self.config.algorithm, self.log.rounds, rows)
+            path = results.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
+            raise RunError(
+                f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."
+                f" Resume the run to ask them again. The last: {self.exchange.failures.last}"
+            )
+        self.clients = rows
+        self.log.evaluated(server_round, rows)
 
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Where Flower evaluates on the server: a round is over here, and is saved."""
         if server_round > 0:  # Flower also calls this before the first round
             self.finished(server_round + self._resumed_after, arrays)
+
+    def _kept(self, server_round: int) -> list[dict[str, Any]]:
+        """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
+        if not self._is_last(server_round):
+            return []
+        return results.read_incomplete(self.folder, digest_of(self.exchange.arrays))
+
+    def _to_evaluate(self, kept: Sequence[dict[str, Any]]) -> list[int]:
+        done = {row["client"] for row in kept}
+        return [client for client in range(self.config.num_clients) if client not in done]
 
     def _is_evaluated(self, server_round: int) -> bool:
         return self._is_last(server_round) or server_round % self.config.evaluate_every == 0

@@ -54,6 +54,9 @@ def test_updates_arrive_with_each_array_once_for_all_clients():
         assert bits(got.arrays) == bits(sent.arrays)
     nobody = TrainReply.from_record(TrainReply([], reply.failures).to_record())
     assert (nobody.updates, nobody.clients) == ([], {7})
+    none_evaluated = EvaluateReply.from_record(EvaluateReply([], reply.failures).to_record())
+    assert (none_evaluated.rows, none_evaluated.clients) == ([], {7})
+    assert none_evaluated.failures == reply.failures
 
 
 def test_evaluations_and_places_arrive_as_they_were_sent():

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import platform
 import re
 
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu import client_app
 from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.client import numpy_client
 from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
@@ -21,6 +23,7 @@ from tests.support import (
     NARROW,
     FakeGrid,
     failures_of,
+    files_that_decide,
     tiny_config,
 )
 
@@ -185,3 +188,72 @@ def test_a_memory_that_is_not_finite_is_a_failure_and_is_not_kept(federate, tmp_
     (folder,) = tmp_path.iterdir()
     assert {"what it keeps is not finite" in failure["reason"] for failure in failures_of(folder)} == {True}
     assert not list(folder.rglob("*.safetensors"))
+
+
+def failing_evaluation(monkeypatch, name, whom):
+    """Let evaluations of a client raise, whoever is evaluated with it."""
+    work = getattr(numpy_client, name)
+
+    def broken(experiment, clients, *received):
+        if whom in clients:
+            raise RuntimeError("boom")
+        return work(experiment, clients, *received)
+
+    monkeypatch.setattr(numpy_client, name, broken)
+
+
+@pytest.mark.parametrize("cohort_size", [1, 3])
+def test_a_client_that_fails_in_the_last_evaluation_loses_nothing(cohort_size, federate, monkeypatch, tmp_path):
+    config = tiny_config(model_name=NARROW, cohort_size=cohort_size)
+    whole, _ = federate(config)
+    failing_evaluation(monkeypatch, "personal_models", 3)
+    with pytest.raises(RunError, match=r"clients \[3\] were not evaluated, and .*results.incomplete.json has .*boom"):
+        federate(config)
+    folder = tmp_path / "run2"
+    kept = json.loads((folder / results.INCOMPLETE).read_text())
+    assert kept["missing"] == [3] and [row["client"] for row in kept["clients"]] == [0, 1, 2, 4, 5]
+    (failure,) = failures_of(folder)
+    assert (failure["client"], failure["reason"]) == (3, "RuntimeError('boom')") and "broken" in failure["traceback"]
+    assert not (folder / run_folder.RESULTS).exists()
+    monkeypatch.undo()
+    resumed, grid = federate(dataclasses.replace(config, resume=str(folder)))
+    asked = [message for message in grid.messages if message.metadata.message_type == "evaluate"]
+    assert asked[-1].content["config"]["clients"] == [3]
+    assert not (folder / results.INCOMPLETE).exists()
+    if cohort_size == 1:  # with cohorts the last bits depend on who is evaluated together
+        assert files_that_decide(resumed) == files_that_decide(whole)
+    assert len(results.read_results(resumed)["clients"]) == config.num_clients
+
+
+def test_kept_results_of_other_weights_are_not_used(federate, monkeypatch, tmp_path):
+    config = tiny_config(model_name=NARROW, num_server_rounds=1)
+    whole, _ = federate(config)
+    failing_evaluation(monkeypatch, "personal_models", 3)
+    with pytest.raises(RunError):
+        federate(config)
+    monkeypatch.undo()
+    path = tmp_path / "run2" / results.INCOMPLETE
+    kept = json.loads(path.read_text())
+    kept["arrays"] = "others"
+    kept["clients"][0]["personalized_accuracy"] = 0.123
+    path.write_text(json.dumps(kept))
+    folder, _ = federate(dataclasses.replace(config, resume=str(tmp_path / "run2")))
+    assert results.read_results(folder) == results.read_results(whole)
+
+
+def test_a_client_that_fails_in_an_evaluation_between_is_left_out_and_told(federate, monkeypatch, capsys):
+    failing_evaluation(monkeypatch, "initial_evaluations", 3)
+    folder, _ = federate(tiny_config(model_name=NARROW))
+    first, last = results.read_results(folder)["rounds"]
+    assert "initial_accuracy" not in first and "initial_accuracy" in last, "a mean of fewer clients is no mean of all"
+    told = capsys.readouterr().out
+    assert "round 1  initial accuracy" in told and "over 5 of 6 clients" in told
+    assert [failure["client"] for failure in failures_of(folder)] == [3]
+
+
+def test_an_evaluation_of_nobody_ends_the_run(federate, monkeypatch):
+    monkeypatch.setattr(numpy_client, "initial_evaluations", None)
+    with pytest.raises(
+        RunError, match=r"round 1: clients \[0, 1, 2, 3, 4, 5\] were not evaluated: client 5 .*TypeError"
+    ):
+        federate(tiny_config(model_name=NARROW))
