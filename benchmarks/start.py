@@ -66,7 +66,9 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
     def flwr_run() -> float:
         home = scratch / f"home{next(count)}"
         port = superlink.free_port()
-        environment = {**os.environ, "FLWR_HOME": str(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "FLWR_HOME": str(home)}
+        environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(port)
         options = " ".join(
             [
                 f'{key}="{value}"' if not value.isdecimal() else f"{key}={value}"
@@ -87,7 +89,17 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
         "a refusal: lit-fedbabu run seeed=1": ours("run", "seeed=1", status=2),
         "lit-fedbabu predict of one image": ours("predict", checkpoint, str(image)),
         "lit-fedbabu finetune, one epoch of one client": lambda: _seconds(
-            [sys.executable, "-m", "lit_fedbabu", "finetune", str(run), "--clients", "0", "--lr", f"{next(count)}e-9"]
+            [
+                sys.executable,
+                "-m",
+                "lit_fedbabu",
+                "finetune",
+                str(run),
+                "--clients",
+                "0",
+                "--lr",
+                f"{next(count) + 1}e-9",
+            ]
         ),
         "lit-fedbabu run to its first round": lambda: first_round("local"),
     }

@@ -8,14 +8,16 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.learning.models import MODELS, build_model
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.learning.state import load_state, state_of
+from lit_fedbabu.learning.trial import try_model
 from lit_fedbabu.tasks.data import ClientData, ImageClassification
 
 
@@ -73,20 +75,20 @@ class Experiment:
         """The initial model, random body and random head, with states laid over it, one after the other."""
         module = copy.deepcopy(self._initial)
         if states:
-            whole = dict(module.model.state_dict())
+            whole = state_of(module.model)
             for state in states:
                 whole |= state
-            module.model.load_state_dict(whole)
+            load_state(module.model, whole)
         return module
 
     @cached_property
     def shared_names(self) -> tuple[str, ...]:
         """Names of the weights that travel, in the order of the model's state."""
-        return tuple(self.shared(self._initial.model.state_dict()))
+        return tuple(self.shared(state_of(self._initial.model)))
 
     def initial_shared(self) -> dict[str, Tensor]:
         """The shared weights before the first round."""
-        return {name: value.clone() for name, value in self.shared(self._initial.model.state_dict()).items()}
+        return {name: value.clone() for name, value in self.shared(state_of(self._initial.model)).items()}
 
     def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that travel."""
@@ -141,6 +143,19 @@ class Experiment:
             remedy = f"a round draws {drawn} of {config.num_clients} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
         classes, channels = len(self.task.class_names), self.task.source.channels if images else self.task.channels
-        build_model(config.model_name, classes, self.model_seed, config.norm, channels)
+        model = build_model(config.model_name, classes, self.model_seed, config.norm, channels)
         if images:
             self.task.check()
+        if config.model_name not in MODELS:
+            sizes = self.task.batch_sizes(self.algorithm.pooled) if images else ([config.batch_size], [1])
+            try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
+        self._check_protected(model)
+
+    def _check_protected(self, model: nn.Module) -> None:
+        """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""
+        if not self.config.clipping_norm:
+            return
+        parameters = dict(model.named_parameters())
+        if buffers := [name for name in self.shared(state_of(model)) if name not in parameters]:
+            remedy = f"would spoil {', '.join(buffers)}, which the model shares and does not train; take other layers"
+            raise InputError("clipping-norm", self.config.clipping_norm, remedy)

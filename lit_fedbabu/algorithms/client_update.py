@@ -11,7 +11,9 @@ from lit_fedbabu.algorithms.steps import STEPS, Proximal
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.cohort import stack
+from lit_fedbabu.learning.determinism import seeded
 from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.state import state_of
 from lit_fedbabu.tasks.data import ClientData
 from lit_fedbabu.tasks.evaluation import Evaluation, Personalization
 
@@ -40,7 +42,7 @@ def client_update(
 ) -> TrainedClient:
     """One client's part of one round: train what the algorithm trains, keep what it keeps, return what it shares.
 
-    Randomness depends on (seed, round, client) alone.
+    Randomness depends on (seed, round, client) alone, also what the model draws from global generators.
 
     Args:
         experiment: with the algorithm and the client's data.
@@ -61,7 +63,10 @@ def cohort_update(
     learning_rate: float,
     memories: Path | None = None,
 ) -> list[TrainedClient]:
-    """The ``client_update`` of several clients, which are trained together: the same up to rounding."""
+    """The ``client_update`` of several clients, which are trained together: the same up to rounding.
+
+    A model that draws random numbers, as dropout does, draws others than for one client after another.
+    """
     config, algorithm = experiment.config, experiment.algorithm
     data = [
         experiment.client_data(client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
@@ -73,17 +78,21 @@ def cohort_update(
     step = STEPS[algorithm.step](config, server_round, start)
     pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
     losses = [float("nan")] * len(modules)
-    for part, epochs in algorithm.phases:
-        losses = trainer.fit(
-            modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
-        )
-    shared = [experiment.shared(module.model.state_dict()) for module in modules]
+    with seeded(config.derived_seed("draws", server_round, *clients)):
+        for part, epochs in algorithm.phases:
+            losses = trainer.fit(
+                modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
+            )
+    shared = [experiment.shared(state_of(module.model)) for module in modules]
     if algorithm.personal:
         modules = [experiment.new_module(own) for own in remembered]
         epochs_of_personal = config.num_local_epochs
-        trainer.fit(modules, data, mode="full", epochs=epochs_of_personal, learning_rate=learning_rate, callbacks=pull)
+        with seeded(config.derived_seed("personal-draws", server_round, *clients)):
+            trainer.fit(
+                modules, data, mode="full", epochs=epochs_of_personal, learning_rate=learning_rate, callbacks=pull
+            )
     for client, module in zip(clients, modules, strict=True):
-        if kept := experiment.kept(module.model.state_dict()):
+        if kept := experiment.kept(state_of(module.model)):
             memory.keep(_needed(memories, experiment), client, server_round, kept)
     sizes = [len(own.train_set) for own in data]
     return [TrainedClient(*trained) for trained in zip(shared, sizes, losses, strict=True)]
@@ -122,7 +131,8 @@ def personal_models(
 ) -> list[tuple[LitFedBABU, Personalization]]:
     """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
     modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
-    personalized = trainer.personalize(modules, finetuning_data(experiment, clients), **finetuning_of(experiment))
+    with seeded(experiment.config.derived_seed("finetuning-draws", *clients)):
+        personalized = trainer.personalize(modules, finetuning_data(experiment, clients), **finetuning_of(experiment))
     return list(zip(modules, personalized, strict=True))
 
 
@@ -135,7 +145,8 @@ def initial_evaluations(
 ) -> list[Evaluation]:
     """Measures of each client's own model after a round, as it is, on the client's test images."""
     modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
-    return trainer.evaluate(modules, finetuning_data(experiment, clients))
+    with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
+        return trainer.evaluate(modules, finetuning_data(experiment, clients))
 
 
 def with_running_statistics(
@@ -148,11 +159,12 @@ def with_running_statistics(
         ``one_by_one_accuracy`` without them, where each image is a batch of its own.
     """
     data, alone = finetuning_data(experiment, [client]), finetuning_data(experiment, [client], test_batch_size=1)
-    fixed = trainer.with_running_statistics(module, data[0])
-    return fixed, {
-        "running_statistics_accuracy": trainer.evaluate([fixed], data)[0].accuracy,
-        "one_by_one_accuracy": trainer.evaluate([module], alone)[0].accuracy,
-    }
+    with seeded(experiment.config.derived_seed("statistics-draws", client)):
+        fixed = trainer.with_running_statistics(module, data[0])
+        return fixed, {
+            "running_statistics_accuracy": trainer.evaluate([fixed], data)[0].accuracy,
+            "one_by_one_accuracy": trainer.evaluate([module], alone)[0].accuracy,
+        }
 
 
 def finetuning_data(

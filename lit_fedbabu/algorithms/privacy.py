@@ -32,16 +32,27 @@ def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) 
         protected = _clipped(protected, received, config.clipping_norm)
     if config.noise_multiplier:
         rng, deviation = np.random.default_rng(), config.noise_multiplier * config.clipping_norm
-        noises = [rng.normal(0, deviation, array.shape).astype(array.dtype) for array in protected]
+        noises = [np.asarray(rng.normal(0, deviation, array.shape)).astype(array.dtype) for array in protected]
         protected = [np.asarray(array + noise) for array, noise in zip(protected, noises, strict=True)]
     return protected
 
 
+def update_norm(arrays: Sequence[Array], received: Sequence[Array]) -> float:
+    """The L2 norm of what was moved, of all numbers together, in float64."""
+    moved = (np.subtract(new, old, dtype=np.float64) for new, old in zip(arrays, received, strict=True))
+    return math.sqrt(sum(float(np.sum(each**2)) for each in moved))
+
+
 def _clipped(arrays: Sequence[Array], received: Sequence[Array], bound: float) -> list[Array]:
-    moved = [np.asarray(new - old) for new, old in zip(arrays, received, strict=True)]
-    norm = float(np.sqrt(sum(np.linalg.norm(each.ravel()) ** 2 for each in moved)))
-    scale = min(1.0, bound / norm) if norm else 1.0
-    return [np.asarray(old + scale * each) for old, each in zip(received, moved, strict=True)]
+    norm, scale, clipped = update_norm(arrays, received), 1.0, list(arrays)
+    while norm > bound:  # once, and again where rounding to the arrays' type made it longer
+        scale *= bound / norm * (1 - 1e-7)
+        clipped = [
+            np.asarray(old + scale * np.subtract(new, old, dtype=np.float64)).astype(old.dtype)
+            for new, old in zip(arrays, received, strict=True)
+        ]
+        norm = update_norm(clipped, received)
+    return clipped
 
 
 def epsilon(noise_multiplier: float, participations: int) -> float:

@@ -69,7 +69,7 @@ class Hosts:
             raise ValueError(f"{name}: there are {config.num_clients} clients, so it must be 0 to {highest}")
         try:
             experiment = self._built(dataclasses.replace(config, dataset=str(node["data-path"])))
-            experiment.task.check()
+            experiment.check()
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
         state = Path(str(node.get("state-path", state_folder()))).expanduser()

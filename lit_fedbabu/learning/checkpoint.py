@@ -14,6 +14,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning.models import build_model, in_format
+from lit_fedbabu.learning.state import aliases, load_state
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.module import LitFedBABU
@@ -58,7 +59,7 @@ class Checkpoint:
         options = self.hyper_parameters
         dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
         model = in_format(_new_model(options), dtype)
-        model.load_state_dict(self.state)
+        load_state(model, self.state)
         model.eval()
         return model
 
@@ -113,12 +114,14 @@ def read(path: Path, trusted_model: str = "") -> Checkpoint:
         raise InputError("checkpoint", str(path), remedy)
     if ":" in model_name and model_name != trusted_model:
         raise InputError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
-    if wrong := _mismatch(options, state):
+    model = _new_model(options)
+    if wrong := _mismatch(model, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
     if broken := [name for name, value in state.items() if not value.isfinite().all()]:
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
-    return Checkpoint(path, kind, provenance, options, state)
+    tied = aliases(model)
+    return Checkpoint(path, kind, provenance, options, {key: state[key] for key in state if key not in tied})
 
 
 def load(path: Path, trusted_model: str = "") -> LitFedBABU:
@@ -127,7 +130,7 @@ def load(path: Path, trusted_model: str = "") -> LitFedBABU:
 
     checkpoint = read(path, trusted_model)
     module = LitFedBABU(**checkpoint.hyper_parameters)
-    module.model.load_state_dict(checkpoint.state)
+    load_state(module.model, checkpoint.state)
     module.provenance = checkpoint.provenance
     return module.eval()
 
@@ -141,9 +144,9 @@ def _new_model(options: dict[str, Any]) -> nn.Module:
     return build_model(options["model_name"], options["num_classes"], 0, options["norm"], options["channels"])
 
 
-def _mismatch(options: dict[str, Any], state: dict[str, Tensor]) -> str:
+def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
     """The first weight that the model named in a checkpoint does not have as the checkpoint has it; empty: none."""
-    expected = {name: tuple(value.shape) for name, value in _new_model(options).state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     names = [*expected, *found]
     return next((f"{name} is {found.get(name)}" for name in names if found.get(name) != expected.get(name)), "")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
+from lit_fedbabu.learning.state import aliases, load_state, state_of
 
 Group = tuple[list[int], Tensor, Tensor]
 """A clients whose batches are equally large, their images (A, B, C, 32, 32) and labels (A, B)."""
@@ -31,11 +32,14 @@ class LitCohort(PartModule):
         self.save_hyperparameters(dict(members[0].hparams))
         self._members = tuple(members)  # a tuple, so that their weights are not weights of this module
         self.model = copy.deepcopy(members[0].model)
+        tied = aliases(self.model)
         for name, value in stack(members).items():
-            path, _, leaf = name.rpartition(".")
-            owner = self.model.get_submodule(path)
+            owner, leaf = self._owner(name)
             is_weight = isinstance(getattr(owner, leaf), nn.Parameter)
             setattr(owner, leaf, nn.Parameter(value) if is_weight else value)
+        for name, first in tied.items():
+            setattr(*self._owner(name), getattr(*self._owner(first)))
+        self.frozen = members[0].frozen
         self.set_mode(self.hparams["mode"])
 
     @property
@@ -44,9 +48,14 @@ class LitCohort(PartModule):
 
     def unstack(self) -> None:
         """Give every client's module its weights."""
-        state = self.model.state_dict()
+        state = state_of(self.model)
         for place, member in enumerate(self._members):
-            member.model.load_state_dict({name: value[place] for name, value in state.items()})
+            load_state(member.model, {name: value[place] for name, value in state.items()})
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        """The module that has a tensor, and the tensor's name there."""
+        path, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(path), leaf
 
     def on_fit_start(self) -> None:
         for member in self._members:
@@ -127,7 +136,7 @@ class LitCohort(PartModule):
 
 def stack(modules: Sequence[LitFedBABU]) -> dict[str, Tensor]:
     """The states of the modules' models as one, with a leading axis of clients. Of a single module: its state."""
-    states = [module.model.state_dict() for module in modules]
+    states = [state_of(module.model) for module in modules]
     if len(states) == 1:
         return states[0]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}

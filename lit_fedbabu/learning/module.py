@@ -23,6 +23,8 @@ class PartModule(L.LightningModule):
     """
 
     model: nn.Module
+    frozen: frozenset[str] = frozenset()
+    """Weights that the model's own maker has frozen: they never train."""
 
     @property
     def members(self) -> Sequence["LitFedBABU"]:
@@ -38,8 +40,9 @@ class PartModule(L.LightningModule):
     def set_mode(self, mode: str) -> None:
         """Choose what trains: "body", "head" or "full"."""
         self.hparams["mode"] = mode
-        for part in PARTS:
-            self.model.get_submodule(part).requires_grad_(part in parts_of(mode))
+        trained = parts_of(mode)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name.partition(".")[0] in trained and name not in self.frozen)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over what trains. Its momentum lives as long as one ``Trainer.fit``: one round."""
@@ -100,8 +103,10 @@ class LitFedBABU(PartModule):
         self.provenance = {}
         initial = build_model(model_name, num_classes, model_seed, norm, channels)
         self.model = in_format(initial, getattr(torch, dtype))
-        self.train_loss = MeanMetric()
-        self.test_loss = MeanMetric()
+        self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
+        nan = float("nan")
+        self.train_loss = MeanMetric(nan_strategy=nan)  # a loss that is not a number stays one
+        self.test_loss = MeanMetric(nan_strategy=nan)
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_calibration_error = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
         self.set_mode(mode)

@@ -10,6 +10,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
 from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning.determinism import seeded
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import model_card
@@ -67,7 +68,8 @@ def finetune(
         f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
         f" {len(names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}"
     )
-    (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))
+    with seeded(config.derived_seed("finetuning-draws", 0)):
+        (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))
     row = {"client": 0, **outcome.as_row()}
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""

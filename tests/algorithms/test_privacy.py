@@ -6,8 +6,11 @@ import torch
 from scipy import stats
 
 from lit_fedbabu.algorithms import memory, privacy
+from lit_fedbabu.algorithms.privacy import update_norm
 from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.server.sampling import participants
@@ -109,3 +112,46 @@ def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):
     assert run_folder.read_environment(folder)["privacy"] == told
     assert "no differential privacy" in privacy.guarantee(tiny_config(clipping_norm=1.0), most)
     assert privacy.guarantee(tiny_config(), most) == ""
+
+
+def on_the_wire(grid):
+    """Of every client's update in a round: the received and the sent arrays, by their names."""
+    for message, reply in zip(grid.messages, grid.replies, strict=True):
+        if message.metadata.message_type != "train":
+            continue
+        received = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        for place, _ in enumerate(reply.content["metrics"]["client"]):
+            yield received, {name: array.numpy()[place] for name, array in reply.content["arrays"].items()}
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.05])
+@pytest.mark.parametrize("name", ["plain", "scalar", "tied"])
+def test_what_leaves_is_no_longer_than_the_clipping_norm(name, bound, federate):
+    config = tiny_config(model_name=f"tests.own_models:{name}", algorithm="fedavg", clipping_norm=bound)
+    _, grid = federate(config)
+    norms = [update_norm(list(sent.values()), list(received.values())) for received, sent in on_the_wire(grid)]
+    assert len(norms) == 6
+    assert all(0.999 * bound < norm <= bound for norm in norms), "in float64, of all numbers that are on the wire"
+
+
+@pytest.mark.parametrize("name", ["plain", "scalar", "tied"])
+def test_every_number_that_leaves_has_noise(name, federate):
+    """With a bound so small that only noise moves a number, and each tensor once."""
+    config = tiny_config(
+        model_name=f"tests.own_models:{name}", algorithm="fedavg", clipping_norm=1e-9, noise_multiplier=1e6
+    )
+    _, grid = federate(config)
+    for received, sent in on_the_wire(grid):
+        assert set(sent) == set(Experiment(config).shared_names) and not {"body.5.weight", "body.7.bias"} & set(sent)
+        for key, value in sent.items():
+            assert np.all(np.abs(value - received[key]) > 1e-9), key
+            assert np.all(np.abs(value - received[key]) < 1e-2), key
+
+
+@pytest.mark.parametrize("shared", ["fedavg", "fedbabu"])
+def test_buffers_that_are_shared_are_refused_under_clipping(shared):
+    experiment = tiny(model_name="tests.own_models:counting", algorithm=shared, clipping_norm=1.0)
+    with pytest.raises(InputError, match=r"clipping-norm = 1.0: would spoil body.1.running_mean.*num_batches_tracked"):
+        experiment.check()
+    tiny(model_name="tests.own_models:counting", algorithm="lg-fedavg", clipping_norm=1.0).check()
+    tiny(model_name="tests.own_models:counting", algorithm=shared).check()

@@ -146,7 +146,7 @@ def test_a_cohort_that_raises_is_trained_one_by_one(federate, monkeypatch, caplo
         folder, _ = federate(config)
     (failure,) = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert failure["client"] == bad and "it was me" in failure["reason"]
-    assert "a cohort of 3 clients is trained one by one after RuntimeError('boom')" in caplog.text
+    assert "a cohort of 3 clients is asked one by one after RuntimeError('boom')" in caplog.text
 
 
 def test_the_size_of_a_cohort_is_one_on_a_cpu_unless_asked_for(monkeypatch):

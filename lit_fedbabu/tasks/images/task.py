@@ -7,6 +7,7 @@ from typing import Any
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.datamodule import ClientData
+from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE
 from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
@@ -87,6 +88,24 @@ class ImageClassification:
             raise InputError("normalization", self.config.normalization, remedy)
         self.partition  # noqa: B018 - dealt once, here
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of an image as the model takes it: channels, height and width."""
+        return self.channels, IMAGE_SIZE, IMAGE_SIZE
+
+    def batch_sizes(self, pooled: bool = False) -> tuple[list[int], list[int]]:
+        """Images of the largest and the smallest batch that a client trains on, and of those that it is evaluated on.
+
+        Args:
+            pooled: whether one participant trains on the images of all clients.
+        """
+        config, parts = self.config, self.partition
+        train = [len(images) for images in parts.train]
+        return (
+            _extremes([sum(train)] if pooled else train, config.batch_size),
+            _extremes([*train, *(len(images) for images in parts.test)], config.test_batch_size),
+        )
+
     def summary(self) -> str:
         """The split in one line."""
         if self.config.on_sites:
@@ -96,3 +115,9 @@ class ImageClassification:
     def class_counts(self) -> str:
         """The split as CSV: for every client and split, the number of images of each class."""
         return class_counts(self.source, self.partition)
+
+
+def _extremes(counts: Sequence[int], batch_size: int) -> list[int]:
+    """The largest and the smallest batch into which so many images are divided."""
+    sizes = {min(count, batch_size) for count in counts} | {count % batch_size for count in counts} - {0}
+    return sorted({max(sizes), min(sizes)}, reverse=True)

@@ -1,0 +1,31 @@
+"""A model's state, in which tied weights are one tensor."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Of tied weights, which have several names in a model's state: each later name, and the first one."""
+    first: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True)
+    return {name: first[id(value)] for name, value in named.items() if first.setdefault(id(value), name) != name}
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state with every tensor under one name, the first that it has."""
+    tied = aliases(model)
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state as of ``state_of``, or one that also has the other names of tied weights.
+
+    Raises:
+        ValueError: it is not a state of this model.
+    """
+    wrong = model.load_state_dict(state, strict=False)
+    if missing := sorted(set(wrong.missing_keys) - set(aliases(model))):
+        raise ValueError(f"a state without {', '.join(missing)}")
+    if wrong.unexpected_keys:
+        raise ValueError(f"a state with {', '.join(wrong.unexpected_keys)}, which the model does not have")
