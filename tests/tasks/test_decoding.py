@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images import sources
-from lit_fedbabu.tasks.images.decoding import decode, read_images, to_array
+from lit_fedbabu.tasks.images.decoding import decode, read_images, to_array, with_channels
 
 RAMP = np.arange(32 * 32, dtype=np.float64).reshape(32, 32) / (32 * 32 - 1)
 COLOURS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -136,6 +137,51 @@ def test_a_big_endian_tiff_keeps_its_levels(tmp_path):
     ramp = (RAMP * 65535).round().astype(">u2")
     Image.frombytes("I;16B", (32, 32), ramp.tobytes()).save(tmp_path / "ramp.tiff")
     assert len(np.unique(decode(tmp_path / "ramp.tiff"))) == 256
+
+
+MODES = {
+    "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"],
+    "jpeg": ["L", "RGB", "CMYK"], "webp": ["RGB", "RGBA"], "avif": ["RGB", "RGBA"], "jpeg2000": ["L", "RGB", "RGBA"],
+    "gif": ["P", "RGBA"], "bmp": ["1", "L", "P", "RGB"], "ico": ["RGBA"], "tga": ["L", "RGBA"], "ppm": ["L", "RGB"],
+}  # fmt: skip
+
+
+def of_mode(mode, seed):
+    """A random image, some of it transparent where the mode has alpha."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    if mode == "F":
+        return Image.fromarray(pixels[..., 0].astype(np.float32) / 255)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
+def test_folder_table_and_file_are_decoded_alike(form, mode, tmp_path):
+    suffix = {"jpeg2000": "jp2"}.get(form, form)
+    exif = {"exif": (tag := Image.Exif())} if form in ("png", "tiff", "jpeg", "webp", "avif") else {}
+    if exif:
+        tag[0x0112] = 6
+    paths = []
+    for number, name in enumerate(("red", "blue", "red", "blue")):
+        path = tmp_path / "folder" / ("train", "test")[number // 2] / name / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        of_mode(mode, number).save(path, form, **exif)
+        paths.append(path)
+    for split, files in (("train", paths[:2]), ("test", paths[2:])):
+        rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in files], "label": ["red", "blue"]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        (tmp_path / "table").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "table" / f"{split}.parquet")
+    folder, table = sources.load(str(tmp_path / "folder")), sources.load(str(tmp_path / "table"))
+    assert folder.channels == table.channels == (1 if mode in ("1", "L", "LA", "I;16", "F") else 3)
+    assert np.array_equal(folder.test.images[::-1], read_images(paths[2:], folder.channels))
+    assert np.array_equal(table.test.images, read_images(paths[2:], folder.channels))
+    if exif and mode != "P":
+        turned = with_channels(to_array(of_mode(mode, 2).transpose(Image.Transpose.ROTATE_270))[None], folder.channels)
+        alike = np.corrcoef(folder.test.images[1].ravel(), turned.ravel())[0, 1]
+        assert alike > 0.4, "turned as EXIF says, whatever a lossy format does to noise"
 
 
 def test_a_decompression_bomb_is_one_line_for_a_file_and_for_a_dataset(tmp_path, monkeypatch):

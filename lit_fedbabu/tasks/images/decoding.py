@@ -32,9 +32,11 @@ def decode(file: str | Path | bytes, mode: str | None = None) -> Pixels:
         ValueError: it is no image that can be used; the message says why, in one line.
     """
     try:
+        # Bytes, because Pillow does not turn some TIFF files that it opens by their names.
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF in images that it can read
-            with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+            with Image.open(BytesIO(content)) as image:
                 return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image)
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise ValueError(_reason(file, error)) from None
