@@ -66,7 +66,8 @@ class Classifier(nn.Module):
 
     def _pixels(self, image: ImageLike) -> Pixels:
         if isinstance(image, str | Path):
-            return read_images([Path(image)], self.channels)[0]
+            read: Pixels = read_images([Path(image)], self.channels)[0]
+            return read
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         pixels: Pixels = with_channels(to_array(image)[None], self.channels)[0]

@@ -148,8 +148,8 @@ MODES = {
 
 
 def of_mode(mode, seed):
-    """A random image, some of it transparent where the mode has alpha."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 4), dtype=np.uint8)
+    """Random squares, some of them transparent where the mode has alpha."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 5, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     if mode == "I;16":
         return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     if mode == "F":
@@ -181,7 +181,7 @@ def test_folder_table_and_file_are_decoded_alike(form, mode, tmp_path):
     if exif and mode != "P":
         turned = with_channels(to_array(of_mode(mode, 2).transpose(Image.Transpose.ROTATE_270))[None], folder.channels)
         alike = np.corrcoef(folder.test.images[1].ravel(), turned.ravel())[0, 1]
-        assert alike > 0.4, "turned as EXIF says, whatever a lossy format does to noise"
+        assert alike > 0.7, "turned as EXIF says"
 
 
 def test_a_decompression_bomb_is_one_line_for_a_file_and_for_a_dataset(tmp_path, monkeypatch):
