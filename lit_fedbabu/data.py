@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment = Experiment(config)
     experiment.check()
     make_folder("--out", arguments.out)
-    from lit_fedbabu.records.plots import draw_split
+    from lit_fedbabu.records.plots import draw_split, fonts_for
 
     counts = experiment.task.class_counts()
     for note in experiment.task.notes:
@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     print(table(counts))
     print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
     write_whole(arguments.out / PARTITION, counts)
+    if fonts_for("".join(experiment.task.class_names)) is None:
+        print(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     for path in (arguments.out / PARTITION, *draw_split(counts, arguments.out)):
         print(path)
     return 0
