@@ -139,6 +139,11 @@ class Config:
             object.__setattr__(self, field.name, value)
         if "/" in self.run_name or self.run_name.startswith("."):
             raise InputError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
+        if not self.run_name.isprintable():
+            raise InputError("run-name", self.run_name, "has characters that cannot be printed; take others")
+        for key, place in (("output-dir", self.output_dir), ("resume", self.resume), ("dataset", self.dataset)):
+            if "\0" in place:
+                raise InputError(key, place, "has a NUL in it, which no path has")
         if self.noise_multiplier and not self.clipping_norm:
             raise InputError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
         if self.on_sites and len(self.classes) < 2:

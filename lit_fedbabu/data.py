@@ -24,19 +24,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = Config.from_run_config(parse_words(arguments.words))
     from lit_fedbabu.experiment import Experiment  # imports PyTorch, which takes seconds: first refuse bad options
 
     experiment = Experiment(config)
     experiment.check()
     make_folder("--out", arguments.out)
-    from lit_fedbabu.records.plots import draw_split
+    from lit_fedbabu.records.plots import draw_split, fonts_for
 
     counts = experiment.task.class_counts()
+    for note in experiment.task.notes:
+        print(f"note: {note}")
     print(table(counts))
     print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
     write_whole(arguments.out / PARTITION, counts)
+    if fonts_for("".join(experiment.task.class_names)) is None:
+        print(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     for path in (arguments.out / PARTITION, *draw_split(counts, arguments.out)):
         print(path)
     return 0
@@ -44,11 +48,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def table(class_counts: str) -> str:
     """A line for every client, the first ROWS of them: its training images by class, and its test images."""
-    rows = list(csv.DictReader(io.StringIO(class_counts)))
-    named = [name for name in rows[0] if name not in ("client", "split")]
+    (_, _, *names), *rows = csv.reader(io.StringIO(class_counts))
     images: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
-    for row in rows:
-        images[row["split"]][row["client"]] = {name: int(row[name]) for name in named if row[name] != "0"}
+    for client, split, *counts in rows:
+        images[split][client] = {name: int(count) for name, count in zip(names, counts, strict=True) if count != "0"}
     lines = [f"{'client':>6}  {'train':>6}  {'test':>6}  training images by class"]
     for client, train in list(images["train"].items())[:ROWS]:
         classes = ", ".join(f"{name} {count}" for name, count in train.items())

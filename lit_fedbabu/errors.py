@@ -1,8 +1,11 @@
 """Errors that a person reads: one line each, with an exit status."""
 
 import functools
+import io
 import json
 import sys
+import tempfile
+import traceback
 from typing import Any, Protocol
 
 
@@ -34,10 +37,14 @@ def one_line_errors(main: Command) -> Command:
     """Print errors of a command as one line on stderr. Exit status: 2 for bad input, 1 for others, as a full disk.
 
     Ctrl-C is one line too, with the text of the KeyboardInterrupt, and status 130.
+    The traceback of an error that nobody thought of is kept in a file, which the line names.
     """
 
     @functools.wraps(main)
     def command(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it lacks
         try:
             return main(argv)
         except (InputError, RunError, OSError) as error:
@@ -46,5 +53,19 @@ def one_line_errors(main: Command) -> Command:
         except KeyboardInterrupt as stop:
             print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
             return 130
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"error: {reason}; this should not happen, {_kept_traceback()}", file=sys.stderr)
+            return 1
 
     return command
+
+
+def _kept_traceback() -> str:
+    """Where the traceback of the current exception has been written."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="lit_fedbabu-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc().encode(errors="backslashreplace"))
+    except OSError as error:
+        return f"and its traceback cannot be kept: {error.strerror}"
+    return f"its traceback is in {file.name}"

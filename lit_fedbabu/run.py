@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="options; later ones win")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse_words(arguments.words)
     if arguments.resume:

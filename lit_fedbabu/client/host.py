@@ -70,6 +70,8 @@ class Hosts:
         try:
             experiment = self._built(dataclasses.replace(config, dataset=str(node["data-path"])))
             experiment.check()
+            for note in experiment.task.notes:
+                print(f"note: {note}", flush=True)
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
         state = Path(str(node.get("state-path", state_folder()))).expanduser()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.checkpoint import Checkpoint
-from lit_fedbabu.tasks.preprocessing import Pixels, normalize, to_array, with_channels
+from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
 
 ImageLike = Image.Image | Pixels | str | Path
 """An image of PIL, an array (H, W), (H, W, 1) or (H, W, 3) of uint8, or the path of an image file."""
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         """Probabilities (N, num_classes) of images of any size, all of them in one batch.
 
         Raises:
-            OSError: a file cannot be read.
+            InputError: a file cannot be read as an image.
         """
         return self.probabilities_of_pixels(np.stack([self._pixels(image) for image in images]))
 
@@ -66,8 +66,8 @@ class Classifier(nn.Module):
 
     def _pixels(self, image: ImageLike) -> Pixels:
         if isinstance(image, str | Path):
-            with Image.open(image) as opened:
-                return self._pixels(opened)
+            read: Pixels = read_images([Path(image)], self.channels)[0]
+            return read
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         pixels: Pixels = with_channels(to_array(image)[None], self.channels)[0]

@@ -60,6 +60,8 @@ def finetune(
     if len(names) < 2:
         raise InputError("--data", data, f"has one class, {names[0]}; give two or more")
     experiment.check()
+    for note in experiment.task.notes:
+        print(f"note: {note}")
     if save_to is not None:
         make_new_folder("--save", save_to)
     module = experiment.new_module(body)

@@ -10,8 +10,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 from lit_fedbabu.files import write_whole
@@ -34,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
+    "text.parse_math": False,  # a dollar in the name of a class is a dollar
     "svg.hashsalt": "lit_fedbabu",  # equal figures are equal files
     "svg.fonttype": "none",
 }
@@ -64,13 +68,13 @@ def saved(figure: Figure, path: Path) -> Iterator[Path]:
 
 def heat_map(class_counts: str) -> Figure:
     """Training images of each client and class, from the content of a ``partition.csv``."""
-    rows = [row for row in csv.DictReader(io.StringIO(class_counts)) if row.pop("split") == "train"]
-    names = [name for name in rows[0] if name != "client"]
-    counts = np.array([[int(row[name]) for name in names] for row in rows])
+    (_, _, *names), *rows = csv.reader(io.StringIO(class_counts))
+    counts = np.array([[int(count) for count in of_classes] for _, split, *of_classes in rows if split == "train"])
     figure, axes = one_panel(min(8, max(2.6, 0.13 * len(names))))
     axes.grid(False)
     image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
-    axes.set(xlabel="client", ylabel="class", yticks=range(len(names)), yticklabels=names)
+    axes.set(xlabel="client", ylabel="class", yticks=range(len(names)))
+    label_classes(axes.yaxis, names, range(len(names)))
     figure.colorbar(image, label="training images")
     return figure
 
@@ -92,14 +96,56 @@ def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str) -
     axes.imshow(matrix[shown], aspect="auto", cmap="cividis", interpolation="nearest")
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     axes.set(yticks=range(len(shown)), xticks=range(len(names)))
-    axes.set_yticklabels([names[each] for each in shown.tolist()])
-    axes.set_xticklabels(names, rotation=90)
+    label_classes(axes.yaxis, names, shown.tolist())
+    label_classes(axes.xaxis, names, range(len(names)), rotation=90)
     middle = matrix.max() / 2
     for (row, column), count in np.ndenumerate(matrix[shown]):
         if count:
             colour = "black" if count > middle else "white"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     return figure
+
+
+def label_classes(axis: Axis, names: Sequence[str], shown: Sequence[int], **look: Any) -> None:
+    """Put names of classes at an axis; where no font of this machine has their characters, their numbers.
+
+    Args:
+        axis: one with a tick for each class shown.
+        names: of all classes, by their numbers.
+        shown: the numbers of the classes at the ticks.
+        look: options of the texts.
+    """
+    families = fonts_for("".join(names))
+    if families is None:
+        axis.set_ticklabels([str(each) for each in shown], **look)
+        axis.set_label_text(f"{axis.get_label_text()} (order of partition.csv)")
+    else:
+        axis.set_ticklabels([names[each] for each in shown], fontfamily=families, **look)
+
+
+def fonts_for(text: str) -> list[str] | None:
+    """Families of fonts of this machine that together have all characters of a text; None if there are none."""
+    families = list(matplotlib.rcParams["font.family"])
+    missing = {ord(character) for character in text} - _characters(font_manager.findfont(font_manager.FontProperties()))
+    fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist} if missing else {}
+    for name, path in sorted(fonts.items()):
+        if name.startswith("Last Resort"):  # comes with Matplotlib and has a box for every character there is
+            continue
+        if found := missing & _characters(path):
+            families.append(name)
+            missing -= found
+        if not missing:
+            break
+    return None if missing else families
+
+
+def _characters(path: str) -> set[int]:
+    """The characters that a font can draw, by their numbers."""
+    try:
+        font = FT2Font(path)
+        return set(font.get_charmap()) if font.scalable else set()
+    except (OSError, RuntimeError):
+        return set()
 
 
 def label_epochs(axes: Axes, part: str, rate: float) -> None:

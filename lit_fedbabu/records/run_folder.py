@@ -23,8 +23,13 @@ BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
 
 def default_run_name(config: Config) -> str:
-    """Dataset, algorithm, seed and local time, as in ``cifar10-fedbabu-seed42-20260131-235959``."""
-    dataset = Path(config.dataset.rstrip("/")).name
+    """Dataset, algorithm, seed and local time, as in ``cifar10-fedbabu-seed42-20260131-235959``.
+
+    Characters of the dataset's name that a folder's name should not have become ``-``.
+    """
+    place = Path(config.dataset.rstrip("/") or "/").expanduser()
+    name = place.resolve().name if place.is_dir() else place.name
+    dataset = "".join(each if each.isprintable() else "-" for each in name).lstrip(".")[:60] or "data"
     return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

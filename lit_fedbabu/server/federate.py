@@ -61,6 +61,8 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     folder = Path(config.resume).resolve() if config.resume else run_folder.create(config)
     rounds = begun.rounds if begun else []
     say(f"run folder {folder}")
+    for note in () if config.on_sites else experiment.task.notes:
+        say(f"note: {note}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
     shared = begun.shared if begun else experiment.initial_shared()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import zipfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -77,9 +78,19 @@ CASES = [
     ("run {here}/binary.toml", "binary.toml"),
     # datasets
     ("run dataset=nowhere", 'dataset = "nowhere": is no folder here'),
+    ("run dataset={here}/goood", "is no folder here; did you mean {here}/good?"),
+    ("run dataset={here}/good:train", "has no subset 'train'; the folder has one dataset"),
+    ("run dataset={here}/alone num-clients=2", "has images of one class alone, a; there must be two or more"),
+    ("run dataset={here}/alone label-column=img", "its column img holds Image from row 0 of split train on"),
+    ("finetune {run} --data {here}/alone", "has images of one class alone, a"),
+    ("data {digits} --out {here}/out num-clients=500", "would have fewer test images than 1"),
+    (
+        "data dataset=digits partitioner=shards num-clients=800 num-classes-per-client=3 min-client-images=1",
+        "num-clients = 800: with 3 shards each needs 2400 images; there are 1433",
+    ),
     ("run dataset=../nowhere/at/all", 'dataset = "../nowhere/at/all": is no folder here'),
     ("run dataset=no-such-owner/no-such-dataset", "the hub cannot be reached and nothing is cached; three ways out"),
-    ("run dataset={here}/empty", "cannot be loaded"),
+    ("run dataset={here}/empty", "has neither folders of images, one for each class, nor tables"),
     ("run dataset={here}/broken", "cannot be read: "),
     ("run dataset={here}/words", "needs one Image column; it has"),
     ("run dataset={here}/one num-clients=2", "one class"),
@@ -90,7 +101,7 @@ CASES = [
     ("finetune {run} --dataset nowhere", 'dataset = "nowhere"'),
     ("finetune {run} --dataset {here}/good", "has the classes blue, green, red"),
     ("finetune {run} --data nowhere", "is no folder here"),
-    ("finetune {run} --data {here}/empty", "cannot be loaded"),
+    ("finetune {run} --data {here}/empty", "it has no file"),
     ("finetune {run} --data {here}/one", "has images of one class alone"),
     ("finetune {run} --data {here}/broken", "cannot be read: "),
     ("finetune {run} --data {here}/good --label-column colour", "is no column of the dataset"),
@@ -140,6 +151,10 @@ CASES = [
     ("report {run} {here}/copy --out {here}/out", "leave one out"),
     # places
     ("run run-name=a/b", 'run-name = "a/b": must be a plain folder name'),
+    (r'run run-name="a\u0000b"', r'run-name = "a\u0000b": has characters that cannot be printed'),
+    (r'run run-name="a\nb"', r'run-name = "a\nb": has characters that cannot be printed'),
+    (r'run output-dir="a\u0000b"', r'output-dir = "a\u0000b": has a NUL in it'),
+    (r'run dataset="a\u0000b"', r'dataset = "a\u0000b": has a NUL in it'),
     ("run run-name=..", 'run-name = "..": must be a plain folder name'),
     ("run run-name=copy output-dir={here}", "copy exists and is not overwritten; take another name"),
     ("run {digits} output-dir={here}/text.ckpt/below", "output-dir"),
@@ -185,6 +200,10 @@ def here(finished, tmp_path_factory):
     paint(here / "one", ("blue",))
     (paint(here / "broken") / "train" / "red" / "3.png").write_bytes(b"no image")
     (here / "words").mkdir()
+    (here / "alone").mkdir()
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    rows = {"img": [Image.new("RGB", (32, 32))] * 40, "label": [0] * 40}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(here / "alone" / "train.parquet")
     for split in ("train", "test"):
         (here / "words" / f"{split}.jsonl").write_text(json.dumps({"age": 3, "name": "x"}) + "\n")
     Image.new("RGB", (32, 32)).save(here / "image.png")
@@ -247,7 +266,7 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing(
     assert COMMANDS[name](words) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert told in error
+    assert told.replace("{here}", str(here)) in error
     assert out in ("", "checking the dataset and the split\n")
     assert contents(here, finished, tmp_path) == before
 

@@ -1,9 +1,14 @@
 import csv
+import warnings
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from lit_fedbabu import data
 from lit_fedbabu.config import Config
+from lit_fedbabu.records.plots import fonts_for
+from lit_fedbabu.records.run_folder import default_run_name
 from lit_fedbabu.tasks.images.task import ImageClassification
 
 
@@ -29,3 +34,62 @@ def test_a_long_table_is_cut_and_says_so(monkeypatch):
     monkeypatch.setattr(data, "ROWS", 3)
     lines = data.table(ImageClassification(Config(dataset="digits", num_clients=8)).class_counts()).splitlines()
     assert len(lines) == 5 and lines[-1] == "and 5 more clients, in partition.csv"
+
+
+def paint(folder, classes, count=5):
+    for split in ("train", "test"):
+        for number, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for each in range(count):
+                pixels = np.random.default_rng([number, each]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{each}.png")
+    return folder
+
+
+@pytest.mark.parametrize("classes", [("client", "knot", "split"), ("$x^$", "a,b", 'say "a"')])
+def test_any_name_of_a_class_can_be_printed_written_and_drawn(classes, tmp_path, capsys):
+    folder, out = paint(tmp_path / "names", classes), tmp_path / "out"
+    words = [f"dataset={folder}", "--out", str(out), "partitioner=iid", "num-clients=1", "min-client-images=1"]
+    assert data.main(words) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "0")
+    assert line.split(maxsplit=3)[3] == ", ".join(f"{name} 5" for name in classes)
+    with (out / "partition.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["client", "split", *classes], ["0", "train", *"555"], ["0", "test", *"555"]]
+    svg = (out / "partition.svg").read_text()
+    assert all(name.replace('"', "&quot;") in svg or name in svg for name in classes)
+
+
+def test_what_is_left_out_is_told(tmp_path, capsys):
+    folder = paint(tmp_path / "pets", ("cat", "dog"))
+    (folder / "train" / "cat" / "a.heic").touch()
+    words = [f"dataset={folder}", "partitioner=iid", "num-clients=1", "min-client-images=1", "--out", str(tmp_path)]
+    for _ in ("decoded", "from the cache"):
+        assert data.main(words) == 0
+        assert capsys.readouterr().out.splitlines()[0].startswith("note: left out, for they are no images that can be")
+
+
+def test_the_folder_above_is_a_dataset_and_a_run_has_a_name_for_it(tmp_path, monkeypatch):
+    folder = paint(tmp_path / ".my\npets", ("cat", "dog"))
+    (folder / "train").joinpath("..", "..", "here").mkdir()
+    monkeypatch.chdir(folder / "train")
+    words = ["dataset=..", "partitioner=iid", "num-clients=1", "min-client-images=1", "--out", str(tmp_path / "out")]
+    assert data.main(words) == 0
+    name = default_run_name(Config(dataset=".."))
+    assert name.startswith("my-pets-fedbabu-seed42-")
+    assert Config(run_name=name).run_name == name
+    assert default_run_name(Config(dataset="/")).startswith("data-fedbabu")
+    assert default_run_name(Config(dataset="uoft-cs/cifar10")).startswith("cifar10-fedbabu")
+
+
+def test_names_without_a_font_are_numbers_in_figures_and_told_once(tmp_path, capsys):
+    folder = paint(tmp_path / "animals", ("犬", "猫", "고양이"))
+    words = [f"dataset={folder}", "partitioner=iid", "num-clients=1", "min-client-images=1", "--out", str(tmp_path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "犬 5, 猫 5, 고양이 5" in shown
+    if fonts_for("犬猫고양이") is None:
+        assert shown.count("note: ") == 1 and "no font here has the characters of the class names" in shown
+        svg = (tmp_path / "partition.svg").read_text()
+        assert "class (order of partition.csv)" in svg and "猫" not in svg

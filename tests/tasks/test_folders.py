@@ -15,9 +15,7 @@ from lit_fedbabu.tasks.images import folders, sources
 def paint(folder, count, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        pixels = np.random.default_rng([seed, number, *str(folder).encode()]).integers(
-            0, 256, (8, 8, 3), dtype=np.uint8
-        )
+        pixels = np.random.default_rng([seed, number, *os.fsencode(folder)]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
@@ -57,6 +55,28 @@ REFUSED = {
         lambda top: (top / "train" / "owl").mkdir() or (top / "train" / "owl" / "a.svg").touch(),
         r"owl has no image that can be read: .svg \(1\)",
     ),
+    "classes in one folder more": (
+        lambda top: (top / "train").rename(top / "my_photos"),
+        "has one folder, my_photos/, with cat, dog in it; name that: .*/my_photos",
+    ),
+    "a class that is a link to nothing": (
+        lambda top: (top / "train" / "owl").symlink_to(top / "nowhere"),
+        "its link .*train/owl leads to nothing",
+    ),
+    "an image that is a link to nothing": (
+        lambda top: (top / "train" / "cat" / "x.png").symlink_to(top / "nowhere"),
+        "cannot be read: .*cat/x.png: No such file",
+    ),
+    "an empty image": (lambda top: (top / "train" / "cat" / "x.png").touch(), "cannot be read: .*cat/x.png: is empty"),
+    "an image of Git LFS": (
+        lambda top: (top / "train" / "cat" / "x.png").write_text("version https://git-lfs.github.com/spec/v1"),
+        "cannot be read: .*cat/x.png: is a pointer of Git LFS; fetch the files with git lfs pull",
+    ),
+    "a name that is no text": (
+        lambda top: paint(top / "train" / "caf\udce9", 2),
+        r"a class has characters in its name that no text has: 'caf\\udce9'",
+    ),
+    "a name of two lines": (lambda top: paint(top / "train" / "a\nb", 2), r"that no text has: 'a\\nb'"),
     "an image cut in half": (
         lambda top: (top / "train" / "cat" / "3.png").write_bytes((top / "train" / "cat" / "3.png").read_bytes()[:90]),
         "cannot be read: .*train/cat/3.png: ",
@@ -75,13 +95,34 @@ def test_what_would_be_lost_is_refused_by_name(how, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_left_out_are_counted(tmp_path, capsys):
+def test_files_that_are_left_out_are_told_each_time(tmp_path):
     for name in ("cat", "dog"):
         paint(tmp_path / name, 5)
-    (tmp_path / "cat" / "one.heic").touch()
-    (tmp_path / "cat" / ".hidden.png").touch()
-    assert counts(tmp_path) == (2, 8, 2)
-    assert "1 files of" in (told := capsys.readouterr().out) and ".heic (1)" in told
+    for name in ("one.heic", "two.pdf"):
+        (tmp_path / "cat" / name).touch()
+    paint(tmp_path, 1)
+    for name in (".hidden", ".ipynb_checkpoints"):
+        paint(tmp_path / "cat" / name, 2)
+    for _ in ("decoded", "from the cache"):
+        assert counts(tmp_path) == (2, 8, 2)
+        kinds, loose = sorted(sources.load(str(tmp_path)).notes, reverse=True)
+        assert ".heic (1), .pdf (1);" in kinds and "one.heic" in kinds
+        assert loose == f"left out, for they are in no class folder: {tmp_path / '0.png'}"
+
+
+def test_a_class_without_test_images_is_told(tmp_path):
+    for name in ("cat", "dog"):
+        paint(tmp_path / "train" / name, 5)
+    paint(tmp_path / "val" / "dog", 5)
+    assert counts(tmp_path) == (2, 10, 5)
+    assert "split val has none of their images: the classes cat" in sources.load(str(tmp_path)).notes[0]
+
+
+def test_splits_that_are_not_used_are_told(tmp_path):
+    for split in ("train", "valid", "test"):
+        for name in ("cat", "dog"):
+            paint(tmp_path / split / name, 3)
+    assert "neither training nor test images: the splits valid" in sources.load(str(tmp_path)).notes[0]
 
 
 NAMES = st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
@@ -96,9 +137,42 @@ def test_every_file_of_a_random_tree_is_in_one_class_of_one_split(tmp_path_facto
     for split in ("train", "test") if in_splits else ("",):
         for name, count in classes.items():
             paint(top / split / name, count)
-    found = folders.find_images(str(top))
+    notes: list[str] = []
+    found = folders.find_images(str(top), top, notes)
+    assert not notes
     assert set(found) == ({"train", "test"} if in_splits else {"train"})
     for files in found.values():
         assert {name: len(paths) for name, paths in files.items()} == classes
     everyone = [path for files in found.values() for paths in files.values() for path in paths]
     assert len(everyone) == len(set(everyone)) == sum(classes.values()) * len(found)
+
+
+@pytest.mark.parametrize("split", [("Train", "Test"), ("training", "testing"), ("seen", "unseen")])
+def test_splits_by_other_names_do_not_become_classes(split, tmp_path):
+    for place in split:
+        for name in ("cat", "dog"):
+            paint(tmp_path / place / name, 3)
+    with pytest.raises(InputError, match="have the same folders in them: cat, dog; if they are splits, name them"):
+        sources.load(str(tmp_path))
+
+
+def test_a_class_of_one_image_is_refused_where_test_images_are_held_out(tmp_path):
+    for name, count in (("cat", 5), ("dog", 5), ("owl", 1)):
+        paint(tmp_path / name, count)
+    with pytest.raises(InputError, match="has one image of the classes owl; without a test split"):
+        sources.load(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
+    for name in ("cat", "dog/pugs"):
+        paint(tmp_path / name, 5)
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("pugs"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match="dog/pugs cannot be read: Permission denied"):
+        sources.load(str(tmp_path))

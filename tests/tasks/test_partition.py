@@ -1,12 +1,16 @@
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images import sources
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
+from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
 from lit_fedbabu.tasks.images.task import ImageClassification
 from tests.support import BALANCED, counts, partition
@@ -96,6 +100,10 @@ def test_the_seed_decides_the_split(partitioner):
             'natural-id-column = "": natural-id needs .* natural-id-column=writer_id',
         ),
         (
+            {"partitioner": "shards", "num_clients": 800, "num_classes_per_client": 3, "min_client_images": 1},
+            "num-clients = 800: with 3 shards each needs 2400 images; there are 1433; take fewer clients",
+        ),
+        (
             {"partitioner": "dirichlet", "num_clients": 1000},
             "partitioner = .*dirichlet.*attempts .* was reached; take fewer",
         ),
@@ -105,6 +113,56 @@ def test_impossible_splits_are_refused_in_one_line(options, words):
     with pytest.raises(InputError, match=words) as caught:
         partition(Config(dataset="digits", **options))
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_without_test_images_is_named_where_a_client_would_have_none(monkeypatch):
+    kept = BALANCED.test.labels != 3
+    test = Split(BALANCED.test.images[kept], BALANCED.test.labels[kept])
+    monkeypatch.setattr(ImageClassification, "source", dataclasses.replace(BALANCED, test=test))
+    with pytest.raises(InputError, match="fewer test images than 1; .*the test split has no image of the classes d$"):
+        partition(Config(dataset="digits"))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), KeyError("label"), RuntimeError()])
+def test_whatever_a_partitioner_raises_is_one_line(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("flwr_datasets.partitioner.IidPartitioner.load_partition", fail)
+    reason = str(error) or "RuntimeError"
+    with pytest.raises(InputError, match=f'partitioner = "iid": {reason}; take fewer clients'):
+        partition(Config(dataset="digits", partitioner="iid", num_clients=3))
+
+
+@pytest.mark.parametrize("partitioner", ANYWHERE)
+@given(data=st.data())
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_labels_are_dealt_or_refused_in_one_line(partitioner, data, monkeypatch):
+    """Without a warning of NumPy, and without an image that two clients have."""
+    classes = data.draw(st.integers(2, 4))
+    labels = [data.draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=40)) for _ in range(2)]
+    train, test = (np.array([*range(classes), *each]) for each in labels)
+    options = {
+        "partitioner": partitioner,
+        "num_clients": data.draw(st.integers(1, 12)),
+        "num_classes_per_client": data.draw(st.integers(1, 5)),
+        "min_client_images": data.draw(st.integers(1, 3)),
+        "dirichlet_alpha": data.draw(st.sampled_from([1e-300, 1e-3, 1.0, 1e300])),
+        "lognormal_sigma": data.draw(st.sampled_from([0.0, 2.0, 1e3, 1e300])),
+    }
+    splits = (Split(np.empty((len(each), 0)), each) for each in (train, test))
+    source = Source(*splits, tuple("abcd"[:classes]), (0.5,), (0.5,))
+    monkeypatch.setattr(ImageClassification, "source", source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            dealt = partition(Config(dataset="digits", **options))
+        except InputError as error:
+            assert "\n" not in str(error)
+            return
+    for parts in (dealt.train, dealt.test):
+        everyone = np.concatenate(parts)
+        assert len(everyone) == len(set(everyone.tolist()))
 
 
 @pytest.fixture

@@ -120,10 +120,10 @@ def classes(count):
 def test_hub_datasets_say_their_channels_classes_and_normalization(
     name, mode, columns, channels, num_classes, monkeypatch
 ):
-    monkeypatch.setattr(hub, "read", lambda dataset: tables([mode], columns))
+    monkeypatch.setattr(hub, "read", lambda dataset: tables([mode], columns, num_classes))
     source = sources.load(name)
     assert (source.channels, len(source.class_names)) == (channels, num_classes)
-    assert source.train.images.shape == (8, 32, 32, channels)
+    assert source.train.images.shape == (num_classes, 32, 32, channels)
     config = tiny_config(dataset=name, num_clients=1, partitioner="iid", min_client_images=1)
     images, labels = (torch.from_numpy(np.array(array)) for array in (source.train.images, source.train.labels))
     experiment = Experiment(config)
@@ -131,7 +131,7 @@ def test_hub_datasets_say_their_channels_classes_and_normalization(
     torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(channels), rtol=0, atol=1e-5)
     torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(channels), rtol=0, atol=1e-5)
     module = experiment.new_module()
-    assert module(normalized).shape == (8, num_classes)
+    assert module(normalized).shape == (num_classes, num_classes)
     assert trainer.fit([module], [experiment.client_data(0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
 
 
@@ -204,19 +204,59 @@ def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     assert set(sources._cache_root().iterdir()) == before
 
 
-def test_reading_a_folder_leaves_the_hub_within_reach(monkeypatch):
+def test_a_hub_out_of_reach_is_within_reach_the_next_time(monkeypatch):
     """HF_HUB_OFFLINE once stayed set, and a hub dataset asked for next could not be reached."""
     seen = []
 
     def state():
         return os.environ.get("HF_HUB_OFFLINE"), datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
 
-    before, load_dataset = state(), datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given: seen.append(state()) or load_dataset(*given))
-    hub.read(tiny_config.dataset)
-    assert seen == [(before[0], True, True)], "a folder is read without the network"
-    assert state() == before
-    monkeypatch.setattr(hub, "_answers", lambda: True)
+    before = state()
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: seen.append(state()) or {})
-    hub.read("some/dataset")
-    assert seen[1] == before
+    for answers in (False, True):
+        monkeypatch.setattr(hub, "_answers", lambda answers=answers: answers)
+        hub.read("some/dataset")
+    assert seen == [(before[0], True, True), before], "the cache alone is asked where the hub does not answer"
+    assert state() == before
+
+
+def test_an_image_replaced_by_one_of_the_same_size_and_time_is_decoded_again(tmp_path):
+    root = write_image_folder(tmp_path / "pets")
+    path = root / "train" / "cat" / "0.png"
+    before, stat = sources.load(str(root)).train.images[0].copy(), path.stat()
+    Image.fromarray(255 - before).save(path)
+    path.write_bytes(path.read_bytes().ljust(stat.st_size, b"\0")[: stat.st_size])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert np.array_equal(sources.load(str(root)).train.images[0], 255 - before)
+
+
+def test_a_column_of_labels_and_one_of_owners_are_cached_apart(monkeypatch):
+    columns = {"label": classes(2), "writer": (datasets.Value("string"), ["w9", "w1", "w5"])}
+    monkeypatch.setattr(hub, "read", lambda dataset: tables(["L"], columns))
+    assert sources.load("some/notes", "writer").class_names == ("w1", "w5", "w9")
+    assert sources.load("some/notes", "", "writer").class_names == ("0", "1")
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "a/b:c?", "café \udce9"])
+def test_any_name_can_be_in_the_cache(name, tmp_path):
+    root = write_image_folder(tmp_path / name)
+    assert sources.load(str(root)).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my_fotos", "is no folder here; did you mean my_photos?"),
+        ("data/my_fotos", "is no folder here; did you mean data/my_photos?"),
+        ("data/birds", "is no folder here; data has the folders cats, my_photos; give a folder"),
+        ("data/cats/none/at/all", "is no folder here; give a folder"),
+    ],
+)
+def test_a_mistyped_folder_is_told_at_once_and_not_asked_of_the_hub(name, words, tmp_path, monkeypatch):
+    for each in ("data/my_photos", "data/cats", "my_photos"):
+        (tmp_path / each).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match=words):
+        sources.load(name)

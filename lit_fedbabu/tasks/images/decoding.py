@@ -1,11 +1,13 @@
 """Images of any size and mode as arrays of the one size and the channels that models take."""
 
+import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_fedbabu.errors import InputError
 
@@ -15,9 +17,40 @@ IMAGE_SIZE = 32
 Pixels = npt.NDArray[np.uint8]
 """Images (N, H, W, C) or one image (H, W, C), 0 to 255."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not downloaded."""
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow and ``to_array`` raise for files that are no images, or not images that can be used."""
+
+def decode(file: str | Path | bytes, mode: str | None = None) -> Pixels:
+    """An image file, or its content, as ``to_array`` gives it; of several frames the first.
+
+    Args:
+        file: its path, or its bytes.
+        mode: a mode of Pillow that the image is converted to before; None leaves it as it is.
+
+    Raises:
+        ValueError: it is no image that can be used; the message says why, in one line.
+    """
+    try:
+        # Bytes, because Pillow does not turn some TIFF files that it opens by their names.
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF in images that it can read
+            with Image.open(BytesIO(content)) as image:
+                return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image)
+    except Exception as error:  # Pillow raises errors of many kinds for broken files
+        raise ValueError(_reason(file, error)) from None
+
+
+def _reason(file: str | Path | bytes, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        start = file[:100] if isinstance(file, bytes) else Path(file).read_bytes()[:100]
+        if start.startswith(LFS_POINTER):
+            return "is a pointer of Git LFS; fetch the files with git lfs pull"
+        return "is no image, or of a format that cannot be read" if start else "is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def to_array(image: Image.Image) -> Pixels:
@@ -31,7 +64,7 @@ def to_array(image: Image.Image) -> Pixels:
     """
     image = _in_eight_bits(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
-        grey = image.mode in ("LA", "La")
+        grey = image.mode in ("1", "L", "LA", "La")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L" if grey else "RGB")
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -71,9 +104,8 @@ def read_images(paths: Sequence[Path], channels: int) -> Pixels:
     rows = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                rows.append(with_channels(to_array(image)[None], channels))
-        except UNREADABLE as error:
+            rows.append(with_channels(decode(path)[None], channels))
+        except ValueError as error:
             reason = "is no file" if not path.is_file() else f"cannot be read as an image: {error}"
             raise InputError("IMAGE", str(path), reason) from None
     return np.concatenate(rows)

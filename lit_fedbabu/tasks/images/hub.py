@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub and of folders in its layouts, also where the hub cannot be reached."""
+"""Datasets of the Hugging Face hub, also where it cannot be reached."""
 
 import contextlib
 import os
@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
@@ -20,31 +19,28 @@ SUBSETS = {"ufldl-stanford/svhn": "cropped_digits"}
 
 
 def read(dataset: str) -> dict[str, Any]:
-    """The splits of a dataset by their names, as tables of the ``datasets`` library.
+    """The splits of a hub dataset by their names, as tables of the ``datasets`` library.
 
     Args:
-        dataset: a folder, or a hub name "owner/name" or "owner/name:subset".
+        dataset: a hub name "owner/name" or "owner/name:subset".
 
     Raises:
         InputError: the hub cannot be reached and has nothing cached, or the dataset cannot be loaded.
     """
-    folder = Path(dataset).expanduser()
-    is_folder = folder.is_dir()
-    reachable = is_folder or _answers()
+    reachable = _answers()
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
     name, _, subset = dataset.partition(":")
-    place = str(folder.resolve()) if is_folder else name
     try:
-        with contextlib.nullcontext() if reachable and not is_folder else _offline():
-            return dict(load_dataset(place, None if is_folder else subset or SUBSETS.get(name)))
+        with contextlib.nullcontext() if reachable else _offline():
+            return dict(load_dataset(name, subset or SUBSETS.get(name)))
     except Exception as error:  # datasets raises many kinds, from its own and its dependencies' modules
         if not reachable:
             raise InputError(
                 "dataset",
                 dataset,
-                "the hub cannot be reached and nothing is cached; three ways out: a network,"
+                "is no folder here, and the hub cannot be reached and nothing is cached; three ways out: a network,"
                 ' dataset="<local folder>", or dataset="digits"',
             ) from None
         raise InputError("dataset", dataset, f"cannot be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -32,12 +32,18 @@ def deal(config: Config, source: Source) -> Partition:
     for split, parts, least in (("training", dealt.train, config.min_client_images), ("test", dealt.test, 1)):
         poor = [client for client, part in enumerate(parts) if len(part) < least]
         if poor:
-            raise InputError(
-                "num-clients",
-                config.num_clients,
-                f"{len(poor)} clients (the first is {poor[0]}) would have fewer {split} images than {least}; {REMEDY}",
-            )
+            who = f"{len(poor)} clients (the first is {poor[0]})"
+            remedy = f"{who} would have fewer {split} images than {least}; {REMEDY}"
+            if split == "test" and (untested := _untested(source)):
+                remedy += f"; the test split has no image of the classes {', '.join(untested)}"
+            raise InputError("num-clients", config.num_clients, remedy)
     return dealt
+
+
+def _untested(source: Source) -> list[str]:
+    """The names of the classes without test images."""
+    counts = np.bincount(source.test.labels, minlength=len(source.class_names))
+    return [name for name, count in zip(source.class_names, counts, strict=True) if not count]
 
 
 def summary(config: Config, source: Source, dealt: Partition) -> str:

@@ -85,8 +85,8 @@ def _dealt(config: Config, partitioner: Any, columns: dict[str, Indices]) -> tup
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
             parts = [partitioner.load_partition(client)[:]["index"] for client in range(config.num_clients)]
-    except ValueError as error:
-        reason = str(error).split(". ")[0].strip()
+    except Exception as error:  # what the partitioners of Flower Datasets raise is not documented
+        reason = str(error).split(". ")[0].strip() or type(error).__name__
         raise InputError("partitioner", config.partitioner, f"{' '.join(reason.split())}; {REMEDY}") from None
     return tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
 
@@ -135,6 +135,10 @@ def _on_sites(config: Config, source: Source) -> Partition:
 def _shards(config: Config, labels: Indices, seed: int) -> Any:
     from flwr_datasets.partitioner import ShardPartitioner
 
+    shards = config.num_clients * config.num_classes_per_client
+    if shards > len(labels):
+        remedy = f"with {config.num_classes_per_client} shards each needs {shards} images; there are {len(labels)}"
+        raise InputError("num-clients", config.num_clients, f"{remedy}; {REMEDY}")
     return ShardPartitioner(
         config.num_clients, "label", num_shards_per_partition=config.num_classes_per_client, shuffle=True, seed=seed
     )

@@ -1,6 +1,7 @@
 """Where images come from: a hub dataset, a local folder or the embedded digits, decoded once per machine."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -13,10 +14,11 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.decoding import Pixels, to_array
-from lit_fedbabu.tasks.images.folders import files_below
-from lit_fedbabu.tasks.images.tables import Split, hold_out, read_tables
+from lit_fedbabu.tasks.images.folders import files_below, some
+from lit_fedbabu.tasks.images.local import place_of
+from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
-_FORMAT = "v4"
+_FORMAT = "v5"
 """Of decoded images in the cache. It changes when an image would be decoded otherwise."""
 
 
@@ -30,6 +32,7 @@ class Source:
         class_names: by their numbers.
         mean: of the training images by channel, scaled to 0..1.
         std: standard deviation of the same.
+        notes: a line for each kind of file, split or class that is left out.
     """
 
     train: Split
@@ -37,6 +40,7 @@ class Source:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -71,7 +75,12 @@ def load(dataset: str, label_column: str = "", owner_column: str = "", classes: 
         for split in ("train", "test")
     )
     source = Source(train, test, **{name: tuple(values) for name, values in about.items()})
-    return _renumbered(source, dataset, classes) if classes else source
+    if classes:
+        return _renumbered(source, dataset, classes)
+    if len(source.class_names) < 2:
+        remedy = f"has images of one class alone, {source.class_names[0]}; there must be two or more"
+        raise InputError("dataset", dataset, remedy)
+    return source
 
 
 def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Source:
@@ -90,39 +99,60 @@ def _cache_root() -> Path:
 
 
 def _cache_key(dataset: str, *columns: str) -> str:
-    version = "-".join([*filter(None, columns), _FORMAT])
+    """The name of the dataset's folder in the cache: another one whenever a file or an argument is another."""
     if dataset == "digits":
-        return f"digits-{version}"
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        digest = hashlib.sha256(str(path.resolve()).encode())
-        for file in files_below(path):
+        return f"digits-{_FORMAT}"
+    digest = hashlib.sha256(json.dumps(columns).encode())
+    place = place_of(dataset)
+    if place is not None:
+        path, subset = place[0].resolve(), place[1]
+        digest.update(f"{path} {subset}\n".encode("utf-8", "surrogateescape"))
+        for file in _files(dataset, path):
             if file.is_file():
                 stat = file.stat()
-                digest.update(
-                    f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-                )
-        return f"folder-{path.resolve().name}-{digest.hexdigest()[:16]}-{version}"
-    owner, slash, name = dataset.partition("/")
-    if not (owner and slash and name) or "/" in name or owner in (".", "..", "~"):
-        raise InputError("dataset", dataset, 'is no folder here; give a folder, a hub name "owner/name" or "digits"')
-    return f"hub-{owner}--{name.replace(':', '--')}-{version}"
+                facts = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+                digest.update(f"{file.relative_to(path)} {facts}\n".encode("utf-8", "surrogateescape"))
+        kind, name = "folder", path.name
+    else:
+        owner, _, name = dataset.partition("/")
+        if not (owner and name) or "/" in name or owner in (".", "..", "~") or Path(owner).is_dir():
+            raise InputError("dataset", dataset, _is_no_folder(dataset))
+        digest.update(dataset.encode("utf-8", "surrogateescape"))
+        kind, name = "hub", dataset
+    plain = "".join(each if each.isascii() and (each.isalnum() or each in "-_.") else "-" for each in name)
+    return f"{kind}-{plain[:60]}-{digest.hexdigest()[:16]}-{_FORMAT}"
+
+
+def _files(dataset: str, folder: Path) -> list[Path]:
+    try:
+        return list(files_below(folder))
+    except OSError as error:
+        raise InputError("dataset", dataset, f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _is_no_folder(dataset: str) -> str:
+    """What to do about a dataset that is no folder and no name of the hub."""
+    parent = Path(dataset.rstrip("/")).expanduser().parent
+    there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    close = difflib.get_close_matches(Path(dataset).name, there, n=1)
+    if close:
+        return f"is no folder here; did you mean {parent / close[0]}?"
+    has = f"; {parent} has the folders {some(there)}" if there and parent != Path() else ""
+    return f'is no folder here{has}; give a folder, a hub name "owner/name" or "digits"'
 
 
 def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) -> None:
-    if dataset == "digits":
-        (train, test), class_names = _digits(), [str(digit) for digit in range(10)]
-    else:
-        (train, test), class_names = read_tables(dataset, label_column, owner_column)
-    mean, std = _statistics(train.images)
+    decoded = _digits() if dataset == "digits" else read_tables(dataset, label_column, owner_column)
+    mean, std = _statistics(decoded.train.images)
+    about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
     try:
-        for name, split in (("train", train), ("test", test)):
+        for name, split in (("train", decoded.train), ("test", decoded.test)):
             for what, values in vars(split).items():
                 if values is not None:
                     np.save(scratch / f"{name}_{what}.npy", values)
-        (scratch / "about.json").write_text(json.dumps({"class_names": class_names, "mean": mean, "std": std}))
+        (scratch / "about.json").write_text(json.dumps(about))
         scratch.rename(folder)
     except OSError:
         if not folder.exists():  # otherwise another process has decoded the same dataset meanwhile
@@ -140,10 +170,11 @@ def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
     return mean.tolist(), [float(value) or 1.0 for value in np.sqrt(np.maximum(variance, 0))]
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits() -> Decoded:
     """scikit-learn's 1,797 handwritten digits."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
-    return hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
+    train, test = hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
+    return Decoded(train, test, [str(digit) for digit in range(10)])

@@ -1,25 +1,18 @@
-"""Hub datasets and folders as arrays: which column has the images, which the labels, and which split is for tests."""
+"""A dataset's tables as arrays: its splits, the classes that can be learnt, and what is left out."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.tasks.images import hub
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, UNREADABLE, Pixels, to_array
-from lit_fedbabu.tasks.images.folders import ClassFiles, find_images
+from lit_fedbabu.tasks.images import hub, local
+from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
+from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, decode
+from lit_fedbabu.tasks.images.folders import TEST_SPLITS, some
+from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable
 
-Numbers = npt.NDArray[np.int64]
-
-LABEL_COLUMNS = {"uoft-cs/cifar100": "fine_label"}
-"""The column with the labels of hub datasets that have several, where ``label-column`` does not name it."""
-TEST_SPLITS = ("test", "validation", "valid")
-"""Names that the split with the test images may have; the first that exists is taken."""
 HELD_OUT = 5
 """Without a test split, one of so many training images of each class is a test image, drawn by a fixed seed."""
 
@@ -39,87 +32,118 @@ class Split:
     owners: Numbers | None = None
 
 
-def read_tables(dataset: str, label_column: str, owner_column: str) -> tuple[tuple[Split, Split], list[str]]:
-    """Training split, test split and class names of a hub dataset or a folder; arguments as of ``sources.load``.
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A dataset as it is in memory.
+
+    Args:
+        train: the training images.
+        test: the test images.
+        class_names: of the classes that have a training image, by their numbers.
+        notes: a line for each kind of file, split or class that is left out.
+    """
+
+    train: Split
+    test: Split
+    class_names: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
+    """A hub dataset or a folder; arguments as of ``sources.load``.
 
     Raises:
-        InputError: the dataset cannot be read, or its columns are not as asked for.
+        InputError: the dataset cannot be read, or its columns or rows are not as they must be.
     """
-    found = find_images(dataset)
-    if found is not None:
-        return _from_files(dataset, found, label_column, owner_column)
-    tables = hub.read(dataset)
-    chosen = next((name for name in TEST_SPLITS if name in tables), None)
+    notes: list[str] = []
+    place = local.place_of(dataset)
+    tables = hub.read(dataset) if place is None else local.read(dataset, *place, notes)
     if "train" not in tables:
         raise InputError("dataset", dataset, f"has no split train; it has {', '.join(tables)}")
-    names = ["train"] if chosen is None else ["train", chosen]
-    features = tables["train"].features
-    image_column, label_column = _columns(dataset, features, label_column)
-    if owner_column and owner_column not in features:
-        raise InputError("natural-id-column", owner_column, f"is no column of the dataset; it has {_named(features)}")
-    labels, class_names = _numbered(features[label_column], [tables[name][label_column] for name in names])
-    owners: Sequence[Numbers | None] = [None] * len(names)
+    chosen = next((name for name in TEST_SPLITS if name in tables), None)
+    used = {name: tables[name] for name in ("train", chosen) if name is not None}
+    if unused := sorted(tables.keys() - set(used)):
+        notes.append(f"left out, for they are neither training nor test images: the splits {some(unused)}")
+    image_column, label_column = choose(dataset, used["train"].features, label_column)
+    refuse_absent("natural-id-column", owner_column, used["train"].features)
+    for name, table in used.items():
+        if missing := {image_column, label_column, owner_column or label_column} - set(table.features):
+            raise InputError("dataset", dataset, f"its split {name} has no column {', '.join(sorted(missing))}")
+    labels, names = numbered(dataset, used, label_column)
+    owners: list[Numbers | None] = [None] * len(used)
     if owner_column:
-        owners, _ = _numbered(features[owner_column], [tables[name][owner_column] for name in names])
-    images = [_images(dataset, name, tables[name][image_column]) for name in names]
+        owners = list(numbered(dataset, used, owner_column, classes=False)[0])
+    labels, names = _learnt(dataset, dict(zip(used, labels, strict=True)), names, notes)
+    images = [_images(dataset, name, table, image_column) for name, table in used.items()]
     channels = max(each.shape[-1] for each in images)
     splits = [
         Split(np.broadcast_to(each, (*each.shape[:-1], channels)), label, owner)
         for each, label, owner in zip(images, labels, owners, strict=True)
     ]
-    return (hold_out(*splits) if chosen is None else (splits[0], splits[1])), class_names
+    train, test = hold_out(splits[0]) if chosen is None else splits
+    return Decoded(train, test, names, notes)
 
 
-def _from_files(
-    dataset: str, found: dict[str, ClassFiles], label_column: str, owner_column: str
-) -> tuple[tuple[Split, Split], list[str]]:
-    """Splits and class names of a folder with a folder for each class."""
-    for option, column in (("label-column", label_column), ("natural-id-column", owner_column)):
-        if column not in ("", "label"):
-            raise InputError(option, column, "is no column of the dataset; it has image (Image), label (ClassLabel)")
-    if "train" not in found:
-        raise InputError("dataset", dataset, f"has no split train; it has {', '.join(found)}")
-    names = list(found["train"])
-    if len(names) < 2:
-        remedy = "has images of one class alone; make a folder for each class, of which there must be two or more"
+def _learnt(
+    dataset: str, labels: Mapping[str, Numbers], names: list[str], notes: list[str]
+) -> tuple[list[Numbers], list[str]]:
+    """The labels and names of the classes that have training images, numbered anew; others are refused or noted."""
+    for name, each in labels.items():
+        if not len(each):
+            raise InputError("dataset", dataset, f"its split {name!r} has no images")
+    counts = {name: np.bincount(each, minlength=len(names)) for name, each in labels.items()}
+    train = counts["train"]
+    for split, count in counts.items():
+        if unknown := [names[each] for each in np.flatnonzero((train == 0) & (count > 0))]:
+            remedy = f"its split {split} has classes that its split train does not have: {some(unknown)}"
+            raise InputError("dataset", dataset, remedy)
+        if untested := [names[each] for each in np.flatnonzero((train > 0) & (count == 0))]:
+            notes.append(f"never tested, for the split {split} has none of their images: the classes {some(untested)}")
+    if len(labels) == 1 and (alone := [names[each] for each in np.flatnonzero(train == 1)]):
+        remedy = f"has one image of the classes {some(alone)}; without a test split a class needs two or more"
         raise InputError("dataset", dataset, remedy)
-    chosen = next((name for name in TEST_SPLITS if name in found), None)
-    if chosen is not None and (unknown := sorted(found[chosen].keys() - set(names))):
-        remedy = f"its split {chosen} has classes that its split train does not have: {', '.join(unknown)}"
-        raise InputError("dataset", dataset, remedy)
-    splits = []
-    for split in ("train", *([chosen] if chosen else [])):
-        files = [(path, number) for number, name in enumerate(names) for path in found[split].get(name, [])]
-        images = _images(dataset, split, (path for path, _ in files))
-        splits.append(Split(images, np.array([number for _, number in files], dtype=np.int64)))
-    channels = max(each.images.shape[-1] for each in splits)
-    splits = [Split(np.broadcast_to(each.images, (*each.images.shape[:-1], channels)), each.labels) for each in splits]
-    return (hold_out(splits[0]) if chosen is None else (splits[0], splits[1])), names
+    if unnamed := [name for name in names if any(ord(each) < 32 or "\ud800" <= each < "\ue000" for each in name)]:
+        raise InputError("dataset", dataset, f"a class has characters in its name that no text has: {unnamed[0]!a}")
+    kept = np.flatnonzero(train)
+    if len(kept) < len(names):
+        absent = [names[each] for each in np.flatnonzero(train == 0)]
+        notes.append(f"left out, for they have no image: the classes {some(absent)}")
+    number = np.cumsum(train > 0) - 1
+    return [number[each] for each in labels.values()], [names[each] for each in kept]
 
 
-def _images(dataset: str, split: str, images: Any) -> np.ndarray:
-    path: Path | None = None
+def _images(dataset: str, split: str, table: Any, column: str) -> Pixels:
+    feature = table.features[column]
+    if not feature.decode:
+        remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
+        raise InputError("dataset", dataset, f'{remedy}; use cast_column("{column}", Image()) and save it again')
     arrays = []
-    try:
-        for image in images:
-            if isinstance(image, Path):
-                path = image
-                with Image.open(path) as opened:
-                    arrays.append(to_array(opened))
-            else:
-                arrays.append(to_array(image))
-    except UNREADABLE as error:
-        where = "" if path is None else f"{path}: "
-        raise InputError(
-            "dataset", dataset, f"an image of its split {split!r} cannot be read: {where}{error}"
-        ) from None
-    if not arrays:
-        raise InputError("dataset", dataset, f"its split {split!r} has no images")
+    for row, image in enumerate(_undecoded(table, column)):
+        where = f"row {row} of column {column}"
+        try:
+            content, path = (image["bytes"], image["path"]) if image else (None, None)
+            file = path if content is None else content
+            if file is None:
+                raise ValueError("there is none")
+            where = str(file) if content is None else where
+            arrays.append(decode(file, feature.mode))
+        except ValueError as error:
+            remedy = f"an image of its split {split!r} cannot be read: {where}: {error}"
+            raise InputError("dataset", dataset, remedy) from None
     channels = max(array.shape[-1] for array in arrays)
     whole = np.empty((len(arrays), IMAGE_SIZE, IMAGE_SIZE, channels), dtype=np.uint8)
     for place, array in zip(whole, arrays, strict=True):
         place[:] = array
     return whole
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """The images of a table as mappings of ``bytes`` and ``path``."""
+    if isinstance(table, FileTable | MemoryTable):
+        return table[column]
+    from datasets import Image as ImageFeature
+
+    return table.cast_column(column, ImageFeature(decode=False))[column]
 
 
 def hold_out(split: Split) -> tuple[Split, Split]:
@@ -134,45 +158,3 @@ def hold_out(split: Split) -> tuple[Split, Split]:
         for rows in (~test, test)
     )
     return train, held_out
-
-
-def _numbered(feature: Any, columns: list[Any]) -> tuple[list[np.ndarray], list[str]]:
-    """The columns' values as numbers from 0, and what each number stands for."""
-    from datasets import ClassLabel
-
-    if isinstance(feature, ClassLabel):
-        return [np.asarray(column, dtype=np.int64) for column in columns], list(feature.names)
-    values = sorted(set().union(*columns))
-    number = {value: place for place, value in enumerate(values)}
-    return [np.asarray([number[value] for value in column]) for column in columns], [str(value) for value in values]
-
-
-def _columns(dataset: str, features: Mapping[str, Any], label_column: str) -> tuple[str, str]:
-    """The names of the image column and the label column."""
-    from datasets import ClassLabel, Value
-    from datasets import Image as ImageFeature
-
-    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = labels or [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Value) and feature.dtype.startswith(("int", "uint")) and "label" in name
-    ]
-    label_column = label_column or LABEL_COLUMNS.get(dataset, "")
-    if label_column and label_column not in features:
-        raise InputError("label-column", label_column, f"is no column of the dataset; it has {_named(features)}")
-    if len(images) != 1:
-        raise InputError("dataset", dataset, f"needs one Image column; it has {_named(features)}")
-    if len(features) == 1:
-        remedy = "has images of one class alone; make a folder for each class, of which there must be two or more"
-        raise InputError("dataset", dataset, remedy)
-    if not label_column and len(labels) != 1:
-        raise InputError(
-            "dataset", dataset, f"needs one ClassLabel column, or label-column=NAME; it has {_named(features)}"
-        )
-    return images[0], label_column or labels[0]
-
-
-def _named(features: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())

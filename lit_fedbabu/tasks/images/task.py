@@ -73,6 +73,11 @@ class ImageClassification:
         mean, std = self.constants
         return {"class_names": self.class_names, "mean": mean, "std": std}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the dataset is left out, a line for each kind; to be printed where a run begins."""
+        return self.source.notes
+
     def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
         """The data of a client; options as of ``ClientData``."""
         return ClientData(self, client, seed, **options)

@@ -1,0 +1,53 @@
+"""What a command prints when something goes wrong."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_fedbabu.errors import InputError, RunError, one_line_errors
+
+
+def raising(error):
+    @one_line_errors
+    def main(argv=None):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(InputError("seed", -1, "must be at least 0"), 2), (RunError("too few clients"), 1), (OSError(28, "full"), 1)],
+)
+def test_expected_errors_are_one_line_with_a_status(error, status, capsys):
+    assert raising(error)() == status
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_an_error_that_nobody_thought_of_is_one_line_and_its_traceback_is_kept(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert raising(ZeroDivisionError("by zero,\nof all things: \udce9"))() == 1
+    told = capsys.readouterr().err
+    found = re.fullmatch(r"error: ZeroDivisionError: by zero, of all things: .*; .* its traceback is in (\S+)\n", told)
+    assert found
+    text = Path(found[1]).read_text()
+    assert "in main" in text and "ZeroDivisionError: by zero," in text
+
+
+def test_where_the_traceback_cannot_be_kept_it_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert raising(KeyError("x"))() == 1
+    assert "its traceback cannot be kept: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(capfd):
+    @one_line_errors
+    def main(argv=None):
+        print("caf\udce9.png")
+        return 0
+
+    assert main() == 0
+    sys.stdout.flush()
+    assert capfd.readouterr().out == "caf\\udce9.png\n"

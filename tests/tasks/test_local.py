@@ -1,0 +1,216 @@
+"""Folders with tables: which rows are in which split, and which of several datasets is meant."""
+
+import json
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images import sources
+
+FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+HEAD = """---
+configs:
+- config_name: small
+  data_files: [{split: train, path: one/train-*}, {split: test, path: one/test.parquet}]
+- config_name: large
+  data_files: [{split: train, path: [one/train-*, two/train-*]}, {split: test, path: "*/test.parquet"}]
+---
+# Two subsets
+"""
+
+
+def table(count, seed=0, features=FEATURES):
+    """Random images of three classes, as many of each."""
+    pixels = np.random.default_rng([seed, count]).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    rows = {"image": [Image.fromarray(each) for each in pixels], "label": [row % 3 for row in range(count)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def write(path, count, features=FEATURES):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table(count, len(str(path)), features).to_parquet(path)
+
+
+def counts(dataset, **options):
+    source = sources.load(str(dataset), **options)
+    return len(source.class_names), len(source.train.labels), len(source.test.labels)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.parquet", "test.parquet"),
+        ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+        ("train-0.parquet", "validation-0.parquet"),
+        ("data [1]/train.parquet", "data [1]/test.parquet"),
+        ("train/0000.parquet", "test/0000.parquet"),
+        ("default/train/test_tubes.parquet", "default/val/train_station.parquet"),
+    ],
+)
+def test_splits_of_tables_are_named_by_files_or_folders(train, test, tmp_path):
+    write(tmp_path / train, 30)
+    write(tmp_path / test, 9)
+    assert counts(tmp_path) == (3, 30, 9)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["my_test_set.parquet"], ["part-0.parquet", "part-1.parquet"], ["0000.parquet", "0001.parquet"],
+        ["data-00000-of-00002.parquet", "data-00001-of-00002.parquet"], ["train_0.parquet", "train_1.parquet"],
+    ],
+)  # fmt: skip
+def test_a_word_in_the_name_of_a_table_does_not_move_its_rows(names, tmp_path):
+    for name in names:
+        write(tmp_path / name, 30 // len(names))
+    assert counts(tmp_path) == (3, 24, 6)
+
+
+def test_every_file_of_a_split_is_read_in_the_order_of_names(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", 9)
+    write(tmp_path / "train-00001-of-00002.parquet", 12)
+    write(tmp_path / "test.parquet", 6)
+    parts = [table(count, len(str(tmp_path / "train-00000-of-00002.parquet"))) for count in (9, 12)]
+    images = [
+        np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for part in parts for image in part["image"]
+    ]
+    assert np.array_equal(sources.load(str(tmp_path)).train.images, images)
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_what_save_to_disk_writes_is_read(splits, tmp_path):
+    place = tmp_path / "saved [1]"
+    if len(splits) == 1:
+        table(30).save_to_disk(place)
+    else:
+        datasets.DatasetDict({name: table(30 if name == "train" else 9) for name in splits}).save_to_disk(place)
+    assert counts(place) == ((3, 24, 6) if len(splits) == 1 else (3, 30, 9))
+
+
+def test_a_partition_of_flwr_datasets_create_is_read_and_their_folder_names_one(tmp_path):
+    for number in range(2):
+        table(30, number).save_to_disk(tmp_path / f"partition_{number}")
+    with pytest.raises(InputError, match=r"is a folder of 2 datasets; name one, as .*/partition_0"):
+        sources.load(str(tmp_path))
+    assert counts(tmp_path / "partition_1") == counts(f"{tmp_path}:partition_1") == (3, 24, 6)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_of_several_subsets_one_must_be_named(declared, tmp_path):
+    for subset, count in (("one", 30), ("two", 60)):
+        write(tmp_path / subset / "train-00000-of-00001.parquet", count)
+        write(tmp_path / subset / "test.parquet", 9)
+    if declared:
+        (tmp_path / "README.md").write_text(HEAD)
+    first, second = ("small", "large") if declared else ("one", "two")
+    with pytest.raises(InputError, match=f"subsets.*{first}.*{second}.*; name one, as {tmp_path}:"):
+        sources.load(str(tmp_path))
+    assert counts(f"{tmp_path}:{first}") == (3, 30, 9)
+    assert counts(f"{tmp_path}:{second}") == ((3, 90, 18) if declared else (3, 60, 9))
+    assert counts(tmp_path / "one") == (3, 30, 9)
+    with pytest.raises(InputError, match="other"):
+        sources.load(f"{tmp_path}:other")
+
+
+def test_a_subset_of_a_folder_that_has_one_dataset_is_refused(tmp_path):
+    write(tmp_path / "train.parquet", 30)
+    with pytest.raises(InputError, match="has no subset 'x'; it has|has no subset 'x'; the folder has one dataset"):
+        sources.load(f"{tmp_path}:x")
+
+
+def test_pictures_beside_tables_are_left_out_and_told(tmp_path):
+    write(tmp_path / "data" / "train.parquet", 30)
+    (tmp_path / "assets").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "assets" / "logo.png")
+    assert counts(tmp_path) == (3, 24, 6)
+    assert sources.load(str(tmp_path)).notes == (
+        f"left out, for the dataset is in tables: {tmp_path / 'assets' / 'logo.png'}",
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_metadata_file_gives_labels_to_the_images_beside_it(form, tmp_path):
+    for split, count in (("train", 12), ("test", 6)):
+        folder = tmp_path / split
+        folder.mkdir()
+        rows = [{"file_name": f"test_{row}.png", "label": ("NA", "nan", "train")[row % 3]} for row in range(count)]
+        for row in rows:
+            Image.new("RGB", (8, 8)).save(folder / row["file_name"])
+        lines = ["file_name,label", *(",".join(row.values()) for row in rows)]
+        text = "\n".join(lines if form == "csv" else map(json.dumps, rows))
+        (folder / f"metadata.{form}").write_text(text)
+    assert counts(tmp_path) == (3, 12, 6)
+    assert sources.load(str(tmp_path)).class_names == ("NA", "nan", "train"), "no text is taken for a missing value"
+    (tmp_path / "train" / "test_7.png").unlink()
+    with pytest.raises(InputError, match=rf"train/metadata.{form}, column file_name, row 7: there is no file test_7"):
+        sources.load(str(tmp_path))
+
+
+def swapped(top):
+    write(top / "test.parquet", 9, datasets.Features({**FEATURES, "label": datasets.ClassLabel(names=["c", "b", "a"])}))
+
+
+def other_columns(top):
+    (top / "train.parquet").rename(top / "train-0.parquet")
+    table(9).add_column("age", range(9)).to_parquet(top / "train-1.parquet")
+
+
+REFUSED = {
+    "no split is named": (
+        lambda top: [(top / "train.parquet").rename(top / "my_train.parquet"), write(top / "my_test.parquet", 9)],
+        "which split has these tables: my_test.parquet, my_train.parquet",
+    ),
+    "one split is named": (lambda top: write(top / "more.parquet", 9), "which split has these tables: more.parquet"),
+    "classes in another order": (swapped, r"holds classes \(a, b, c\) in split train, but classes \(c, b, a\) in"),
+    "other columns": (other_columns, "train-1.parquet has other columns than .*train-0.parquet: .*age"),
+    "no rows": (
+        lambda top: pq.write_table(pq.read_table(top / "train.parquet").slice(0, 0), top / "test.parquet"),
+        "its split 'test' has no images",
+    ),
+    "Git LFS": (lambda top: (top / "train.parquet").write_text(LFS), "train.parquet is a pointer of Git LFS; fetch"),
+    "cut off": (lambda top: (top / "train.parquet").write_bytes(b"PAR1"), "train.parquet cannot be read: "),
+    "an archive": (
+        lambda top: (top / "train.parquet").rename(top / "train.zip"),
+        r"has neither folders of images, one for each class, nor tables .*; it has .zip \(1\)",
+    ),
+    "nothing": (lambda top: (top / "train.parquet").unlink(), "it has no file"),
+    "a table of other things": (
+        lambda top: (top / "train.parquet").rename(top / "x") and (top / "train.csv").write_text("a;b\n1;2\n"),
+        r"needs one Image column; it has a;b \(Value\)",
+    ),
+    "an empty table": (
+        lambda top: [(top / "train.parquet").unlink(), (top / "train.csv").touch()],
+        "train.csv cannot be read: Empty CSV file",
+    ),
+    "half a line": (
+        lambda top: [(top / "train.parquet").unlink(), (top / "a.jsonl").write_text('{"a": 1}\n{"a": ')],
+        "a.jsonl cannot be read: line 2: Expecting value",
+    ),
+    "a saved split without its file": (
+        lambda top: [
+            (top / "train.parquet").unlink(),
+            table(9).save_to_disk(top),
+            next(top.glob("*.arrow")).unlink(),
+        ],
+        "cannot be loaded from .*No such file",
+    ),
+    "a declared file that is missing": (
+        lambda top: (top / "README.md").write_text("---\nconfigs: [{config_name: x, data_files: a/*}]\n---\n"),
+        r"its README.md declares a/\*, of which there is no file",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_tables_that_are_not_understood_are_refused_in_one_line(how, tmp_path):
+    write(tmp_path / "train.parquet", 9)
+    change, words = REFUSED[how]
+    change(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        sources.load(str(tmp_path))
+    assert "\n" not in str(caught.value)
