@@ -71,6 +71,7 @@ def inline(panel: Panel, name: str) -> Markup:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
+        element.text, element.tail = ((text or "").strip() for text in (element.text, element.tail))
         _rewrite(element.attrib, name)
     root.attrib |= {"role": "img", "aria-label": printable(panel.title) or name}
     for size in ("width", "height", "version"):
