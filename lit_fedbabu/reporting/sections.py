@@ -48,6 +48,7 @@ class Section:
 def sections(study: Study) -> list[Section]:
     """All of a report; sections without content are left out, but for failures."""
     ranked = differences.ranking(study)
+    calibrations = dots.calibrations(study)
     failures, more = facts.failure_table(study)
     count = sum(len(run.failures) for run in study.runs)
     found = [
@@ -101,10 +102,9 @@ def sections(study: Study) -> list[Section]:
         ),
         Section(
             "Calibration and other measures",
-            tables=_tables(
-                ("measures", "Measures", tables.measure_table(study), "Means over clients and seeds, 0 to 1.")
-            ),
-            drawings=_drawings(dots.calibrations(study)),
+            [] if calibrations else ["Calibration error was measured in none of the runs."],
+            _tables(("measures", "Measures", tables.measure_table(study), "Means over clients and seeds, 0 to 1.")),
+            _drawings(calibrations),
         ),
         Section("Cost", (), _tables(("cost", "Cost", tables.cost_table(study), COST)), _drawings(figures.cost(study))),
         Section(
