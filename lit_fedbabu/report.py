@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.report RUN...``: tables (Markdown, CSV) and figures (PNG, SVG) from run folders."""
+"""``python -m lit_fedbabu.report RUN...``: a page, tables and figures that compare runs."""
 
 import argparse
 import sys
@@ -6,32 +6,55 @@ from pathlib import Path
 
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import make_folder, write_whole
-from lit_fedbabu.reporting.compare import by_method, read_run
-from lit_fedbabu.reporting.tables import as_csv, finetuning_table, markdown, measure_table, method_table
+
+PAGE = "report.html"
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.report",
-        description="Make tables and figures from run folders. Runs that differ only in their seed make one row.",
+        description="Compare runs: report.html, every table as Markdown, CSV and LaTeX, every figure as PNG and SVG."
+        " Runs that differ only in their seed make one row.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
+    parser.add_argument(
+        "--reference",
+        default="",
+        metavar="METHOD",
+        help="the method that others are compared with, by its name in the tables; FedBABU, or the first if it is not"
+        " there",
+    )
     arguments = parser.parse_args(argv)
-    methods = by_method([read_run(folder) for folder in arguments.folders])
-    make_folder("--out", arguments.out)
-    tables = {"methods": method_table, "finetuning": finetuning_table, "measures": measure_table}
-    for name, rows in ((name, of(methods)) for name, of in tables.items()):
-        if not rows:
-            continue
-        write_whole(arguments.out / f"{name}.md", markdown(rows))
-        write_whole(arguments.out / f"{name}.csv", as_csv(rows))
-        print(markdown(rows))
-    from lit_fedbabu.reporting import figures  # imports matplotlib, which takes long: first refuse bad input
+    from lit_fedbabu.reporting.compare import read_study
 
-    for path in figures.draw(methods, arguments.out):
-        print(path)
+    study = read_study(arguments.folders, arguments.reference)
+    make_folder("--out", arguments.out)
+    for folder in study.unfinished:
+        print(f"note: {folder} has no results, it is not finished", file=sys.stderr)
+    from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
+    from lit_fedbabu.reporting import formats
+    from lit_fedbabu.reporting.page import page
+    from lit_fedbabu.reporting.panels import written
+    from lit_fedbabu.reporting.sections import sections
+
+    content = sections(study)
+    for section in content:
+        for table in section.tables:
+            for suffix, text in formats.files(table).items():
+                write_whole(arguments.out / f"{table.name}{suffix}", text)
+    for table in content[0].tables:
+        print(formats.markdown(table))
+    for section in content:
+        for sentence in section.words:
+            print(sentence)
+        with style():
+            for drawing in section.drawings:
+                for path in written(drawing, arguments.out):
+                    print(path)
+    write_whole(arguments.out / PAGE, page(study, content))
+    print(arguments.out / PAGE)
     return 0
 
 

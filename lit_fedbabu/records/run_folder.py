@@ -70,6 +70,7 @@ def read_config(folder: Path) -> Config:
         raise InputError("run", str(folder), f"is no run's folder: it has no {CONFIG}")
     values = read_toml(folder / CONFIG)
     values.pop("environment", None)
+    values.setdefault("engine", "flower")  # before 0.2 there was no other, and it was not written down
     return Config.from_run_config(values)
 
 

@@ -1,81 +1,141 @@
-"""Runs side by side: reading their folders, and grouping them by method."""
+"""Runs side by side: methods, the settings that they were run in, and pairs of runs with one seed."""
 
 import dataclasses
-import re
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
-from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import curve, percent, read_results
-from lit_fedbabu.records.run_folder import RESULTS, read_config, read_environment
+from lit_fedbabu.reporting.names import method_names, setting_names
+from lit_fedbabu.reporting.runs import Run, read_run, unfinished
+
+DATA = (
+    "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-classes-per-client", "dirichlet-alpha",
+    "lognormal-sigma", "natural-id-column", "min-client-images",
+    "data", "clients", "round",
+)  # fmt: skip
+"""Always part of the setting: which data the clients have, and of a fine-tuning its data, clients and round."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A folder with a ``config.toml`` and a ``results.json``: a federation, or a fine-tuning of one."""
+class Cell:
+    """A method in a setting: runs that differ in nothing but their seed, in the order of seeds."""
 
-    folder: Path
-    config: Config
-    outcome: dict[str, Any]
-    finetunings: tuple["Run", ...] = ()
+    method: str
+    setting: str
+    runs: tuple[Run, ...]
 
-    def spreads(self, key: str) -> dict[str, float]:
-        """Mean, std and worst decile over the clients, in percent, of a kind of accuracy."""
-        return percent(self.outcome["summary"][key])
+    def means(self, stage: str) -> list[float]:
+        """Mean accuracy over clients in percent, for every seed."""
+        return [run.spreads(f"{stage}_accuracy")["mean"] for run in self.runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What runs are compared.
+
+    Args:
+        cells: by setting, and in it by method in the order of the table of algorithms.
+        methods: names, and the options that tell methods of one algorithm apart.
+        settings: names, and the options that tell them apart.
+        reference: the method that others are compared with.
+        unfinished: folders of runs and fine-tunings that have no results.
+    """
+
+    cells: tuple[Cell, ...]
+    methods: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Any]]
+    reference: str
+    unfinished: tuple[Path, ...] = ()
+
+    def of_setting(self, setting: str) -> list[Cell]:
+        """The methods that were run in a setting."""
+        return [cell for cell in self.cells if cell.setting == setting]
 
     @property
-    def curve(self) -> list[dict[str, float]]:
-        """Spreads in percent before fine-tuning and after each of its epochs."""
-        return [percent(spread) for spread in curve(self.outcome)]
+    def runs(self) -> list[Run]:
+        """All runs, in the order of the cells."""
+        return [run for cell in self.cells for run in cell.runs]
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run's folder and the fine-tunings in it.
-
-    Raises:
-        InputError: the folder has no finished run of this version.
-    """
-    below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
-    return Run(folder, _resolved(folder), read_results(folder), tuple(read_run(each) for each in below))
-
-
-def _resolved(folder: Path) -> Config:
-    """The run's configuration, with the precision that "auto" stood for where it ran."""
-    config = read_config(folder)
-    found = re.search(r" in (\S+) with torch ", read_environment(folder).get("trains-on", ""))
-    return dataclasses.replace(config, precision=found[1]) if found and config.precision == "auto" else config
-
-
-def by_method(found: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but the seed, under the name of their method, in the order of the table.
-
-    Where one algorithm was run with several options, the name says which.
+def read_study(folders: Iterable[Path], reference: str = "") -> Study:
+    """Read run folders; arguments and errors as of ``compare`` and ``read_run``.
 
     Raises:
-        InputError: two of the runs have the same options and the same seed.
+        InputError: also where none of the runs is finished.
     """
-    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    found, rest = [], []
+    for folder in folders:
+        missing = unfinished(folder)
+        rest += missing
+        if folder not in missing:
+            found.append(read_run(folder))
+    if not found:
+        raise InputError("RUN", str(rest[0]), "has no results.json: give a run that is finished")
+    return dataclasses.replace(compare(found, reference), unfinished=tuple(rest))
+
+
+def compare(found: Sequence[Run], reference: str = "") -> Study:
+    """Sort runs by method and setting.
+
+    An option belongs to the setting if it is of the data, or if two algorithms were both run with two of its values.
+    All others belong to the method.
+
+    Args:
+        found: the runs.
+        reference: name of the method that others are compared with; "" is FedBABU, or the first of the table.
+
+    Raises:
+        InputError: two of the runs have the same options and the same seed, or there is no such method.
+    """
+    groups: dict[tuple[tuple[str, Any], ...], list[Run]] = defaultdict(list)
     for run in sorted(found, key=lambda run: list(ALGORITHMS).index(run.config.algorithm)):
-        groups[tuple((key, value) for key, value in run.config.experiment().items() if key != "seed")].append(run)
-    options = [dict(key) for key in groups]
-    varied = [key for key in options[0] if len({each[key] for each in options}) > 1 and key != "algorithm"]
-    named = {}
-    for each, members in zip(options, groups.values(), strict=True):
+        groups[tuple(_options(run).items())].append(run)
+    for members in groups.values():
         members.sort(key=lambda run: run.config.seed)
         for one, other in pairwise(members):
             if one.config.seed == other.config.seed:
-                raise InputError(
-                    "RUN", str(other.folder), f"has the options and the seed of {one.folder}; leave one out"
-                )
-        same = [other for other in options if other["algorithm"] == each["algorithm"]]
-        words = [f"{key}={each[key]}" for key in varied if len({other[key] for other in same}) > 1]
-        named[" ".join([algorithm_of(members[0].config).title, *words])] = members
-    return named
+                remedy = f"has the options and the seed of {one.folder}; leave one out"
+                raise InputError("RUN", str(other.folder), remedy)
+    options = [dict(key) for key in groups]
+    of_setting = [key for key in options[0] if key in DATA or _is_crossed(key, options)]
+    settings = setting_names([{key: each[key] for key in of_setting} for each in options])
+    methods = method_names([{key: each[key] for key in each if key not in of_setting} for each in options])
+    order = list(dict.fromkeys(name for name, _ in methods))
+    places = sorted(dict(settings).items(), key=lambda entry: [(str(type(each)), each) for each in entry[1].values()])
+    cells = [
+        Cell(method, setting, tuple(members))
+        for (method, _), (setting, _), members in zip(methods, settings, groups.values(), strict=True)
+    ]
+    cells.sort(key=lambda cell: ([name for name, _ in places].index(cell.setting), order.index(cell.method)))
+    if reference and reference not in order:
+        raise InputError("--reference", reference, f"is no method of these runs; they are {', '.join(order)}")
+    first = next((cell.method for cell in cells if cell.runs[0].config.algorithm == "fedbabu"), order[0])
+    return Study(tuple(cells), {name: dict(methods)[name] for name in order}, dict(places), reference or first)
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """What tells runs apart, without the seed."""
+    clients = len(run.outcome["clients"])
+    every = run.is_newcomers or clients == run.config.num_clients
+    last = run.outcome["round"] == run.config.num_server_rounds
+    return {
+        **{key: value for key, value in run.config.experiment().items() if key != "seed"},
+        "data": run.environment.get("data", "of the clients"),
+        "clients": "all" if every else run.environment.get("clients", f"{clients} of {run.config.num_clients}"),
+        "round": "last" if last else str(run.outcome["round"]),
+    }
+
+
+def _is_crossed(key: str, options: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two algorithms were both run with two of the option's values, or more."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for each in options:
+        values[each["algorithm"]].add(each[key])
+    return key != "algorithm" and any(len(one & other) > 1 for one, other in combinations(values.values(), 2))
 
 
 def tunings_of(run: Run) -> list[Run]:
@@ -89,15 +149,52 @@ def tunings_of(run: Run) -> list[Run]:
     return sorted(whole, key=lambda each: each.config.num_finetune_epochs)
 
 
-def finetunings(methods: dict[str, list[Run]]) -> dict[tuple[str, float], dict[str, list[Run]]]:
+def finetunings(cells: Sequence[Cell]) -> dict[tuple[str, float], dict[str, list[Run]]]:
     """For each (part, learning rate), for each method, the longest fine-tuning of the last round for every seed."""
     found: dict[tuple[str, float], dict[str, list[Run]]] = defaultdict(dict)
-    for method, members in methods.items():
-        for run in members:
+    for cell in cells:
+        for run in cell.runs:
             longest: dict[tuple[str, float], Run] = {}
             for tuned in tunings_of(run):
                 longest[tuned.config.finetune_part, tuned.config.finetune_learning_rate] = tuned
             for key, tuned in longest.items():
-                found[key].setdefault(method, []).append(tuned)
+                found[key].setdefault(cell.method, []).append(tuned)
     parts = ("full", "body", "head")
     return dict(sorted(found.items(), key=lambda entry: (parts.index(entry[0][0]), entry[0][1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Runs of two methods with the same seed, in one setting.
+
+    Args:
+        runs: the pairs.
+        kinds: what is known to be the same in them.
+        left_out: seeds of both whose splits differ.
+    """
+
+    runs: list[tuple[Run, Run]]
+    kinds: str
+    left_out: list[int]
+
+
+def pairs_of(first: Cell, second: Cell) -> Pairs:
+    """Pair the runs of two methods by their seeds. Runs whose splits differ are no pair."""
+    others = {run.config.seed: run for run in second.runs}
+    both = [(run, others[run.config.seed]) for run in first.runs if run.config.seed in others]
+    kinds = [_kind(*pair) for pair in both]
+    runs = [pair for pair, kind in zip(both, kinds, strict=True) if kind]
+    left_out = [pair[0].config.seed for pair, kind in zip(both, kinds, strict=True) if not kind]
+    return Pairs(runs, "; ".join(sorted({kind for kind in kinds if kind})), left_out)
+
+
+def _kind(run: Run, other: Run) -> str:
+    """What two runs of a seed share; "" if their splits differ."""
+    if run.partition and other.partition and run.partition.text != other.partition.text:
+        return ""
+    split = "same split" if run.partition and other.partition else "split not recorded"
+    sampling = [
+        (each.config.clients_per_round, each.config.num_server_rounds, algorithm_of(each.config).pooled)
+        for each in (run, other)
+    ]
+    return f"{split}, {'same' if sampling[0] == sampling[1] else 'other'} sampling"

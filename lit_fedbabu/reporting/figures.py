@@ -1,107 +1,220 @@
-"""Figures that compare runs."""
+"""Figures that compare methods: courses, distributions, cost and splits. However many there are, a panel has few."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from matplotlib.figure import Figure
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from lit_fedbabu.records.plots import (
-    BANDS,
-    COLUMN,
-    draw_line,
-    heat_map,
-    label_epochs,
-    look_of,
-    one_panel,
-    saved,
-    style,
-)  # fmt: skip
-from lit_fedbabu.records.results import percent
-from lit_fedbabu.records.run_folder import PARTITION
-from lit_fedbabu.reporting.compare import Run, finetunings
+from lit_fedbabu.reporting.compare import Cell, Study, finetunings
+from lit_fedbabu.reporting.costs import Cost
+from lit_fedbabu.reporting.facts import splits
+from lit_fedbabu.reporting.panels import GREY, Drawing, Panel, look
+from lit_fedbabu.reporting.runs import Partition, Run
 from lit_fedbabu.tasks.evaluation import STAGES
 
+BESIDE = 6
+"""Methods in colour beside the reference in a panel."""
+SPLITS = 12
+"""That are drawn; the table has all."""
+SHARES = np.linspace(0, 1, 101)
+"""Of clients, at which a distribution is drawn."""
+NAMED, NAME = 20, 16
+"""Classes whose names are written, and characters of them."""
 
-def draw(methods: dict[str, list[Run]], out: Path) -> Iterator[Path]:
-    """Draw every figure that the runs have data for, as PNG and as SVG.
 
-    Yields:
-        The path of each file written.
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A method in a panel.
+
+    Args:
+        x: of the points.
+        y: means over seeds, or the values themselves.
+        std: over seeds; None for one seed.
+        note: stands behind the name in the key.
     """
-    figures = {"rounds": rounds, "finetuning": finetuning, "clients": clients, "partition": partition}
-    with style():
-        for name, of in figures.items():
-            figure = of(methods)
-            if figure is not None:
-                yield from saved(figure, out / name)
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64] | None = None
+    note: str = ""
 
 
-def rounds(methods: dict[str, list[Run]]) -> Figure:
-    """Initial accuracy over communication rounds: mean over clients and seeds, bands of one std over clients."""
-    figure, axes = one_panel(2.4)
-    for number, (method, members) in enumerate(methods.items()):
-        histories = [
-            {
-                entry["round"]: percent(entry["initial_accuracy"])
-                for entry in run.outcome["rounds"]
-                if "initial_accuracy" in entry
-            }
-            for run in members
-        ]
-        shared = sorted(set(histories[0]).intersection(*histories))
-        values = [[history[each] for each in shared] for history in histories]
-        draw_line(axes, number, method, shared, values, band=len(methods) <= BANDS)
-    axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
-    return _with_legend(figure)
+def _panels(
+    study: Study, title: str, lines: dict[str, Line], label: Callable[[Axes], object], style: str = "-"
+) -> Iterator[Panel]:
+    """Panels with a few of the methods in colour, the reference in each, and all others in grey behind them."""
+    others = [name for name in lines if name != study.reference]
+    first = [study.reference] if study.reference in lines else []
+    groups = [[*first, *others[start : start + BESIDE]] for start in range(0, len(others), BESIDE)] or [first]
+    for number, names in enumerate(groups, start=1):
+        part = f"part {number} of {len(groups)}" if len(groups) > 1 else ""
+        behind = [lines[name] for name in others if name not in names]
+        drawn = [(lines[name], place + (not first)) for place, name in enumerate(names)]
+        key = tuple((name + lines[name].note, place + (not first)) for place, name in enumerate(names))
+        heading = ", ".join(word for word in (title, part) if word)
+        yield Panel(heading, partial(_draw, behind=behind, drawn=drawn, label=label, style=style), key)
 
 
-def finetuning(methods: dict[str, list[Run]]) -> Figure | None:
-    """Accuracy over epochs of fine-tuning, a panel for every part and rate; None if no run has all its clients."""
-    panels = finetunings(methods)
-    if not panels:
+def _draw(
+    axes: Axes, behind: Sequence[Line], drawn: Sequence[tuple[Line, int]], label: Callable[[Axes], object], style: str
+) -> None:
+    for line in behind:
+        some = np.unique(np.linspace(0, len(line.x) - 1, 26).astype(int))  # they may be many
+        marker = "" if style else "o"
+        axes.plot(line.x[some], line.y[some], linestyle=style, marker=marker, color=GREY, linewidth=0.8, zorder=1)
+    for line, number in drawn:
+        shown = look(number)
+        axes.plot(line.x, line.y, linestyle=style, markevery=max(1, len(line.x) // 16), **shown)
+        if line.std is not None:
+            band = line.y - line.std, line.y + line.std
+            axes.fill_between(line.x, *band, color=shown["color"], alpha=0.2, linewidth=0)
+    label(axes)
+
+
+def _over_seeds(histories: Sequence[dict[int, float]], note: Callable[[int], str]) -> Line | None:
+    """The points that all seeds have, and a note on the last of them; None if there is none."""
+    shared = sorted(set(histories[0]).intersection(*histories))
+    if not shared:
         return None
-    wide = min(3, len(panels))
-    high = -(-len(panels) // wide)
-    figure = Figure(figsize=(COLUMN if wide == 1 else 2 * COLUMN, 2.2 * high))
-    grid = figure.subplots(high, wide, sharey=True, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    for axes, ((part, rate), of_methods) in zip(grid.flat, panels.items(), strict=False):  # more axes than panels
-        for number, method in enumerate(methods):
-            if members := of_methods.get(method):
-                epochs = range(min(len(run.curve) for run in members))
-                values = [run.curve[: len(epochs)] for run in members]
-                draw_line(axes, number, method, epochs, values, band=len(of_methods) <= BANDS)
-        label_epochs(axes, part, rate)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy (%)")
-    return _with_legend(figure)
+    values = np.array([[history[each] for each in shared] for history in histories])
+    std = values.std(0, ddof=1) if len(values) > 1 else None
+    return Line(np.array(shared, dtype=np.float64), values.mean(0), std, note(shared[-1]))
 
 
-def clients(methods: dict[str, list[Run]]) -> Figure:
+def rounds(study: Study) -> Drawing | None:
+    """Initial accuracy over communication rounds."""
+
+    def label(axes: Axes) -> None:
+        axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
+
+    panels: list[Panel] = []
+    for setting in study.settings:
+        cells = study.of_setting(setting)
+        longest = max(max(run.initial, default=0) for cell in cells for run in cell.runs)
+        lines = _lines(
+            {
+                cell.method: _over_seeds(
+                    [{each: spread["mean"] for each, spread in run.initial.items()} for run in cell.runs],
+                    lambda last, longest=longest: f", {last} rounds" if last < longest else "",  # type: ignore[misc]
+                )
+                for cell in cells
+            }
+        )
+        panels += _panels(study, setting, lines, label) if lines else []
+    note = (
+        "Mean over clients and seeds; bands are one standard deviation over seeds, where there are two or more."
+        " Each panel has a few methods in colour and the others in grey. Lines that end early belong to runs with"
+        " fewer rounds, as the key says."
+    )
+    return Drawing("rounds", "Initial accuracy over rounds", panels, note) if panels else None
+
+
+def _lines(found: dict[str, Line | None]) -> dict[str, Line]:
+    return {name: line for name, line in found.items() if line is not None}
+
+
+def finetuning(study: Study) -> Drawing | None:
+    """Accuracy over epochs of fine-tuning, for every part and rate."""
+
+    def label(axes: Axes) -> None:
+        axes.set(xlabel="epoch of fine-tuning", ylabel="accuracy (%)", ylim=(0, 100))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+    panels: list[Panel] = []
+    for setting in study.settings:
+        for (part, rate), of_methods in finetunings(study.of_setting(setting)).items():
+            title = ", ".join(word for word in (setting, f"{part} at learning rate {rate:g}") if word)
+            longest = max(len(run.curve) for members in of_methods.values() for run in members) - 1
+            lines = {name: _course(members, longest) for name, members in of_methods.items()}
+            panels += _panels(study, title, _lines(lines), label)
+    note = (
+        "Mean over clients and seeds; bands are one standard deviation over seeds. The epochs that all seeds of a"
+        " method have are drawn; the key says where these are fewer than others."
+    )
+    return Drawing("finetuning", "Accuracy over epochs of fine-tuning", panels, note) if panels else None
+
+
+def _course(members: Sequence[Run], longest: int) -> Line | None:
+    curves = [{epoch: spread["mean"] for epoch, spread in enumerate(run.curve)} for run in members]
+    return _over_seeds(curves, lambda last: f", {last} epochs" if last < longest else "")
+
+
+def clients(study: Study) -> Drawing:
     """How accuracies are distributed over the clients of all seeds: the share of clients that reach no more."""
-    figure = Figure(figsize=(2 * COLUMN, 2.4))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, name in zip(panels, STAGES, strict=True):
-        for number, (method, members) in enumerate(methods.items()):
-            values = [100 * row[f"{name}_accuracy"] for run in members for row in run.outcome["clients"]]
-            axes.ecdf(values, label=method, **look_of(number))
-        axes.set(title=name, xlabel="accuracy on the client's test images (%)", xlim=(0, 100))
-    panels[0].set_ylabel("cumulative share of clients")
-    return _with_legend(figure)
+    panels: list[Panel] = []
+    for setting in study.settings:
+        for stage in STAGES:
+
+            def label(axes: Axes, stage: str = stage) -> None:
+                axes.set(xlabel=f"{stage} accuracy of a client (%)", ylabel="share of clients", xlim=(0, 100))
+
+            lines = {cell.method: _distribution(cell, f"{stage}_accuracy") for cell in study.of_setting(setting)}
+            panels += _panels(study, ", ".join(word for word in (setting, stage) if word), lines, label)
+    note = "The share of clients, of all seeds together, that reach no more than an accuracy: lower lines are ahead."
+    return Drawing("clients", "Accuracies of the clients", panels, note)
 
 
-def partition(methods: dict[str, list[Run]]) -> Figure | None:
-    """Training images of each client and class in the first run that has a ``partition.csv``."""
-    tables = (run.folder / PARTITION for members in methods.values() for run in members)
-    path = next((path for path in tables if path.is_file()), None)
-    return None if path is None else heat_map(path.read_text())
+def _distribution(cell: Cell, key: str) -> Line:
+    values = np.concatenate([100 * run.of_clients(key) for run in cell.runs])
+    return Line(np.quantile(values, SHARES, method="inverted_cdf"), SHARES)
 
 
-def _with_legend(figure: Figure) -> Figure:
-    """With the legend of all panels above them: three names in a column's width, and height for every row of them."""
-    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
-    columns = min(len(lines), round(3 * figure.get_figwidth() / COLUMN))
-    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(lines) // columns))
-    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=columns)
-    return figure
+def cost(study: Study) -> Drawing | None:
+    """Personalized accuracy beside what training cost, mean over seeds."""
+    measures: dict[str, Callable[[Cost], float | None]] = {
+        "training images seen (million)": lambda each: each.images and each.images / 1e6,
+        "sent both ways (MB)": lambda each: (
+            each.bytes_up and each.bytes_down and (each.bytes_up + each.bytes_down) / 1e6
+        ),
+        "rounds took (s)": lambda each: each.seconds,
+    }
+    panels: list[Panel] = []
+    for setting in study.settings:
+        cells = study.of_setting(setting)
+        costs = {cell.method: [run.cost for run in cell.runs] for cell in cells}
+        for title, of in measures.items():
+
+            def label(axes: Axes, title: str = title) -> None:
+                axes.set(xlabel=title, ylabel="personalized accuracy (%)", ylim=(0, 100))
+                axes.set_xlim(0, 1.08 * axes.dataLim.x1)
+
+            lines = {}
+            for cell in cells:
+                known = [value for each in costs[cell.method] if (value := of(each)) is not None]
+                if len(known) == len(cell.runs):
+                    accuracy = float(np.mean(cell.means("personalized")))
+                    lines[cell.method] = Line(np.array([np.mean(known)]), np.array([accuracy]))
+            panels += _panels(study, setting, lines, label, style="") if lines else []
+    note = "A point is a method, mean over seeds; what is not recorded is not drawn. Left and above is ahead."
+    return Drawing("cost", "Accuracy beside cost", panels, note) if panels else None
+
+
+def partition(study: Study) -> Drawing | None:
+    """Training images of each client and class, a panel for every split."""
+    found = splits(study)
+    panels = [
+        Panel(title, partial(_heat, partition=each), height=min(6, max(2.4, 0.13 * len(each.names) + 0.6)))
+        for title, each, _ in found[:SPLITS]
+    ]
+    note = f"{SPLITS} of {len(found)} splits are drawn." if len(found) > SPLITS else ""
+    return Drawing("partition", "Training images of the clients by class", panels, note) if panels else None
+
+
+def _heat(axes: Axes, partition: Partition) -> None:
+    axes.grid(False)
+    image = axes.imshow(partition.train.T, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
+    axes.set(xlabel="client", ylabel="class")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(partition.names) <= NAMED:
+        axes.set_yticks(range(len(partition.names)), [_short(name) for name in partition.names])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.colorbar(image, ax=axes, label="training images")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"

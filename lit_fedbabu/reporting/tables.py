@@ -1,118 +1,174 @@
-"""Tables that compare runs, as rows and as Markdown or CSV."""
+"""Tables that compare methods: accuracies, fine-tuning, measures, fairness and cost."""
 
-import csv
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.records.results import MEASURES, measure, percent
-from lit_fedbabu.reporting.compare import Run, finetunings, tunings_of
+from lit_fedbabu.records.results import MEASURES, measure, percent, spread
+from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
+from lit_fedbabu.reporting.runs import Run
+from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
+from lit_fedbabu.tasks.evaluation import STAGES
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
 """Columns of the table of fine-tunings, where they were reached."""
+Row = dict[str, Any]
 
 
-def method_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
+def place(study: Study, cell: Cell) -> Row:
+    """The first columns of a row: the setting, where there are several, and the method."""
+    return {**({"setting": cell.setting} if len(study.settings) > 1 else {}), "method": cell.method}
+
+
+def method_table(study: Study) -> list[Row]:
     """A row for every method and kind of accuracy; all numbers in percent, over clients and over seeds."""
     rows = []
-    for method, members in methods.items():
-        best = [
-            percent(found["initial_accuracy"]) for run in members if (found := run.outcome["best_round_on_test_data"])
-        ]
+    for cell in study.cells:
         kinds = {
-            "initial": [run.spreads("initial_accuracy") for run in members],
-            "personalized": [run.spreads("personalized_accuracy") for run in members],
-            "initial, best round on test data": best,
+            "initial": [run.spreads("initial_accuracy") for run in cell.runs],
+            "personalized": [run.spreads("personalized_accuracy") for run in cell.runs],
+            "initial, best round on test data": [
+                percent(run.best["initial_accuracy"]) for run in cell.runs if run.best is not None
+            ],
             "personalized, best round on test data": [
                 tuned.spreads("personalized_accuracy")
-                for run in members
+                for run in cell.runs
                 for tuned in run.finetunings
                 if _is_of_best_round(tuned, run)
             ],
         }
         for kind, spreads in kinds.items():
             if spreads:
-                rows.append({"method": method, "accuracy": kind, "seeds": len(spreads), **_over_seeds(spreads)})
+                rows.append({**place(study, cell), "accuracy": kind, "seeds": len(spreads), **_over_seeds(spreads)})
     return rows
 
 
 def _is_of_best_round(tuned: Run, run: Run) -> bool:
-    own = (run.config.finetune_part, run.config.num_finetune_epochs, run.config.finetune_learning_rate)
-    same = (tuned.config.finetune_part, tuned.config.num_finetune_epochs, tuned.config.finetune_learning_rate) == own
-    return same and tuned.outcome["round"] == run.outcome["best_round_on_test_data"]["round"] != run.outcome["round"]
+    own, other = (
+        (each.config.finetune_part, each.config.num_finetune_epochs, each.config.finetune_learning_rate)
+        for each in (run, tuned)
+    )
+    best = run.best["round"] if run.best else None
+    whole = len(tuned.outcome["clients"]) == len(run.outcome["clients"])
+    return own == other and whole and tuned.outcome["round"] == best != run.outcome["round"]
 
 
 def _over_seeds(spreads: Sequence[dict[str, float]]) -> dict[str, str]:
-    def mean(key: str) -> float:
-        return float(np.mean([spread[key] for spread in spreads]))
-
-    means = [spread["mean"] for spread in spreads]
+    means = over_seeds([each["mean"] for each in spreads])
     return {
-        "mean": f"{mean('mean'):.2f}",
-        "std over clients": f"{mean('std'):.2f}",
-        "std over seeds": f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "",
-        "worst decile": f"{mean('worst_decile'):.2f}",
+        "mean": f"{means.mean:.2f}",
+        "std over seeds": "" if means.std is None else f"{means.std:.2f}",
+        "95 % interval": shown_interval(means),
+        "std over clients": f"{np.mean([each['std'] for each in spreads]):.2f}",
+        "worst decile": f"{np.mean([each['worst_decile'] for each in spreads]):.2f}",
     }
 
 
-def finetuning_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
+def setting_table(study: Study) -> list[Row]:
+    """Personalized accuracy in percent, a row for every method and a column for every setting."""
+    found = {(cell.method, cell.setting): over_seeds(cell.means("personalized")) for cell in study.cells}
+    return [
+        {
+            "method": method,
+            **{
+                setting: plus_minus(found[method, setting]) if (method, setting) in found else ""
+                for setting in study.settings
+            },
+        }
+        for method in (study.methods if len(study.settings) > 1 else ())
+    ]
+
+
+def finetuning_table(study: Study) -> list[Row]:
     """A row for every fine-tuned part, learning rate and method: mean accuracy in percent after some epochs."""
     rows = []
-    for (part, rate), of_methods in finetunings(methods).items():
-        for method, members in of_methods.items():
-            row: dict[str, Any] = {"trained": part, "learning rate": f"{rate:g}", "method": method}
-            row["seeds"] = len(members)
-            for epoch in EPOCHS:
-                reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
-                row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
+    for setting in study.settings:
+        cells = study.of_setting(setting)
+        for (part, rate), of_methods in finetunings(cells).items():
+            for cell in (each for each in cells if each.method in of_methods):
+                members = of_methods[cell.method]
+                row = {"trained": part, "learning rate": f"{rate:g}", **place(study, cell), "seeds": len(members)}
+                for epoch in EPOCHS:
+                    reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
+                    row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
+                rows.append(row)
+    return rows
+
+
+def measure_table(study: Study) -> list[Row]:
+    """A row for every fine-tuning, method and measure that the results have: means over clients and seeds, 0 to 1."""
+    rows = []
+    for cell in study.cells:
+        found: dict[tuple[Any, ...], list[tuple[float | None, float]]] = defaultdict(list)
+        for run in cell.runs:
+            for tuned in tunings_of(run):
+                config = tuned.config
+                what = config.finetune_part, f"{config.finetune_learning_rate:g}", config.num_finetune_epochs
+                for title, (initial, personalized) in _measured(tuned).items():
+                    if personalized is not None:
+                        found[*what, title].append((initial, personalized))
+        for (part, rate, epochs, title), of_seeds in found.items():
+            initials = [initial for initial, _ in of_seeds if initial is not None]
+            row = {"trained": part, "learning rate": rate, "epochs": epochs, **place(study, cell), "measure": title}
+            row["seeds"] = len(of_seeds)
+            row["initial"] = f"{np.mean(initials):.4f}" if len(initials) == len(of_seeds) else ""
+            row["personalized"] = f"{np.mean([personalized for _, personalized in of_seeds]):.4f}"
             rows.append(row)
     return rows
 
 
-def measure_table(methods: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """A row for every fine-tuning, method and measure that the results have: means over clients and seeds, 0 to 1."""
-    found: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = defaultdict(dict)
-    for method, members in methods.items():
-        for run in members:
-            for tuned in tunings_of(run):
-                config, summary = tuned.config, tuned.outcome["summary"]
-                measured = {title: measure(tuned.outcome, title) for title in MEASURES}
-                for key in ("running_statistics_accuracy", "one_by_one_accuracy"):
-                    measured[key.replace("_", " ")] = (None, summary.get(key, {}).get("mean"))
-                for title, values in measured.items():
-                    if values[1] is not None:
-                        what = config.finetune_part, config.finetune_learning_rate, config.num_finetune_epochs
-                        found[*what, method, title][run.config.seed] = values
+def _measured(tuned: Run) -> dict[str, tuple[float | None, float | None]]:
+    measured = {title: measure(tuned.outcome, title) for title in MEASURES}
+    for key in ("running_statistics_accuracy", "one_by_one_accuracy"):
+        measured[key.replace("_", " ")] = (None, tuned.outcome["summary"].get(key, {}).get("mean"))
+    return measured
+
+
+def fairness_table(study: Study) -> list[Row]:
+    """How evenly clients fare: a row for every method and stage; accuracies in percent, means over seeds."""
     rows = []
-    for (part, rate, epochs, method, title), of_seeds in found.items():
-        initial, personalized = zip(*of_seeds.values(), strict=True)
-        row = {"trained": part, "learning rate": f"{rate:g}", "epochs": epochs, "method": method, "measure": title}
-        row["seeds"] = len(of_seeds)
-        row["initial"] = "" if None in initial else f"{np.mean(initial):.4f}"
-        row["personalized"] = f"{np.mean(personalized):.4f}"
-        rows.append(row)
+    for cell in study.cells:
+        for stage in STAGES:
+            values = [run.of_clients(f"{stage}_accuracy") for run in cell.runs]
+            spreads = [spread(each.tolist()) for each in values]
+            row = {**place(study, cell), "accuracy": stage, "seeds": len(spreads)}
+            for title, key in (("mean", "mean"), ("worst decile", "worst_decile")):
+                row[title] = f"{100 * np.mean([each[key] for each in spreads]):.2f}"
+            row["worst client"] = f"{100 * np.mean([each.min() for each in values]):.2f}"
+            row["std over clients"] = f"{100 * np.mean([each['std'] for each in spreads]):.2f}"
+            row["fairness (Jain)"] = f"{np.mean([each['jain'] for each in spreads]):.4f}"
+            rows.append(row)
     return rows
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def calibration(run: Run, stage: str) -> float | None:
+    """Mean calibration error over clients, 0 to 1: of the run, or of the first of its fine-tunings that has it."""
+    found = (each.outcome["summary"].get(f"{stage}_calibration_error") for each in (run, *tunings_of(run)))
+    return next((float(each["mean"]) for each in found if each), None)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, numbers to the right."""
+def cost_table(study: Study) -> list[Row]:
+    """What training cost beside what it reached: a row for every method, means over seeds."""
+    rows = []
+    for cell in study.cells:
+        costs = [run.cost for run in cell.runs]
 
-    def line(cells: Iterable[Any]) -> str:
-        return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+        def mean(key: str, unit: float, costs: Sequence[Any] = costs) -> str:
+            values = [getattr(each, key) for each in costs]
+            return "" if None in values else f"{np.mean(values) / unit:.2f}"
 
-    def is_number(column: str) -> bool:
-        return all(str(row[column]).replace(".", "").isdigit() or row[column] == "" for row in rows)
-
-    rule = ["---:" if is_number(column) else "---" for column in rows[0]]
-    return line(rows[0]) + line(rule) + "".join(line(row.values()) for row in rows)
+        rows.append(
+            {
+                **place(study, cell),
+                "seeds": len(cell.runs),
+                "rounds": "/".join(sorted({str(len(run.outcome["rounds"])) for run in cell.runs})),
+                "images seen (million)": mean("images", 1e6),
+                "sent by clients (MB)": mean("bytes_up", 1e6),
+                "sent to clients (MB)": mean("bytes_down", 1e6),
+                "rounds took (s)": mean("seconds", 1),
+                "personalized accuracy (%)": plus_minus(over_seeds(cell.means("personalized"))),
+            }
+        )
+    return rows

@@ -191,7 +191,9 @@ ELSEWHERE = {
     "records/tensorboard": {"failures"},  # a tag
     "records/model_card": {"metrics", "learning-rate"},  # of a model hub, and an option
     "server/federate": {"trains-on"},  # of config.toml
-    "reporting/compare": {"trains-on"},  # of config.toml
+    "reporting/runs": {"trains-on"},  # of config.toml
+    "reporting/facts": {"trains-on", "failures"},  # of config.toml, and a column
+    "reporting/sections": {"failures"},  # a table
 }
 
 

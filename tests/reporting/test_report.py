@@ -4,46 +4,18 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from scipy import stats
 
-from lit_fedbabu import files, report
-from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu import report
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.records import plots, results, run_folder
-from lit_fedbabu.reporting import figures, tables
-from lit_fedbabu.reporting.compare import by_method, finetunings, read_run
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.reporting import formats, tables
+from lit_fedbabu.reporting.compare import finetunings, read_study
+from lit_fedbabu.reporting.sections import sections
+from tests.reporting.made_up import made_up_run, study_of
 from tests.support import tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4, **options):
-    """A run's folder as a federation of two clients would leave it; accuracies are drawn."""
-    rng = np.random.default_rng([seed, *algorithm.encode()])
-    folder.mkdir(parents=True)
-    config = tiny_config(algorithm=algorithm, seed=seed, num_finetune_epochs=epochs, num_clients=2, **options)
-    history = [
-        {
-            "round": each,
-            "train_loss": 1.0,
-            **({"initial_accuracy": results.spread(0.5 + rng.random(2) / 2**each)} if each % 2 == 0 else {}),
-        }
-        for each in range(1, last + 1)
-    ]
-    clients = []
-    for client in range(2):
-        values = rng.random(epochs + 1).tolist()
-        row = {"client": client, "initial_accuracy": values[0], "personalized_accuracy": values[-1]}
-        clients.append(row | {f"accuracy_epoch_{epoch}": value for epoch, value in enumerate(values)})
-    run_folder.write_config(folder, config, {})
-    files.write_json(folder / run_folder.RESULTS, results.results(algorithm, history, clients))
-    (folder / run_folder.PARTITION).write_text(
-        "client,split,cat,dog\n0,train,5,0\n1,train,2,3\n0,test,1,0\n1,test,1,1\n"
-    )
-    return folder
 
 
 @pytest.fixture
@@ -94,82 +66,15 @@ def test_the_best_round_is_told_apart_from_the_last(tmp_path):
     tuned = made_up_run(folder / "finetune" / "best", seed=3, last=2)
     made_up_run(folder / "finetune" / "best-longer", seed=3, last=2, epochs=10)
     made_up_run(folder / "finetune" / "last", seed=3, last=4)
-    rows = tables.method_table(by_method([read_run(folder)]))
+    study = study_of(folder)
+    rows = tables.method_table(study)
     assert {row["seeds"] for row in rows} == {1}
     told = {row["accuracy"]: row["mean"] for row in rows}
     assert told["initial, best round on test data"] == f"{100 * max(evaluated.values()):.2f}"
     of_best = results.read_results(tuned)["summary"]["personalized_accuracy"]["mean"]
     assert told["personalized, best round on test data"] == f"{100 * of_best:.2f}"
-    (compared,) = finetunings(by_method([read_run(folder)])).values()
+    (compared,) = finetunings(study.cells).values()
     assert [run.outcome["round"] for run in compared["FedBABU"]] == [4]
-
-
-def test_finetunings_are_compared_by_part_and_rate(found):
-    methods = by_method([read_run(folder) for folder in found])
-    compared = finetunings(methods)
-    assert list(compared) == [("full", 0.001), ("head", 0.1)]
-    assert [run.config.num_finetune_epochs for run in compared["full", 0.001]["FedBABU"]] == [2, 10]
-    rows = tables.finetuning_table(methods)
-    assert [(row["trained"], row["method"], row["seeds"]) for row in rows] == [
-        ("full", "FedBABU", 2),
-        ("full", "FedAvg", 2),
-        ("head", "FedBABU", 1),
-    ]
-    assert rows[0]["epoch 10"] == "", "one seed of two went that far"
-
-
-def test_methods_are_named_by_what_differs(tmp_path):
-    folders = [
-        made_up_run(tmp_path / "a", seed=1),
-        made_up_run(tmp_path / "b", seed=1, momentum=0.5),
-        made_up_run(tmp_path / "c", "fedavg", seed=1),
-    ]
-    names = by_method([read_run(folder) for folder in folders])
-    assert list(names) == ["FedBABU momentum=0.9", "FedBABU momentum=0.5", "FedAvg"]
-
-
-def test_auto_is_the_precision_that_it_stood_for(tmp_path):
-    precisions = ("auto", "32-true", "bf16-mixed")
-    folders = [
-        made_up_run(tmp_path / precision, seed=seed, precision=precision) for seed, precision in enumerate(precisions)
-    ]
-    config = read_run(folders[0]).config
-    run_folder.write_config(folders[0], config, {"trains-on": "cpu AVX2 in 32-true with torch 2.15.0"})
-    named = by_method([read_run(folder) for folder in folders])
-    assert {name: len(runs) for name, runs in named.items()} == {
-        "FedBABU precision=32-true": 2, "FedBABU precision=bf16-mixed": 1,
-    }  # fmt: skip
-
-
-def test_figures_are_drawn_to_size_and_repeat_to_the_byte(found, tmp_path):
-    names = {f"{name}.{kind}" for name in ("rounds", "finetuning", "clients", "partition") for kind in ("png", "svg")}
-    for out in ("one", "two"):
-        assert report.main([*map(str, found), "--out", str(tmp_path / out)]) == 0
-    assert names <= {path.name for path in (tmp_path / "one").iterdir()}
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    for name, inches in (("rounds", 3.5), ("clients", 7), ("partition", 3.5), ("finetuning", 7)):
-        image = Image.open(tmp_path / "one" / f"{name}.png")
-        assert image.width == inches * 300
-        assert np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, "something is drawn"
-        text = (tmp_path / "one" / f"{name}.svg").read_text()
-        assert {"rounds": "initial accuracy (%)", "partition": "training images"}.get(name, "(%)") in text
-
-
-@pytest.mark.parametrize("name", ["rounds", "clients", "finetuning"])
-def test_a_figure_of_all_methods_has_room_for_their_names_and_no_two_alike(name, tmp_path):
-    methods = by_method([read_run(made_up_run(tmp_path / each, each)) for each in ALGORITHMS])
-    assert len(methods) == 11
-    with plots.style():
-        figure = getattr(figures, name)(methods)
-        figure.draw_without_rendering()
-    (legend,) = figure.legends
-    box, page = legend.get_window_extent(), figure.bbox
-    assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y1 <= page.y1
-    assert all(axes.get_window_extent().height > 0.4 * page.height for axes in figure.axes), "drawings are not squeezed"
-    for axes in figure.axes:
-        looks = {(line.get_color(), line._dash_pattern[1] and tuple(line._dash_pattern[1])) for line in axes.lines}
-        assert len(axes.lines) == len(looks) == 11
 
 
 @pytest.mark.parametrize(
@@ -177,7 +82,9 @@ def test_a_figure_of_all_methods_has_room_for_their_names_and_no_two_alike(name,
     [
         (lambda folder: shutil.copytree(folder / "a", folder / "b"), "leave one out"),
         (lambda folder: (folder / "a" / run_folder.RESULTS).write_text("{") and folder / "a", "cannot be read"),
-        (lambda folder: (folder / "a" / run_folder.RESULTS).unlink() or folder / "a", "cannot be read"),
+        (lambda folder: (folder / "a" / run_folder.RESULTS).unlink() or folder / "a", "has no results.json"),
+        (lambda folder: (folder / "a" / run_folder.CONFIG).unlink() or folder / "a", "is no run's folder"),
+        (lambda folder: (folder / "a" / run_folder.PARTITION).write_text("a") and folder / "a", "cannot be read"),
     ],
 )
 def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words, tmp_path, capsys):
@@ -206,38 +113,48 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
         assert rows["head", "fairness (Jain)"][name] == f"{tuned[f'{name}_accuracy']['jain']:.4f}"
 
 
-def test_the_page_compares_methods_as_their_seeds_do():
-    def means(method):
-        found = [results.read_results(ROOT / "results" / f"cifar10-{method}-seed{seed}") for seed in (42, 43, 44)]
-        return np.array([100 * outcome["summary"]["personalized_accuracy"]["mean"] for outcome in found])
+def test_every_table_is_written_in_three_forms_and_every_figure_in_two(found, tmp_path):
+    assert report.main([*map(str, found), "--out", str(tmp_path / "out")]) == 0
+    content = sections(study_of(*found))
+    expected = {f"{table.name}{suffix}" for each in content for table in each.tables for suffix in formats.files(table)}
+    expected |= {f"{drawn.name}.{kind}" for each in content for drawn in each.drawings for kind in ("png", "svg")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*expected, "report.html"}
+    assert {
+        "methods.tex",
+        "differences.csv",
+        "fairness.md",
+        "rounds.png",
+        "partition.svg",
+        "calibration.png",
+    } - expected == {"calibration.png"}, "these runs have no calibration"
 
+
+def test_the_page_shows_what_results_hold():
+    content = sections(read_study(sorted((ROOT / "results").glob("cifar10-*"))))
+    made = {table.name: formats.files(table) for section in content for table in section.tables}
+    for name, files in made.items():
+        for suffix, text in files.items():
+            assert text == (ROOT / "results" / f"{name}{suffix}").read_bytes().decode(), "run make results"
+    assert {path.stem for path in (ROOT / "results").glob("*.md")} == set(made)
     page = (ROOT / "docs" / "results.md").read_text()
-    pvalues = []
-    for method in ("fedprox-babu", "fedper", "fedrep", "fedavg"):
-        test, differences = stats.ttest_rel(means(method), means("fedbabu")), means(method) - means("fedbabu")
-        low, high = test.confidence_interval()
-        shown = ", ".join(f"{value:.2f}" for value in differences)
-        row = f"{shown} | {differences.mean():.2f} | {low:.2f} to {high:.2f} | {test.pvalue:.3f} |"
-        assert f"| {ALGORITHMS[method].title} | {row}\n" in page
-        pvalues.append(test.pvalue)
-    holm = max((len(pvalues) - place) * pvalue for place, pvalue in enumerate(sorted(pvalues)))
-    assert f"the largest is\n{holm:.3f}" in page
-
-
-def test_the_page_shows_what_results_hold(tmp_path):
-    runs_of_results = [str(path) for path in sorted((ROOT / "results").glob("cifar10-*"))]
-    assert report.main([*runs_of_results, "--out", str(tmp_path)]) == 0
-    page = (ROOT / "docs" / "results.md").read_text()
-    names = {path.stem for path in tmp_path.glob("*.md")}
-    assert names == {path.stem for path in (ROOT / "results").glob("*.md")} >= {"methods", "finetuning"}
-    for name in names:
-        table = (tmp_path / f"{name}.md").read_text()
-        assert table == (ROOT / "results" / f"{name}.md").read_text(), "run make results"
+    shown = set(re.findall(r"<!-- (\w+) -->\n\|", page))
+    assert shown == {"methods", "differences", "finetuning", "measures"}
+    for name in shown:
+        table = made[name][".md"]
         assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in page, (
             f"results/{name}.md is not what docs/results.md shows"
         )
-    shown = re.findall(r"\]\(\.\./(results/\w+\.png)\)", page)
-    assert len(shown) == 4 and all((ROOT / path).is_file() for path in shown)
+    pictures = re.findall(r"\]\(\.\./(results/\w+\.png)\)", page)
+    assert len(pictures) == 4 and all((ROOT / path).is_file() for path in pictures)
+    assert (ROOT / "results" / "report.html").stat().st_size < 1_500_000
+
+
+def test_what_the_page_says_of_differences_is_what_the_tables_say():
+    page = (ROOT / "docs" / "results.md").read_text()
+    with (ROOT / "results" / "differences.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["accuracy"] == "personalized" and row["p, Holm"]]
+    largest = max(row["p, Holm"] for row in rows)
+    assert f"Corrected for {len(rows)} comparisons (Holm), all p are below 0.05, the largest is\n{largest}" in page
 
 
 def test_the_readmes_table_is_that_of_the_results():

@@ -1,0 +1,64 @@
+"""What training cost: images seen, and the bytes and seconds that TensorBoard's event files have."""
+
+import dataclasses
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+
+EVENTS = "events.out.tfevents.*"
+TAGS = ("communication/bytes_up", "communication/bytes_down", "time/seconds_per_round")
+KEPT = {"scalars": 0, "tensors": 1, "images": 1, "histograms": 1, "compressedHistograms": 1, "graph": 1}
+"""Of each kind of event: 0 is all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of all rounds of a run; None where it is not recorded.
+
+    Args:
+        images: training images seen by all clients, each as often as it was seen. Where clients have unequal numbers
+            of images, it is what the drawn clients have on average.
+        bytes_up: of shared weights from nodes to the server, without framing.
+        bytes_down: of shared weights from the server to nodes, without framing.
+        seconds: of the rounds, without evaluation.
+    """
+
+    images: float | None
+    bytes_up: float | None
+    bytes_down: float | None
+    seconds: float | None
+
+
+def cost_of(folder: Path, config: Config, rounds: int, images: int | None) -> Cost:
+    """What the rounds of a run cost.
+
+    Args:
+        folder: of the run, where TensorBoard's event files are.
+        config: of the run.
+        rounds: how many there were.
+        images: that all clients have for training; None if that is not recorded.
+    """
+    seen = None if images is None else images * rounds * _times_seen(config)
+    return Cost(seen, *_recorded(folder, rounds))
+
+
+def _times_seen(config: Config) -> float:
+    """How often an image is seen in a round, on average."""
+    algorithm = algorithm_of(config)
+    epochs: int = sum(getattr(config, option) for _, option in algorithm.phases)
+    if algorithm.personal:
+        epochs += config.num_local_epochs
+    return epochs * (1 if algorithm.pooled else config.clients_per_round / config.num_clients)
+
+
+def _recorded(folder: Path, rounds: int) -> list[float | None]:
+    """Sums of TAGS over the rounds; None where a round is missing."""
+    if not any(folder.glob(EVENTS)):
+        return [None for _ in TAGS]
+    events = EventAccumulator(str(folder), size_guidance=KEPT).Reload()
+    there = events.Tags()["scalars"]
+    values = [{event.step: event.value for event in events.Scalars(tag)} if tag in there else {} for tag in TAGS]
+    return [float(sum(each.values())) if len(each) == rounds else None for each in values]

@@ -1,0 +1,178 @@
+"""Run folders as a report reads them: configuration, results, split, failures, and what training cost."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.results import curve, percent, read_results
+from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment
+from lit_fedbabu.reporting.costs import Cost, cost_of
+from lit_fedbabu.tasks.evaluation import STAGES
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The content of a ``partition.csv``.
+
+    Args:
+        text: the whole file.
+        names: of the classes.
+        train: training images by client and class, (clients, classes).
+    """
+
+    text: str
+    names: tuple[str, ...]
+    train: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder with a ``config.toml`` and a ``results.json``: a federation, or a fine-tuning of one."""
+
+    folder: Path
+    config: Config
+    environment: dict[str, str]
+    outcome: dict[str, Any]
+    partition: Partition | None
+    finetunings: tuple["Run", ...] = ()
+
+    def spreads(self, key: str) -> dict[str, float]:
+        """Mean, std and worst decile over the clients, in percent, of a kind of accuracy."""
+        return percent(self.outcome["summary"][key])
+
+    def of_clients(self, key: str) -> npt.NDArray[np.float64]:
+        """A measure of every client, in the order of their numbers."""
+        return np.array([row[key] for row in self.outcome["clients"]], dtype=np.float64)
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """Spreads in percent before fine-tuning and after each of its epochs."""
+        return [percent(spread) for spread in curve(self.outcome)]
+
+    @property
+    def is_newcomers(self) -> bool:
+        """Whether the results are of somebody who had no part in the federation."""
+        return "data" in self.environment
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluated round with the highest initial accuracy; a newcomer's model was in none."""
+        best: dict[str, Any] | None = self.outcome["best_round_on_test_data"]
+        return None if self.is_newcomers else best
+
+    @property
+    def initial(self) -> dict[int, dict[str, float]]:
+        """Spreads of initial accuracy in percent by the rounds that were evaluated."""
+        evaluated = [] if self.is_newcomers else [each for each in self.outcome["rounds"] if "initial_accuracy" in each]
+        return {each["round"]: percent(each["initial_accuracy"]) for each in evaluated}
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What training cost."""
+        images = int(self.partition.train.sum()) if self.partition else None
+        return cost_of(self.folder, self.config, len(self.outcome["rounds"]), images)
+
+    @cached_property
+    def failures(self) -> list[dict[str, Any]]:
+        """Failures of clients; a line that was cut off when the run was killed stands for itself."""
+        path = self.folder / FAILURES
+        found = []
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+            try:
+                entry = json.loads(line)
+                found.append({key: entry[key] for key in ("round", "client", "node", "reason")})
+            except (ValueError, LookupError, TypeError):
+                reason = f"line {number} of {FAILURES} cannot be read"
+                found.append({"round": "", "client": "", "node": "", "reason": reason})
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder and the fine-tunings in it.
+
+    Raises:
+        InputError: the folder has no finished run of this version, or a file in it is damaged.
+    """
+    config, outcome = _resolved(folder), read_results(folder)
+    algorithm_of(config)
+    _refuse_damaged(folder / RESULTS, outcome)
+    below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
+    tuned = tuple(read_run(each) for each in below)
+    return Run(folder, config, read_environment(folder), outcome, _read_partition(folder / PARTITION), tuned)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The run's folder and those of its fine-tunings, where they were begun and have no results."""
+    begun = [folder / CONFIG, *sorted(folder.glob(f"finetune/*/{CONFIG}"))]
+    return [path.parent for path in begun if path.is_file() and not path.with_name(RESULTS).exists()]
+
+
+def _resolved(folder: Path) -> Config:
+    """The run's configuration, with the precision that "auto" stood for where it ran."""
+    config = read_config(folder)
+    found = re.search(r" in (\S+) with torch ", str(read_environment(folder).get("trains-on", "")))
+    return dataclasses.replace(config, precision=found[1]) if found and config.precision == "auto" else config
+
+
+def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
+    """Raise InputError where what a report needs is missing or no number."""
+
+    def check(spread: Mapping[str, float]) -> None:
+        if not all(math.isfinite(spread[key]) for key in ("mean", "std", "worst_decile")):
+            raise ValueError(f"not finite: {dict(spread)}")
+
+    try:
+        for stage in STAGES:
+            check(outcome["summary"][f"{stage}_accuracy"])
+            if not all(0 <= row[f"{stage}_accuracy"] <= 1 for row in outcome["clients"]):
+                raise ValueError(f"{stage}_accuracy of a client is not from 0 to 1")
+        if not outcome["clients"] or not outcome["rounds"] or outcome["round"] < 1:
+            raise ValueError("there is no client or no round")
+        if len({row["client"] for row in outcome["clients"]}) < len(outcome["clients"]):
+            raise ValueError("a client is there twice")
+        if not all(math.isfinite(value) for spread in outcome["summary"].values() for value in spread.values()):
+            raise ValueError("a number of the summary is not finite")
+        for spread in curve(outcome):
+            check(spread)
+        best = outcome["best_round_on_test_data"]
+        for entry in [*outcome["rounds"], *([best] if best else [])]:
+            if entry["round"] < 1:
+                raise ValueError(f"round {entry['round']}")
+            if "initial_accuracy" in entry or entry is best:
+                check(entry["initial_accuracy"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError("results", str(path), f"cannot be read: {error!r}; leave this run out") from None
+
+
+def _read_partition(path: Path) -> Partition | None:
+    """The split of the run; None where it has none, as of sites.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text()
+        head, *rows = list(csv.reader(io.StringIO(text)))
+        if head[:2] != ["client", "split"] or {len(row) for row in rows} != {len(head)}:
+            raise ValueError("its columns are not client, split and the classes")
+        train = [[int(count) for count in row[2:]] for row in rows if row[1] == "train"]
+        if not train or not head[2:]:
+            raise ValueError("it has no training images")
+        return Partition(text, tuple(head[2:]), np.array(train, dtype=np.int64))
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
+        raise InputError("split", str(path), f"cannot be read: {error}; leave this run out") from None

@@ -1,0 +1,157 @@
+"""What a report shows, in the order of the page: sections with words, tables and figures."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from lit_fedbabu.reporting import differences, dots, facts, figures, tables
+from lit_fedbabu.reporting.compare import Study
+from lit_fedbabu.reporting.formats import Table
+from lit_fedbabu.reporting.panels import Drawing
+from lit_fedbabu.reporting.statistics import shown_p
+
+PAIRED = (
+    "Runs are paired by seed. The interval and p are of Student's t on the differences; p of several methods is"
+    " corrected by Holm's method, in each setting and for each kind of accuracy. Wilcoxon's test needs five seeds."
+)
+BOOTSTRAP = (
+    "Within one run, or two runs of a seed, clients are paired. Intervals are by a bootstrap over clients: they say how"
+    " the mean depends on which clients there are, and nothing about other seeds."
+)
+METHODS = (
+    "Accuracies in percent. Initial is the model as received, personalized after fine-tuning. Means are over clients"
+    " and over seeds, the interval is of the mean over seeds by Student's t, and the worst decile is the mean of the"
+    " weakest tenth of the clients. One seed has no std and no interval over seeds."
+)
+COST = (
+    "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
+    " framing, seconds of rounds without evaluation; both are in TensorBoard's event files, and empty without them."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Args:
+        title: of it.
+        words: paragraphs above its tables.
+        tables: those that have rows.
+        drawings: its figures.
+    """
+
+    title: str
+    words: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    drawings: Sequence[Drawing] = ()
+
+
+def sections(study: Study) -> list[Section]:
+    """All of a report; sections without content are left out, but for failures."""
+    ranked = differences.ranking(study)
+    calibrations = dots.calibrations(study)
+    failures, more = facts.failure_table(study)
+    count = sum(len(run.failures) for run in study.runs)
+    found = [
+        Section(
+            "Accuracy",
+            tables=_tables(
+                ("settings", "Personalized accuracy by setting", tables.setting_table(study), "Mean ± std over seeds."),
+                ("methods", "Methods", tables.method_table(study), METHODS),
+                ("names", "What the names stand for", facts.name_table(study), ""),
+            ),
+        ),
+        Section(
+            "Differences",
+            [*differences.sentences(study), *differences.unpaired(study)],
+            _tables(
+                ("differences", "Methods minus the reference", differences.difference_table(study), PAIRED),
+                ("clients", "Client by client", differences.client_table(study), BOOTSTRAP),
+            ),
+            _drawings(dots.differences(study)),
+        ),
+        Section(
+            "Ranks",
+            _friedman(ranked, study) if ranked else (),
+            _tables(("ranks", "Average ranks over settings", differences.rank_table(ranked) if ranked else [], "")),
+            _drawings(dots.ranks(ranked) if ranked else None),
+        ),
+        Section("Learning curves", drawings=_drawings(figures.rounds(study))),
+        Section(
+            "Fine-tuning",
+            tables=_tables(
+                (
+                    "finetuning",
+                    "Accuracy over epochs",
+                    tables.finetuning_table(study),
+                    "Mean accuracies in percent after so many epochs; empty where a seed did not go that far.",
+                )
+            ),
+            drawings=_drawings(figures.finetuning(study)),
+        ),
+        Section(
+            "Clients",
+            tables=_tables(
+                (
+                    "fairness",
+                    "Fairness and worst decile",
+                    tables.fairness_table(study),
+                    "Accuracies in percent, means over seeds. Fairness is Jain's index: 1 where all clients are equal.",
+                )
+            ),
+            drawings=_drawings(figures.clients(study), dots.fairness(study)),
+        ),
+        Section(
+            "Calibration and other measures",
+            [] if calibrations else ["Calibration error was measured in none of the runs."],
+            _tables(("measures", "Measures", tables.measure_table(study), "Means over clients and seeds, 0 to 1.")),
+            _drawings(calibrations),
+        ),
+        Section("Cost", (), _tables(("cost", "Cost", tables.cost_table(study), COST)), _drawings(figures.cost(study))),
+        Section(
+            "Split", (), _tables(("split", "Splits", facts.split_table(study), "")), _drawings(figures.partition(study))
+        ),
+    ]
+    return [
+        *(each for each in found if each.words or each.tables or each.drawings),
+        Section(
+            "Failures",
+            [
+                f"{count} failures of clients in {len(study.runs)} runs." if count else "No client failed.",
+                *(f"{folder.name} has no results: it is not finished." for folder in study.unfinished),
+                *([more] if more else []),
+            ],
+            _tables(("failures", "Failures of clients", failures, "")),
+        ),
+        Section(
+            "Configuration, versions and machines",
+            tables=_tables(
+                ("runs", "What differs between the runs", facts.run_table(study), ""),
+                ("common", "What is the same in all runs", facts.common_table(study), ""),
+                ("machines", "Machines", facts.machine_table(study), ""),
+            ),
+        ),
+    ]
+
+
+def _tables(*given: tuple[str, str, Sequence[tables.Row], str]) -> list[Table]:
+    return [Table(name, title, rows, note) for name, title, rows, note in given if rows]
+
+
+def _drawings(*given: Drawing | None) -> list[Drawing]:
+    return [each for each in given if each is not None]
+
+
+def _friedman(ranked: differences.Ranking, study: Study) -> list[str]:
+    found = ranked.found
+    left_out = [name for name in study.methods if name not in ranked.methods]
+    first = (
+        f"Ranks by personalized accuracy in {len(ranked.settings)} settings. Friedman's test of the hypothesis that all"
+        f" methods rank alike: chi-squared {found.statistic:.2f}, p {shown_p(found.p)}. Nemenyi's critical difference"
+        f" at 5 %: {found.critical_difference:.2f} ranks."
+    )
+    told = [first]
+    if left_out:
+        told.append(f"Not ranked, for they were run in too few settings: {', '.join(left_out)}.")
+    if len(ranked.settings) < len(study.settings):
+        told.append(f"Left out: {len(study.settings) - len(ranked.settings)} settings that lack one of the methods.")
+    return told
