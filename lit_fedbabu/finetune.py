@@ -152,22 +152,29 @@ def _in_settings(
         outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients, warm, progress)
     if len(outcomes) == 1:
         for row in outcomes[0]["clients"]:
-            accuracies = "  ".join(f"{stage} {100 * row[f'{stage}_accuracy']:6.2f} %" for stage in STAGES)
+            accuracies = "  ".join(f"{stage} {_percent(row[f'{stage}_accuracy'])}" for stage in STAGES)
             print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if tuning.save_to is not None:
             statistics = {"running_statistics": request.running_statistics}
             provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
             provenance["config"] = tuning.config.experiment()
-            example = checkpoint_of(Path("personal"), outcome["clients"][0]["client"])
+            saved = next(row["client"] for row in outcome["clients"] if row["personalized_accuracy"] is not None)
+            example = checkpoint_of(Path("personal"), saved)
             title = "Personal models of a federation's clients"
             model_card.write(tuning.folder, title, provenance, measures(outcome), str(example))
+        if diverged := [row["client"] for row in outcome["clients"] if row["personalized_accuracy"] is None]:
+            print(f"note: models of clients {diverged} are not finite; they are left out and not saved")
         print(f"trained {tuning.config.finetune_part} at {tuning.config.finetune_learning_rate:g}")
         means = ", ".join(f"{100 * over['mean']:.2f}" for over in curve(outcome))
         print(f"mean accuracy (%) by epoch: {means}")
         print(table(outcome))
         print(f"results {tuning.folder / RESULTS}")
     return outcomes
+
+
+def _percent(accuracy: float | None) -> str:
+    return "not finite" if accuracy is None else f"{100 * accuracy:6.2f} %"
 
 
 def _check(experiment: Any, federation: Federation) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.state import aliases, load_state
@@ -70,9 +70,15 @@ def save(module: LitFedBABU, path: Path) -> None:
     Args:
         module: whose ``provenance`` names a kind of ``KINDS``.
         path: of the file; its folder is made.
+
+    Raises:
+        RunError: weights are not finite.
     """
     from lit_fedbabu.learning.trainer import new_trainer  # imports Lightning, which takes seconds
 
+    state = module.model.state_dict()
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise RunError(f"{path} is not written: its weights are not finite, the first is {broken[0]}")
     if module.provenance["kind"] not in KINDS:
         raise ValueError(f"kind {module.provenance['kind']!r} is none of {', '.join(KINDS)}")
     trainer = new_trainer(Config(precision="64-true" if module.hparams["dtype"] == "float64" else "32-true"))

@@ -1,6 +1,7 @@
 """The only place that builds a Lightning Trainer: fit, evaluate, predict, personalize."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -18,6 +19,7 @@ from lit_fedbabu.learning.precision import resolve_precision
 from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe, together
 from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalization
 
+NAN = float("nan")
 AUTOMATIC_COHORT = 10
 """Clients trained together on a GPU where the configuration leaves it open: one round of the reference experiment."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -97,7 +99,7 @@ def fit(
     module.set_mode(mode)
     module.hparams["learning_rate"] = learning_rate
     if epochs == 0:
-        return [float("nan")] * len(modules)
+        return [NAN] * len(modules)
     watch = [_Curves(curves, datamodule)] if curves else []
     trainer = new_trainer(
         datamodule.config,
@@ -127,8 +129,18 @@ def personalize(
     before = probe(modules, data)
     fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves)
     after = probe(modules, data)
-    probes = zip(before, after, strict=True)
-    return [Personalization(tuple(curve), pair) for curve, pair in zip(curves, probes, strict=True)]
+    personalized = []
+    for module, curve, *probes in zip(modules, curves, before, after, strict=True):
+        if not is_finite(module):  # what is measured of such a model means nothing
+            curve[-1] = Evaluation(NAN, NAN, NAN, curve[-1].count)
+            probes[-1] = FeatureProbe(NAN, NAN)
+        personalized.append(Personalization(tuple(curve), (probes[0], probes[1])))
+    return personalized
+
+
+def is_finite(module: LitFedBABU) -> bool:
+    """Whether all weights and buffers of a module's model are finite."""
+    return all(bool(value.isfinite().all()) for value in module.model.state_dict().values())
 
 
 def predictions(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[list[Predicted]]:
@@ -207,6 +219,7 @@ def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
     count = len(data.test_set)
     hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
     loss, calibration_error = module.test_loss.compute().item(), module.test_calibration_error.compute().item()
+    accuracy = NAN if math.isnan(loss) else hits / count  # of logits that are not numbers
     for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
         metric.reset()
-    return Evaluation(loss, hits / count, calibration_error, count)
+    return Evaluation(loss, accuracy, NAN if math.isnan(loss) else calibration_error, count)

@@ -73,6 +73,7 @@ def finetune(
     with seeded(config.derived_seed("finetuning-draws", 0)):
         (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))
     row = {"client": 0, **outcome.as_row()}
+    written = results(config.algorithm, federation.rounds, [row])  # raises where the model is not finite
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
         line = f"accuracy {100 * evaluation.accuracy:6.2f} %  loss {evaluation.loss:.4f}"
@@ -81,7 +82,7 @@ def finetune(
         module = trainer.with_running_statistics(module, own)
         row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
-    written = results(config.algorithm, federation.rounds, [row])
+        written = results(config.algorithm, federation.rounds, [row])
     if save_to is not None:
         facts = {"round": federation.server_round, "data": data, "running_statistics": running}
         module.provenance = experiment.provenance("newcomer", **facts)

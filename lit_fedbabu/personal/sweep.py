@@ -87,10 +87,10 @@ class Personalizer:
         for client, (module, outcome) in zip(clients, personal, strict=True):
             row = {"client": client, **outcome.as_row()}
             saved = module
-            if tuning.running_statistics:
+            if tuning.running_statistics and trainer.is_finite(module):
                 saved, measured = with_running_statistics(experiment, client, module)
                 row |= measured
-            if tuning.save_to is not None:
+            if tuning.save_to is not None and trainer.is_finite(saved):
                 facts = {"client": client, "running_statistics": tuning.running_statistics}
                 saved.provenance = experiment.provenance("personal", round=self.received[0], **facts)
                 checkpoint.save(saved, checkpoint_of(tuning.save_to, client))
@@ -101,7 +101,8 @@ class Personalizer:
         """Write what TensorBoard shows: curve, confusions of the worst and the best client, features of the body."""
         experiment = self.experiments[place]
         names = experiment.task.class_names
-        rows = sorted(outcome["clients"], key=lambda row: row["personalized_accuracy"])
+        finite = [row for row in outcome["clients"] if row["personalized_accuracy"] is not None]
+        rows = sorted(finite, key=lambda row: row["personalized_accuracy"])
 
         def of_test_images(module: LitFedBABU, client: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             (own,) = trainer.predictions([module], finetuning_data(experiment, [client]))
@@ -114,7 +115,7 @@ class Personalizer:
             matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
             confusions[title] = (f"client {row['client']}, the {title}", matrix)
         points = []
-        for row in outcome["clients"][:CLIENTS_SHOWN]:
+        for row in finite[:CLIENTS_SHOWN]:
             module = own_module(experiment, row["client"], *self.received)
             features, _, labels = of_test_images(module, row["client"])
             shown = zip(features[:IMAGES_SHOWN], labels[:IMAGES_SHOWN], strict=True)

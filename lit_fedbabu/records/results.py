@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import write_json
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.tasks.evaluation import STAGES
@@ -53,21 +53,32 @@ def results(
     Args:
         algorithm: a name of ``algorithms.ALGORITHMS``.
         rounds: the history of the federation, one entry per round, as it is in checkpoints.
-        clients: every client's accuracies (0 to 1) and losses (nats) after the last round.
+        clients: every client's accuracies (0 to 1) and losses (nats) after the last round. What is not a number, as of
+            a model that diverged, is None there, and is left out of means; these then say over how many they are.
+
+    Raises:
+        RunError: no client has an accuracy that is a number, before or after fine-tuning.
     """
     rows: list[dict[str, Any]] = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in client.items()}
         for client in sorted(clients, key=lambda client: client["client"])
     ]
     for client in rows:
-        client["gain"] = client["personalized_accuracy"] - client["initial_accuracy"]
+        initial, personalized = (client[f"{stage}_accuracy"] for stage in STAGES)
+        client["gain"] = None if None in (initial, personalized) else personalized - initial
     measured = {key: [client[key] for client in rows if client[key] is not None] for key in rows[0]}
-    summary = {}
+    summary: dict[str, dict[str, float]] = {}
+    for stage in STAGES:
+        if not measured[f"{stage}_accuracy"]:
+            remedy = "a lower learning-rate or finetune-learning-rate may help"
+            raise RunError(f"the {stage} models of all {len(rows)} clients are not finite; {remedy}")
     for key, values in measured.items():
         if values and ("accuracy" in key or key == "gain"):
             summary[key] = spread(values)
         elif values and key.endswith(("_loss", "_calibration_error")):  # of which less is better
             summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
+        if key in summary and len(values) < len(rows):
+            summary[key]["clients"] = len(values)
     return {
         "algorithm": algorithm,
         "round": rounds[-1]["round"],
@@ -148,7 +159,9 @@ def table(outcome: Mapping[str, Any]) -> str:
         mean, std, worst = (
             100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
         )
-        lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}")
+        fewer = outcome["summary"][f"{name}_accuracy"].get("clients")
+        over = f"   over {fewer}: the others' weights are not finite" if fewer else ""
+        lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}{over}")
     measured = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
     if measured:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
@@ -168,7 +181,9 @@ def curve(outcome: Mapping[str, Any]) -> list[dict[str, float]]:
 def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
     """The summary of a results.json without the curve: mean ± std over clients of each measure, as people read it."""
     return {
-        f"{key.replace('_', ' ')}, over {len(outcome['clients'])} clients": f"{over['mean']:.4f} ± {over['std']:.4f}"
+        f"{key.replace('_', ' ')}, over {over.get('clients', len(outcome['clients']))} clients": (
+            f"{over['mean']:.4f} ± {over['std']:.4f}"
+        )
         for key, over in outcome["summary"].items()
         if not key.startswith("accuracy_epoch_")
     }
@@ -176,7 +191,7 @@ def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
 
 def percent(spread: Mapping[str, float]) -> dict[str, float]:
     """A spread of accuracies between 0 and 1, as ``spread`` has it, in percent."""
-    return {name: 100 * value for name, value in spread.items()}
+    return {name: value if name == "clients" else 100 * value for name, value in spread.items()}
 
 
 def as_columns(outcome: Mapping[str, Any]) -> dict[str, list[Any]]:

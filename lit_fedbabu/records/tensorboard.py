@@ -106,7 +106,7 @@ def write_finetuning(
     mean, minus, plus = "finetuning/accuracy_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
     writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {"accuracy": ["Margin", [mean, minus, plus]]}})
     for epoch in range(len(curve(outcome))):
-        values = [client[f"accuracy_epoch_{epoch}"] for client in outcome["clients"]]
+        values = [value for client in outcome["clients"] if (value := client[f"accuracy_epoch_{epoch}"]) is not None]
         _add_accuracies(writer, "finetuning/accuracy", "finetuning", values, epoch)
     with plots.style():
         for which, (title, matrix) in confusions.items():

@@ -109,6 +109,8 @@ def read_run(folder: Path) -> Run:
     config, outcome = _resolved(folder), read_results(folder)
     algorithm_of(config)
     _refuse_damaged(folder / RESULTS, outcome)
+    finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_accuracy"] for stage in STAGES]]
+    outcome = {**outcome, "clients": finite}  # as in the summary, which says over how many it is
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
     tuned = tuple(read_run(each) for each in below)
     return Run(folder, config, read_environment(folder), outcome, _read_partition(folder / PARTITION), tuned)
@@ -137,7 +139,8 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
     try:
         for stage in STAGES:
             check(outcome["summary"][f"{stage}_accuracy"])
-            if not all(0 <= row[f"{stage}_accuracy"] <= 1 for row in outcome["clients"]):
+            accuracies = [row[f"{stage}_accuracy"] for row in outcome["clients"]]
+            if not all(accuracy is None or 0 <= accuracy <= 1 for accuracy in accuracies):
                 raise ValueError(f"{stage}_accuracy of a client is not from 0 to 1")
         if not outcome["clients"] or not outcome["rounds"] or outcome["round"] < 1:
             raise ValueError("there is no client or no round")

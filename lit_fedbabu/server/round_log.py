@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from math import isfinite
 from typing import Any
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.errors import RunError
 from lit_fedbabu.records.results import spread
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.tasks.evaluation import STAGES
@@ -84,16 +86,19 @@ class RoundLog:
         The history keeps a mean of all clients alone, for those of fewer cannot be compared. Sites may be away.
         """
         count = self.config.num_clients
-        of_all = "" if len(rows) == count else f" of {count}"
         for stage in STAGES:
             if f"{stage}_accuracy" not in rows[0]:
                 continue
-            values = [row[f"{stage}_accuracy"] for row in rows]
+            values = [value for row in rows if (value := row[f"{stage}_accuracy"]) is not None and isfinite(value)]
+            if diverged := [row["client"] for row in rows if row[f"{stage}_accuracy"] not in values]:
+                self.say(f"round {server_round}  {stage} models of clients {diverged} are not finite and are left out")
+            if not values:
+                raise RunError(f"round {server_round}: no client has a finite {stage} model; lower the learning rate")
             over = spread(values)
             self.board.accuracies(stage, server_round, values)
             self.say(
                 f"round {server_round}  {stage} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
-                f" over {len(values)}{of_all} clients"
+                f" over {len(values)}{'' if len(values) == count else f' of {count}'} clients"
             )
-            if stage == "initial" and (self.config.on_sites or not of_all):
+            if stage == "initial" and (self.config.on_sites or len(values) == count):
                 self.rounds[-1]["initial_accuracy"] = over
