@@ -90,7 +90,10 @@ def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Sourc
         raise InputError("class-names", ",".join(classes), remedy)
     number = np.array([classes.index(name) for name in source.class_names])
     train, test = (dataclasses.replace(split, labels=number[split.labels]) for split in (source.train, source.test))
-    return dataclasses.replace(source, train=train, test=test, class_names=classes)
+    notes = source.notes
+    if absent := [name for name in classes if name not in source.class_names]:
+        notes += (f"without an image in {dataset}: the classes {some(absent)} of class-names",)
+    return dataclasses.replace(source, train=train, test=test, class_names=classes, notes=notes)
 
 
 def _cache_root() -> Path:
