@@ -38,8 +38,7 @@ class Config:
     )
     dataset: str = option(
         "uoft-cs/cifar10",
-        'hub name "owner/name" or "owner/name:subset", a folder (Hugging Face parquet or image-folder layout), or'
-        ' "digits"',
+        'hub name "owner/name" or "owner/name:subset", a folder of images or tables, or "digits"',
     )
     label_column: str = option("", "column of the dataset with the labels; empty: the only one there is")
     class_names: str = option(

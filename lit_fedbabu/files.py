@@ -10,6 +10,19 @@ from typing import Any
 from lit_fedbabu.errors import InputError
 
 
+def from_home(path: str | Path) -> Path:
+    """A path whose ``~`` or ``~user`` is the user's home; without such a user it stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def dataset_folder(dataset: str) -> tuple[Path, str] | None:
+    """The folder of a dataset and its subset, as in "folder:subset" or "folder"; None where there is no folder."""
+    for name, subset in ((dataset, ""), dataset.rpartition(":")[::2]):
+        if name and (path := from_home(name)).is_dir():
+            return path, subset
+    return None
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A hidden file to write to, which then replaces the file at the path. If anything fails, the old file stays."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, one_line_errors
-from lit_fedbabu.files import refuse_unwritable
+from lit_fedbabu.files import dataset_folder, from_home, refuse_unwritable
 from lit_fedbabu.options import describe, parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.system import program
@@ -68,7 +68,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     """Check the options and run; returns the run's folder and the exit status."""
-    resume = Path(str(options["resume"])).expanduser() if options.get("resume") else None
+    resume = from_home(str(options["resume"])) if options.get("resume") else None
     options, folder = _resumed(options, resume) if resume else _new(options)
     config = Config.from_run_config(options)
     if config.on_sites:
@@ -134,11 +134,12 @@ def _resumed(options: dict[str, Any], resume: Path) -> tuple[dict[str, Any], Pat
 def _new(options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """The options of a new run, with absolute paths, and its folder."""
     config = Config.from_run_config(options)
-    output_dir = Path(config.output_dir).expanduser().resolve()
+    output_dir = from_home(config.output_dir).resolve()
     name = config.run_name or run_folder.default_run_name(config)
     options = {**options, "output-dir": str(output_dir), "run-name": name}
-    if Path(config.dataset).expanduser().is_dir():
-        options["dataset"] = str(Path(config.dataset).expanduser().resolve())
+    if place := dataset_folder(config.dataset):
+        folder, subset = place
+        options["dataset"] = f"{folder.resolve()}:{subset}" if subset else str(folder.resolve())
     run_folder.refuse_existing(output_dir / name)
     refuse_unwritable("output-dir", output_dir)
     return options, output_dir / name

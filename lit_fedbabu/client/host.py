@@ -12,6 +12,7 @@ from flwr.app import Context
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.files import from_home
 
 
 class Host(NamedTuple):
@@ -74,7 +75,7 @@ class Hosts:
                 print(f"note: {note}", flush=True)
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
-        state = Path(str(node.get("state-path", state_folder()))).expanduser()
+        state = from_home(str(node.get("state-path", state_folder())))
         return Host(client, config.num_clients, experiment, state)
 
     def _built(self, config: Config) -> Experiment:

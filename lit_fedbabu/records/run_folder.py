@@ -9,7 +9,7 @@ import tomli_w
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, make_folder, write_whole
+from lit_fedbabu.files import append_json_line, dataset_folder, from_home, make_folder, write_whole
 from lit_fedbabu.options import read_toml
 from lit_fedbabu.system import versions
 
@@ -27,8 +27,8 @@ def default_run_name(config: Config) -> str:
 
     Characters of the dataset's name that a folder's name should not have become ``-``.
     """
-    place = Path(config.dataset.rstrip("/") or "/").expanduser()
-    name = place.resolve().name if place.is_dir() else place.name
+    place = dataset_folder(config.dataset)
+    name = place[0].resolve().name if place else Path(config.dataset).name
     dataset = "".join(each if each.isprintable() else "-" for each in name).lstrip(".")[:60] or "data"
     return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -39,7 +39,7 @@ def create(config: Config) -> Path:
     Raises:
         InputError: the folder exists already, or cannot be made.
     """
-    folder = Path(config.output_dir).expanduser().resolve() / (config.run_name or default_run_name(config))
+    folder = from_home(config.output_dir).resolve() / (config.run_name or default_run_name(config))
     refuse_existing(folder)
     scratch = folder.with_name(f".{folder.name}")
     make_folder("output-dir", scratch)

@@ -1,4 +1,5 @@
 import csv
+import importlib
 import warnings
 
 import numpy as np
@@ -10,6 +11,8 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.records.plots import fonts_for
 from lit_fedbabu.records.run_folder import default_run_name
 from lit_fedbabu.tasks.images.task import ImageClassification
+
+run = importlib.import_module("lit_fedbabu.run")
 
 
 def test_a_split_is_printed_written_and_drawn(tmp_path, capsys):
@@ -79,6 +82,16 @@ def test_the_folder_above_is_a_dataset_and_a_run_has_a_name_for_it(tmp_path, mon
     assert Config(run_name=name).run_name == name
     assert default_run_name(Config(dataset="/")).startswith("data-fedbabu")
     assert default_run_name(Config(dataset="uoft-cs/cifar10")).startswith("cifar10-fedbabu")
+
+
+def test_a_subset_of_a_folder_is_the_same_for_processes_that_start_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for dataset in ("pets", "pets:small", "nowhere/pets:small"):
+        options, _ = run._new({"dataset": dataset, "output-dir": "~no-such-user/runs"})
+        absolute = "" if dataset.startswith("nowhere") else f"{tmp_path}/"
+        assert options["dataset"] == absolute + dataset
+        assert options["output-dir"] == f"{tmp_path}/~no-such-user/runs"
 
 
 def test_names_without_a_font_are_numbers_in_figures_and_told_once(tmp_path, capsys):

@@ -155,3 +155,18 @@ def test_images_that_are_not_to_be_decoded_are_refused_by_column_and_row(given):
 def test_the_mode_of_a_column_decides_its_channels(given):
     given([0, 1], image=datasets.Image(mode="L"))
     assert sources.load("some/images").channels == 1
+
+
+def test_a_class_of_class_names_without_an_image_is_told(given):
+    given([0, 2])
+    assert sources.load("some/images").notes == ("left out, for they have no image: the classes b",)
+    source = sources.load("some/images", classes=("c", "a", "owl"))
+    assert source.class_names == ("c", "a", "owl") and source.train.labels[:2].tolist() == [1, 0]
+    assert source.notes[1:] == ("without an image in some/images: the classes owl of class-names",)
+
+
+def test_one_class_is_enough_for_a_site_whose_federation_has_more(given):
+    given([1])
+    with pytest.raises(InputError, match="has images of one class alone, b"):
+        sources.load("some/images")
+    assert sources.load("some/images", classes=("a", "b")).train.labels.tolist() == [1] * 12

@@ -67,6 +67,10 @@ REFUSED = {
         lambda top: (top / "train" / "cat" / "x.png").symlink_to(top / "nowhere"),
         "cannot be read: .*cat/x.png: No such file",
     ),
+    "an image that is a pipe": (
+        lambda top: os.mkfifo(top / "train" / "cat" / "x.png"),
+        "cannot be read: .*cat/x.png: is no file",
+    ),
     "an empty image": (lambda top: (top / "train" / "cat" / "x.png").touch(), "cannot be read: .*cat/x.png: is empty"),
     "an image of Git LFS": (
         lambda top: (top / "train" / "cat" / "x.png").write_text("version https://git-lfs.github.com/spec/v1"),

@@ -251,6 +251,8 @@ def test_any_name_can_be_in_the_cache(name, tmp_path):
         ("data/my_fotos", "is no folder here; did you mean data/my_photos?"),
         ("data/birds", "is no folder here; data has the folders cats, my_photos; give a folder"),
         ("data/cats/none/at/all", "is no folder here; give a folder"),
+        ("~no-such-user", "is no folder here; give a folder"),
+        ("data/my_fotos:small", "is no folder here; did you mean data/my_photos?"),
     ],
 )
 def test_a_mistyped_folder_is_told_at_once_and_not_asked_of_the_hub(name, words, tmp_path, monkeypatch):

@@ -33,13 +33,19 @@ def decode(file: str | Path | bytes, mode: str | None = None) -> Pixels:
     """
     try:
         # Bytes, because Pillow does not turn some TIFF files that it opens by their names.
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+        content = file if isinstance(file, bytes) else _content(Path(file))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF in images that it can read
             with Image.open(BytesIO(content)) as image:
                 return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image)
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise ValueError(_reason(file, error)) from None
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise ValueError("is no file")
+    return path.read_bytes()
 
 
 def _reason(file: str | Path | bytes, error: Exception) -> str:

@@ -18,14 +18,6 @@ SHARD = re.compile(r"(?P<name>.*?)((^|[-_.])\d+)?(?P<of>-of-\d+)?")
 """The stem of a table's file: ``train``, ``train-0``, ``train_1``, ``train-00000-of-00002`` or ``0000``."""
 
 
-def place_of(dataset: str) -> tuple[Path, str] | None:
-    """The folder of a dataset and the subset after a colon; None where there is no such folder."""
-    for name, subset in ((dataset, ""), dataset.rpartition(":")[::2]):
-        if name and (path := Path(name).expanduser()).is_dir():
-            return path, subset
-    return None
-
-
 def read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[str, Any]:
     """The splits of a dataset in a folder by their names, as tables with ``features`` and columns.
 

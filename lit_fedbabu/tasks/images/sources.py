@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import dataset_folder, from_home
 from lit_fedbabu.tasks.images.decoding import Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, some
-from lit_fedbabu.tasks.images.local import place_of
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
 _FORMAT = "v5"
@@ -90,7 +90,10 @@ def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Sourc
         raise InputError("class-names", ",".join(classes), remedy)
     number = np.array([classes.index(name) for name in source.class_names])
     train, test = (dataclasses.replace(split, labels=number[split.labels]) for split in (source.train, source.test))
-    return dataclasses.replace(source, train=train, test=test, class_names=classes)
+    notes = source.notes
+    if absent := [name for name in classes if name not in source.class_names]:
+        notes += (f"without an image in {dataset}: the classes {some(absent)} of class-names",)
+    return dataclasses.replace(source, train=train, test=test, class_names=classes, notes=notes)
 
 
 def _cache_root() -> Path:
@@ -103,7 +106,7 @@ def _cache_key(dataset: str, *columns: str) -> str:
     if dataset == "digits":
         return f"digits-{_FORMAT}"
     digest = hashlib.sha256(json.dumps(columns).encode())
-    place = place_of(dataset)
+    place = dataset_folder(dataset)
     if place is not None:
         path, subset = place[0].resolve(), place[1]
         digest.update(f"{path} {subset}\n".encode("utf-8", "surrogateescape"))
@@ -132,7 +135,7 @@ def _files(dataset: str, folder: Path) -> list[Path]:
 
 def _is_no_folder(dataset: str) -> str:
     """What to do about a dataset that is no folder and no name of the hub."""
-    parent = Path(dataset.rstrip("/")).expanduser().parent
+    parent = from_home(dataset.rstrip("/")).parent
     there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
     close = difflib.get_close_matches(Path(dataset).name, there, n=1)
     if close:

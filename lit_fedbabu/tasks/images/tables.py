@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, decode
@@ -56,7 +57,7 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
         InputError: the dataset cannot be read, or its columns or rows are not as they must be.
     """
     notes: list[str] = []
-    place = local.place_of(dataset)
+    place = dataset_folder(dataset)
     tables = hub.read(dataset) if place is None else local.read(dataset, *place, notes)
     if "train" not in tables:
         raise InputError("dataset", dataset, f"has no split train; it has {', '.join(tables)}")
