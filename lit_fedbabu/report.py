@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from lit_fedbabu.errors import one_line_errors
@@ -46,14 +47,20 @@ def main(argv: list[str] | None = None) -> int:
                 write_whole(arguments.out / f"{table.name}{suffix}", text)
     for table in content[0].tables:
         print(formats.markdown(table))
-    for section in content:
-        for sentence in section.words:
-            print(sentence)
-        with style():
-            for drawing in section.drawings:
-                for path in written(drawing, arguments.out):
-                    print(path)
-    write_whole(arguments.out / PAGE, page(study, content))
+    with warnings.catch_warnings(record=True) as warned:
+        for section in content:
+            for sentence in section.words:
+                print(sentence)
+            with style():
+                for drawing in section.drawings:
+                    for path in written(drawing, arguments.out):
+                        print(path)
+        write_whole(arguments.out / PAGE, page(study, content))
+    lacking = [each for each in warned if "missing from font" in str(each.message)]
+    for each in (each for each in warned if each not in lacking):
+        warnings.showwarning(each.message, each.category, each.filename, each.lineno)
+    if lacking:
+        print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
     print(arguments.out / PAGE)
     return 0
 

@@ -140,7 +140,10 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
         for stage in STAGES:
             check(outcome["summary"][f"{stage}_accuracy"])
             accuracies = [row[f"{stage}_accuracy"] for row in outcome["clients"]]
-            if not all(accuracy is None or 0 <= accuracy <= 1 for accuracy in accuracies):
+            finite = [accuracy for accuracy in accuracies if accuracy is not None]
+            if len(finite) != outcome["summary"][f"{stage}_accuracy"].get("clients", len(accuracies)):
+                raise ValueError(f"{stage}_accuracy of a client is missing")
+            if not all(0 <= accuracy <= 1 for accuracy in finite):
                 raise ValueError(f"{stage}_accuracy of a client is not from 0 to 1")
         if not outcome["clients"] or not outcome["rounds"] or outcome["round"] < 1:
             raise ValueError("there is no client or no round")

@@ -71,7 +71,7 @@ def sections(study: Study) -> list[Section]:
         ),
         Section(
             "Ranks",
-            _friedman(ranked, study) if ranked else (),
+            ranking_words(ranked, study) if ranked else (),
             _tables(("ranks", "Average ranks over settings", differences.rank_table(ranked) if ranked else [], "")),
             _drawings(dots.ranks(ranked) if ranked else None),
         ),
@@ -141,7 +141,8 @@ def _drawings(*given: Drawing | None) -> list[Drawing]:
     return [each for each in given if each is not None]
 
 
-def _friedman(ranked: differences.Ranking, study: Study) -> list[str]:
+def ranking_words(ranked: differences.Ranking, study: Study) -> list[str]:
+    """What the ranks say as a whole, and what has none."""
     found = ranked.found
     left_out = [name for name in study.methods if name not in ranked.methods]
     first = (
@@ -153,5 +154,6 @@ def _friedman(ranked: differences.Ranking, study: Study) -> list[str]:
     if left_out:
         told.append(f"Not ranked, for they were run in too few settings: {', '.join(left_out)}.")
     if len(ranked.settings) < len(study.settings):
-        told.append(f"Left out: {len(study.settings) - len(ranked.settings)} settings that lack one of the methods.")
+        count = len(study.settings) - len(ranked.settings)
+        told.append(f"Left out: {count} setting{'s that lack' if count > 1 else ' that lacks'} one of the methods.")
     return told

@@ -138,14 +138,14 @@ def test_what_leaves_is_no_longer_than_the_clipping_norm(name, bound, federate):
 def test_every_number_that_leaves_has_noise(name, federate):
     """With a bound so small that only noise moves a number, and each tensor once."""
     config = tiny_config(
-        model_name=f"tests.own_models:{name}", algorithm="fedavg", clipping_norm=1e-9, noise_multiplier=1e6
+        model_name=f"tests.own_models:{name}", algorithm="fedavg", clipping_norm=1e-9, noise_multiplier=1e9
     )
     _, grid = federate(config)
     for received, sent in on_the_wire(grid):
         assert set(sent) == set(Experiment(config).shared_names) and not {"body.5.weight", "body.7.bias"} & set(sent)
         for key, value in sent.items():
-            assert np.all(np.abs(value - received[key]) > 1e-9), key
-            assert np.all(np.abs(value - received[key]) < 1e-2), key
+            assert np.all(value != received[key]), key
+            assert np.all(np.abs(value - received[key]) < 10), "a deviation of 1"
 
 
 @pytest.mark.parametrize("shared", ["fedavg", "fedbabu"])

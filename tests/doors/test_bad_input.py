@@ -147,7 +147,7 @@ CASES = [
     ("run --resume {here}/begun run-name=other", "run-name"),
     ("run --resume {here}/torn", "is not one that lit_fedbabu wrote"),
     ("report nowhere", "is no run's folder: it has no config.toml"),
-    ("report {here}/begun --out {here}/out", "has no results.json"),
+    ("report {here}/begun --out {here}/out", "has no results.json: give a run that is finished"),
     ("report {run} {here}/copy --out {here}/out", "leave one out"),
     # places
     ("run run-name=a/b", 'run-name = "a/b": must be a plain folder name'),

@@ -1,8 +1,9 @@
-"""A model that kills the process of whoever trains it on few images."""
+"""A model that kills the worker that trains it on few images."""
 
 import os
 import signal
 
+import psutil
 import torch
 
 from tests.support import narrow_model
@@ -14,7 +15,8 @@ class Deadly(torch.nn.Module):
     """Leaves images as they are, or ends the process."""
 
     def forward(self, images):
-        if self.training and len(images) < FEW:
+        parent = " ".join(psutil.Process(os.getppid()).cmdline())
+        if self.training and len(images) < FEW and "lit_fedbabu.workers.warm" in parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return images
 

@@ -103,6 +103,9 @@ def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, on
     assert len(counts) == 12 and all(re.fullmatch(r"\d+", count[name]) for count in counts for name in "abcdefghij")
     tuned = results.read_results(folder / "finetune" / "head-3epochs-lr0.001")["summary"]
     assert f"{100 * tuned['accuracy_epoch_3']['mean']:.2f}" in (tmp_path / "out" / "finetuning.md").read_text()
+    with (tmp_path / "out" / "cost.csv").open(newline="") as file:
+        (cost,) = csv.DictReader(file)
+    assert float(cost["sent by clients (MB)"]) > 0 and float(cost["rounds took (s)"]) > 0, "from TensorBoard's events"
     with (tmp_path / "out" / "measures.csv").open(newline="") as file:
         rows = {(row["trained"], row["measure"]): row for row in csv.DictReader(file)}
     assert set(rows) == {(part, title) for part in ("head", "full") for title in results.MEASURES}
@@ -127,6 +130,16 @@ def test_every_table_is_written_in_three_forms_and_every_figure_in_two(found, tm
         "partition.svg",
         "calibration.png",
     } - expected == {"calibration.png"}, "these runs have no calibration"
+
+
+def test_letters_that_no_font_has_are_told_once(tmp_path, capfd):
+    folder = made_up_run(tmp_path / "run")
+    path = folder / run_folder.PARTITION
+    path.write_text(path.read_text().replace("cat", "\U00012345").replace("dog", "\U00012346"))
+    assert report.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    told = capfd.readouterr()
+    assert told.out.count("have boxes for letters that no font here has") == 1 and "Glyph" not in told.err
+    assert "\U00012345" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_page_shows_what_results_hold():

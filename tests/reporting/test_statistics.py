@@ -56,6 +56,11 @@ def test_the_same_difference_in_every_seed_has_no_p(shift):
     assert (found.ahead, found.level) == ((10, 0) if shift else (0, 10))
 
 
+def test_rounding_is_no_lead():
+    found = statistics.difference([0.1 + 0.2, 1.0], [0.3, 2.0])
+    assert (found.ahead, found.level) == (0, 1)
+
+
 def test_holms_correction_is_rs():
     assert statistics.holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
     assert statistics.holm([0.6, 0.7]) == [1, 1]  # R: p.adjust(..., "holm")

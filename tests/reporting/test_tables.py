@@ -6,7 +6,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fedbabu.records import results, run_folder
-from lit_fedbabu.reporting import differences, facts, tables
+from lit_fedbabu.reporting import differences, facts, sections, tables
 from lit_fedbabu.reporting.costs import TAGS
 from lit_fedbabu.reporting.formats import Table, as_csv, latex, markdown
 from lit_fedbabu.reporting.runs import read_run
@@ -70,9 +70,13 @@ def test_methods_are_ranked_over_the_settings_that_have_them_all(tmp_path):
         for alpha in range(1, 7)
     ]
     folders.append(made_up_run(tmp_path / "ditto", "ditto", dirichlet_alpha=1.0))
+    folders += [made_up_run(tmp_path / f"lacks{name}", name, dirichlet_alpha=9.0) for name in ("fedbabu", "fedavg")]
     study = study_of(*folders)
     ranked = differences.ranking(study)
     assert (ranked.methods, len(ranked.settings)) == (["FedBABU", "FedAvg", "FedPer"], 6)
+    (_, not_ranked, left_out) = sections.ranking_words(ranked, study)
+    assert not_ranked == "Not ranked, for they were run in too few settings: Ditto."
+    assert left_out == "Left out: 1 setting that lacks one of the methods."
     assert differences.rank_table(ranked)[0]["method"] == "FedBABU"
     assert [row["method"] for row in tables.setting_table(study)] == list(study.methods)
     assert differences.ranking(study_of(*folders[:10])) is None
