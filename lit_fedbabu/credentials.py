@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import make_new_folder
+from lit_fedbabu.files import make_new_folder, naming
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
@@ -33,11 +33,19 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--sites", arguments.sites, "must be at least 1")
     hosts = [_alternative(host) for host in arguments.host or ["localhost", "127.0.0.1"]]
     make_new_folder("folder", arguments.folder)
-    for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items():
-        public = name.endswith((".crt", ".pub"))
-        path = arguments.folder / name
-        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644 if public else 0o600), "wb") as file:
-            file.write(content)
+    files = {
+        arguments.folder / name: content for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items()
+    }
+    try:
+        for path, content in files.items():
+            mode = 0o644 if path.suffix in (".crt", ".pub") else 0o600
+            with naming(path), open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+                file.write(content)
+    except BaseException:  # some of the keys are of no use
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+    for path in files:
         print(path)
     return 0
 

@@ -1,11 +1,14 @@
 """Errors that a person reads: one line each, with an exit status."""
 
+import errno
 import functools
 import io
 import json
+import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -47,9 +50,12 @@ def one_line_errors(main: Command) -> Command:
                 stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it lacks
         try:
             return main(argv)
-        except (InputError, RunError, OSError) as error:
+        except (InputError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, InputError) else 1
+        except OSError as error:
+            print(f"error: {of_system(error)}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt as stop:
             print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
             return 130
@@ -59,6 +65,17 @@ def one_line_errors(main: Command) -> Command:
             return 1
 
     return command
+
+
+def of_system(error: OSError, next_step: str = "repeat the command") -> str:
+    """What the system refused, for which file, and what to do: of a full disk to free space, and then the next step."""
+    file = error.filename2 or error.filename
+    if file is None or not error.strerror:
+        return str(error)
+    path = Path(os.fsdecode(file))
+    path = path.with_name(path.name.removeprefix("."))  # files are written under a hidden name and moved into place
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{path}: {error.strerror}" + (f"; free some space, and {next_step}" if full else "")
 
 
 def _kept_traceback() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,32 @@ def dataset_folder(dataset: str) -> tuple[Path, str] | None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A hidden file to write to, which then replaces the file at the path. If anything fails, the old file stays."""
+def whole(path: Path, written: Callable[[Path], None] = lambda scratch: None) -> Iterator[Path]:
+    """A hidden file to write to, which then replaces the file at the path. If anything fails, the old file stays.
+
+    Args:
+        path: of the file.
+        written: called with the hidden file when it is written, before it is moved.
+    """
     scratch = path.with_name(f".{path.name}")
     try:
-        yield scratch
-        os.replace(scratch, path)
+        with naming(path):
+            yield scratch
+            written(scratch)
+            os.replace(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give the path to an OSError that names no file, as one of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -55,7 +73,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append a mapping as one line of JSON."""
-    with path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(json.dumps(value) + "\n")
 
 

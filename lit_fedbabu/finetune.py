@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu import system
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.records import seal
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.tasks.evaluation import STAGES
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -118,6 +119,8 @@ def _finetune(request: Request) -> list[dict[str, Any]]:
 def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[dict[str, Any]]:
     """Fine-tune the federation's own clients in every setting."""
     clients = request.chosen_clients(federation)
+    if federation.memories is not None and checkpoint.name == LAST_CHECKPOINT.name:
+        seal.check_memories(federation.memories.parent, federation.server_round)
     configs = list(request.configs(federation.config))
     with Warm("lit_fedbabu.personal.sweep:prepare", environment=threads(configs[0].num_threads)) as warm:
         if len(clients) > 1:

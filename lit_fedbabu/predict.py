@@ -1,6 +1,7 @@
 """``python -m lit_fedbabu.predict CHECKPOINT IMAGE...``: classes of images by a saved model, or the model exported."""
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -87,7 +88,9 @@ def export(model: "Classifier", form: str, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
     try:
         if form == "torch":
-            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), scratch)
+            content = io.BytesIO()  # PyTorch's own writing ends the process where the disk is full
+            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), content)
+            scratch.write_bytes(content.getvalue())
         else:
             program = torch.onnx.export(
                 model, (example,), dynamo=True, dynamic_shapes=sizes, verbose=False,

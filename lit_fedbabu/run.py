@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError, one_line_errors
+from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import dataset_folder, from_home, refuse_unwritable
 from lit_fedbabu.options import describe, parse_words
 from lit_fedbabu.records import run_folder
@@ -78,6 +78,10 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     except KeyboardInterrupt:
         if (folder / run_folder.CONFIG).exists():
             raise KeyboardInterrupt(f"the run goes on with --resume {folder}") from None
+        raise
+    except OSError as error:
+        if (folder / run_folder.CONFIG).exists():
+            raise RunError(of_system(error, f"go on with --resume {folder}")) from None
         raise
 
 

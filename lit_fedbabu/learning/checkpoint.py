@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +65,13 @@ class Checkpoint:
         return model
 
 
-def save(module: LitFedBABU, path: Path) -> None:
+def save(module: LitFedBABU, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
     """Write a Lightning checkpoint, whole or not at all. ``LitFedBABU.load_from_checkpoint(path)`` reads it too.
 
     Args:
         module: whose ``provenance`` names a kind of ``KINDS``.
         path: of the file; its folder is made.
+        written: as of ``files.whole``.
 
     Raises:
         RunError: weights are not finite.
@@ -84,7 +86,7 @@ def save(module: LitFedBABU, path: Path) -> None:
     trainer = new_trainer(Config(precision="64-true" if module.hparams["dtype"] == "float64" else "32-true"))
     trainer.strategy.connect(module)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
+    with whole(path, written) as scratch:
         trainer.save_checkpoint(scratch, weights_only=True)
 
 

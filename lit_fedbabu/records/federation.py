@@ -11,6 +11,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, MEMORY, RESULTS, read_config, read_environment
 
 ON_NODES = "on the nodes' disks"
@@ -95,16 +96,23 @@ def resumable(config: Config) -> Federation | None:
     """What the run at ``config.resume`` has done; None if it was stopped before its first round was over.
 
     Raises:
-        InputError: there is no such run, it is finished, or it was begun with other options.
+        InputError: there is no such run, it is finished, it was begun with other options, or a file that it goes on
+            from is missing or was changed.
     """
     folder = Path(config.resume)
     begun = read_config(folder).experiment()
     for key, value in config.experiment().items():
         if value != begun[key]:
             raise InputError(key, value, f"the run in {folder} was begun with {begun[key]!r}; give it the same")
+    seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
     federation = read_federation(folder / LAST_CHECKPOINT, config.model_name)
+    for key, value in federation.config.experiment().items():
+        if value != begun[key]:
+            remedy = f"{folder / CONFIG} was changed: the run was begun with {value!r}; put that back"
+            raise InputError(key, begun[key], remedy)
+    seal.check_memories(folder, federation.server_round)
     if len(federation.rounds) >= config.num_server_rounds:
         raise InputError("resume", config.resume, f"the run is finished; see {folder / RESULTS}")
     return federation

@@ -15,7 +15,7 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.records import model_card, results, run_folder
+from lit_fedbabu.records import model_card, results, run_folder, seal
 from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
@@ -60,7 +60,11 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     begun = resumable(config) if config.resume else None
     folder = Path(config.resume).resolve() if config.resume else run_folder.create(config)
     rounds = begun.rounds if begun else []
+    if begun is not None and not config.on_sites:
+        _refuse_other_split(experiment, folder)
     say(f"run folder {folder}")
+    if begun is not None and not seal.is_sealed(folder):
+        say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
     for note in () if config.on_sites else experiment.task.notes:
         say(f"note: {note}")
     if any("runtime-envs" in entry for entry in sys.path):
@@ -107,6 +111,18 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     return folder
 
 
+def _refuse_other_split(experiment: Experiment, folder: Path) -> None:
+    """Raise InputError where a run that is resumed would get other images than it was begun with."""
+    path = folder / run_folder.PARTITION
+    if not path.is_file():
+        raise InputError("run", str(folder), f"{path.name} is missing, which the run goes on from; put it back")
+    if path.read_text() != experiment.task.class_counts():
+        remedy = (
+            f"is dealt otherwise than the run has written down in {path}; give it the dataset that it was begun with"
+        )
+        raise InputError("dataset", experiment.config.dataset, remedy)
+
+
 def _save_round(
     experiment: Experiment, folder: Path, strategy: SharedParts, server_round: int, arrays: ArrayRecord
 ) -> None:
@@ -116,15 +132,20 @@ def _save_round(
     module = experiment.received_module(received)
     module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds)
     best = results.best_round(rounds)
+
+    def save(name: Path) -> None:
+        checkpoint.save(module, folder / name, lambda scratch: seal.add(folder, server_round, folder / name, scratch))
+
+    seal.add_memories(folder, server_round)
     if best and best["round"] == server_round:
-        checkpoint.save(module, folder / run_folder.BEST_CHECKPOINT)
+        save(run_folder.BEST_CHECKPOINT)
     if server_round == experiment.config.num_server_rounds:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
         outcome = results.results(experiment.config.algorithm, rounds, strategy.clients)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / results.INCOMPLETE).unlink(missing_ok=True)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
-    checkpoint.save(module, folder / run_folder.LAST_CHECKPOINT)
+    save(run_folder.LAST_CHECKPOINT)
 
 
 def _privacy(config: Config, say: Callable[[str], None]) -> dict[str, str]:

@@ -82,6 +82,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
     assert names - events == {
+        "seal.jsonl",
         "README.md",
         "config.toml",
         "partition.csv",
