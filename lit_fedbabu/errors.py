@@ -22,6 +22,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, key: str, value: Any, remedy: str) -> None:
+        self.key, self.value, self.remedy = key, value, remedy
         name = key if key.isprintable() else json.dumps(key)
         super().__init__(f"{name} = {json.dumps(value, default=str)}: {remedy}")
 

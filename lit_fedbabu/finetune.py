@@ -94,7 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+TYPED = {
+    "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part", "label-column": "label_column",
+    "num-finetune-epochs": "epochs", "precision": "precision",
+}  # fmt: skip
+"""Options of the configuration, and the names that this command has for them."""
+
+
 def _finetune(request: Request) -> list[dict[str, Any]]:
+    """Fine-tune; a refused option is called as it was typed."""
+    try:
+        return _finetuned(request)
+    except InputError as error:
+        typed = "data" if error.key == "dataset" and request.data is not None else TYPED.get(error.key, "")
+        if not typed or getattr(request, typed) in (None, ""):
+            raise
+        name = f"--{typed.replace('_', '-')}"
+        raise InputError(name, error.value, error.remedy.replace(f"{error.key}=", f"{name} ")) from None
+
+
+def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import find_checkpoint, read_federation
 

@@ -41,10 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         path = arguments.out or arguments.checkpoint.with_suffix(SUFFIXES[arguments.export])
         export(model, arguments.export, path)
         print(f"wrote {path}: float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
-    if images is None:
-        return 0
     names = model.class_names
-    for path, row in zip(arguments.images, model.probabilities_of_pixels(images).tolist(), strict=True):
+    rows = [] if images is None else model.probabilities_of_pixels(images).tolist()
+    for path, row in zip(arguments.images, rows, strict=True):
         best = max(range(len(names)), key=row.__getitem__)
         row_of_image: dict[str, Any] = {"image": str(path), "class": names[best], "probability": row[best]}
         if arguments.json:

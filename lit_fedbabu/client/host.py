@@ -23,12 +23,14 @@ class Host(NamedTuple):
         nodes: how many nodes there are.
         experiment: with this node's images for its dataset.
         state: folder of this node's own that memories lie in; None: they lie in the run's.
+        client: whose site this is; None: it is no site.
     """
 
     place: int
     nodes: int
     experiment: Experiment
     state: Path | None = None
+    client: int | None = None
 
     def memories(self, memory: str) -> Path:
         """The folder of what clients keep, which an order names: absolute, or relative to the node's own folder.
@@ -38,7 +40,11 @@ class Host(NamedTuple):
         """
         if self.state is None and not Path(memory).is_absolute():
             raise ValueError(f"{platform.node()} has no state-path for what clients keep; give it one in node-config")
-        return (self.state or Path()) / memory
+        if self.state is None or self.client is None:
+            return (self.state or Path()) / memory
+        former = self.state / memory  # of version 0.1, in which sites that share a folder overwrote each other's model
+        own = self.state / f"client-{self.client}" / memory
+        return former if not own.exists() and (former / f"client_{self.client:04d}").is_dir() else own
 
 
 class Hosts:
@@ -76,7 +82,7 @@ class Hosts:
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
         state = from_home(str(node.get("state-path", state_folder())))
-        return Host(client, config.num_clients, experiment, state)
+        return Host(client, config.num_clients, experiment, state, client)
 
     def _built(self, config: Config) -> Experiment:
         if self._experiment is None or self._experiment.config != config:

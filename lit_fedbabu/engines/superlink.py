@@ -75,7 +75,8 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONIOENCODING": "utf-8",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH') or os.defpath}",  # Ray needs a shell
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),  # users' models
     }
     for name in ("NO_PROXY", "no_proxy"):  # what is said on this machine never goes through a proxy
         own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))

@@ -1,6 +1,8 @@
 """Models of two parts: a ``body`` that extracts features and a ``head`` that classifies them."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -131,6 +133,8 @@ def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
     remedy = f"must be one of {', '.join(MODELS)}, or an import path as in my_package.my_module:build"
     if not colon:
         raise InputError("model-name", model_name, remedy)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a file beside the user's shell, also for installed commands
     try:
         build: Callable[[int, Norm, int], nn.Module] = getattr(importlib.import_module(module), name)
         return build

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 from lit_fedbabu.config import Config
@@ -11,6 +11,9 @@ from lit_fedbabu.errors import RunError
 from lit_fedbabu.records.results import spread
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.tasks.evaluation import STAGES
+
+HINT_AFTER, NEAR_CHANCE = 5, 0.99
+"""Rounds, all of them with a loss above this share of that of guessing, after which a hint is given."""
 
 
 class RoundLog:
@@ -21,12 +24,19 @@ class RoundLog:
         board: of the run.
         say: prints a line.
         rounds: the history of a run that is resumed.
+        num_classes: of the dataset.
     """
 
     def __init__(
-        self, config: Config, board: Board, say: Callable[[str], None], rounds: Sequence[dict[str, Any]] = ()
+        self,
+        config: Config,
+        board: Board,
+        say: Callable[[str], None],
+        rounds: Sequence[dict[str, Any]] = (),
+        num_classes: int = 1,
     ) -> None:
         self.config = config
+        self.chance = log(num_classes)
         self.board = board
         self.say = say
         self.rounds = list(rounds)
@@ -65,11 +75,21 @@ class RoundLog:
                 "time/seconds_per_round": seconds,
             },
         )
+        self._hint_at_chance(server_round)
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
             f"  learning rate {rate:.3g}  {seconds:.1f} s"
             f"  {self.left} of training left"
         )
+
+    def _hint_at_chance(self, server_round: int) -> None:
+        losses = [each["train_loss"] for each in self.rounds]
+        chance = [loss > NEAR_CHANCE * self.chance for loss in losses]
+        if sum(chance) == len(chance) == HINT_AFTER:
+            self.say(
+                f"note: after {server_round} rounds the training loss is that of guessing, ln(classes) ="
+                f" {self.chance:.2f}; another learning-rate or more epochs may help"
+            )
 
     def headline(self, what: str) -> str:
         """What is done now, with the newest loss and accuracy."""

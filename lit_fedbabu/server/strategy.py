@@ -54,7 +54,7 @@ class SharedParts(Strategy):
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
-        self.log = RoundLog(config, board, progress.say, rounds)
+        self.log = RoundLog(config, board, progress.say, rounds, len(experiment.task.class_names))
         failures = FailureLog(folder, board, progress.say)
         self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say)
         self.clients: list[dict[str, Any]] = []

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from lit_fedbabu.client.host import Host
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server import exchange
 from lit_fedbabu.server.federate import federate
 from tests.sites import MODEL, SITES, Sites, site_config, write_site
@@ -43,7 +45,7 @@ def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, node
     for message in grid.messages:
         assert str(tmp_path / "images") not in str(message.content) and "red" not in str(message.content)
     for site in range(SITES):
-        (state,) = (tmp_path / f"state-{site}").iterdir()
+        (state,) = (tmp_path / f"state-{site}" / f"client-{site}").iterdir()
         memories = [path.name for path in state.glob("memory/*")]
         assert memories == ([f"client_{site:04d}"] if algorithm == "fedper" else [])
         own = LitFedBABU.load_from_checkpoint(state / run_folder.LAST_CHECKPOINT).model.state_dict()
@@ -189,7 +191,7 @@ def test_a_configuration_that_sites_cannot_have_is_refused(options, told, tmp_pa
 def test_a_site_fine_tunes_no_other_client(words, told, nodes, tmp_path, capsys):
     config = site_config(tmp_path, num_server_rounds=1)
     federate(Sites(config, nodes), Experiment(config))
-    (state,) = (tmp_path / "state-1").iterdir()
+    (state,) = (tmp_path / "state-1" / "client-1").iterdir()
     assert finetune([str(state), *MODEL, *words]) == 2
     assert told in capsys.readouterr().err
     assert not (state / "finetune").exists()
@@ -208,3 +210,25 @@ def test_the_servers_checkpoint_is_fine_tuned_at_a_site_that_says_who_it_is(node
     words[0] = str(federate(Sites(config, nodes), Experiment(config)))
     assert finetune([*words, "--clients", "2"]) == 2
     assert "what fedper kept is in the site's state folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_sites_that_share_a_folder_do_not_overwrite_each_other(algorithm, nodes, tmp_path):
+    config = site_config(tmp_path, algorithm=algorithm)
+    shared = [{**node, "state-path": str(tmp_path / "shared")} for node in nodes]
+    folder = federate(Sites(config, shared), Experiment(config))
+    for site in range(SITES):
+        (state,) = (tmp_path / "shared" / f"client-{site}").iterdir()
+        assert read_federation(state / run_folder.LAST_CHECKPOINT, config.model_name).site == site
+        kept = [path.name for path in state.glob("memory/*")]
+        assert kept == ([f"client_{site:04d}"] if algorithm == "fedper" else [])
+    assert len(results.read_results(folder)["clients"]) == SITES
+
+
+def test_what_a_site_kept_before_sites_had_folders_of_their_own_is_read(tmp_path):
+    (tmp_path / "run" / "memory" / "client_0001").mkdir(parents=True)
+    host = Host(1, 3, None, tmp_path, client=1)
+    assert host.memories("run/memory") == tmp_path / "run" / "memory"
+    (tmp_path / "client-1" / "run" / "memory").mkdir(parents=True)
+    assert host.memories("run/memory") == tmp_path / "client-1" / "run" / "memory"
+    assert Host(2, 3, None, tmp_path, client=2).memories("run/memory") == tmp_path / "client-2" / "run" / "memory"

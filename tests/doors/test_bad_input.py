@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 COMMANDS = {
     name: importlib.import_module(f"lit_fedbabu.{name}").main
-    for name in ("run", "finetune", "predict", "report", "data")
+    for name in ("run", "finetune", "predict", "report", "data", "credentials")
 }
 DIGITS = "dataset=digits num-clients=8 min-client-images=1"
 
@@ -361,3 +361,42 @@ def test_a_damaged_checkpoint_is_read_as_it_was_or_refused_in_one_line(finished,
         expected = read_federation(finished / run_folder.LAST_CHECKPOINT)
         assert (found.config, found.rounds) == (expected.config, expected.rounds)
         assert all(torch.equal(found.shared[name], value) for name, value in expected.shared.items())
+
+
+TYPED = {
+    "--epochs -1": "--epochs = -1: must be at least 0, as in --epochs 5",
+    "--lr 0": "--lr = 0.0: must be greater than 0, as in --lr 0.001",
+    "--part tail": '--part = "tail": must be one of',
+    "--precision 8-bit": '--precision = "8-bit": must be one of',
+    "--dataset nowhere": '--dataset = "nowhere": ',
+    "--data nowhere": '--data = "nowhere": ',
+}
+
+
+@pytest.mark.parametrize("words", TYPED)
+def test_a_refusal_calls_an_option_as_it_was_typed(words, finished, capsys):
+    assert COMMANDS["finetune"]([str(finished), *words.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {TYPED[words]}")
+
+
+def test_a_full_disk_in_other_commands_names_the_file_and_the_next_step(tiny_disk, finished, tmp_path, capsys):
+    (tiny_disk / "ballast").write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 8192))
+    checkpoint = str(finished / "checkpoints" / "last.ckpt")
+    refused = {
+        f"finetune {finished} --data digits --epochs 1 --save {tiny_disk}/me": "me/personal.ckpt",
+        f"predict {checkpoint} --export torch --out {tiny_disk}/model.pt2": "model.pt2",
+        f"credentials {tiny_disk}/keys --sites 3": "keys/",
+    }
+    for command, file in refused.items():
+        name, *words = command.split()
+        assert COMMANDS[name](words) in (1, 2)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and f"{tiny_disk}/{file}" in error and "No space left on device" in error
+    left = [path for path in tiny_disk.rglob("*") if path.is_file()]
+    assert left == [tiny_disk / "ballast"], "nothing hidden and nothing half written"
+    (tiny_disk / "ballast").unlink()
+    for command, file in refused.items():
+        name, *words = command.split()
+        assert COMMANDS[name](words) == 0, "the same command works after space was freed"
+        made = tiny_disk / file.split("/")[0]
+        shutil.rmtree(made) if made.is_dir() else made.unlink()

@@ -162,7 +162,7 @@ def test_a_federation_of_three_sites_is_that_of_one_process(lab, in_one_process)
     folder = lab.folder / "server" / "first"
     assert (folder / run_folder.RESULTS).exists() and lab.status() == "finished:completed", told
     assert in_one_process(run_name="first") == files_that_decide(folder)
-    (state,) = (lab.folder / "site-2-state" / "lit_fedbabu").iterdir()
+    (state,) = (lab.folder / "site-2-state" / "lit_fedbabu" / "client-2").iterdir()
     command = [sys.executable, "-m", "lit_fedbabu.finetune", str(state), "--save"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -98,6 +98,23 @@ def test_a_run_from_command_to_personal_accuracies(engine, tmp_path, temp):
     assert left_in(temp) == []
 
 
+ODD = {"TMPDIR": "with a space", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "http_proxy": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("flower", marks=pytest.mark.slow)])
+def test_the_users_environment_does_not_reach_into_the_engine(engine, tmp_path, temp):
+    """No PATH, a proxy that is dead, an encoding without umlauts, and a model that lies beside the user's shell."""
+    (tmp_path / "my_own.py").write_text((ROOT / "tests" / "own_models.py").read_text())
+    (temp / ODD["TMPDIR"]).mkdir()
+    users = {name: value for name, value in os.environ.items() if name not in ("PATH", "PYTHONPATH")}
+    environment = {**users, **ODD, "RAY_ADDRESS": "auto", "TMPDIR": str(temp / ODD["TMPDIR"])}
+    place = {"run_name": "tiny", "output_dir": tmp_path / "out", "model_name": "my_own:plain", "engine": engine}
+    command = [sys.executable, "-P", "-m", "lit_fedbabu", "run", *words(**place)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(read_results(tmp_path / "out" / "tiny")["clients"]) == 4
+
+
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
 def test_the_local_engine_writes_the_bytes_of_one_process(algorithm, tmp_path, federate):
     """Workers, and what they are sent, change nothing."""

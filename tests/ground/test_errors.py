@@ -51,3 +51,20 @@ def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(capfd):
     assert main() == 0
     sys.stdout.flush()
     assert capfd.readouterr().out == "caf\\udce9.png\n"
+
+
+@pytest.mark.parametrize(
+    ("next_step", "told"), [((), "stopped\n"), (("go on with --resume X",), "stopped; go on with --resume X\n")]
+)
+def test_ctrl_c_is_one_line_with_status_130(next_step, told, capsys):
+    assert raising(KeyboardInterrupt(*next_step))() == 130
+    assert capsys.readouterr().err == told
+
+
+def test_a_full_disk_names_the_file_as_its_user_knows_it(capsys):
+    error = OSError(28, "No space left on device", "/tmp/scratch", None, "/runs/x/.last.ckpt")
+    assert raising(error)() == 1
+    line = "error: /runs/x/last.ckpt: No space left on device; free some space, and repeat the command\n"
+    assert capsys.readouterr().err == line
+    assert raising(PermissionError(13, "Permission denied", "/runs"))() == 1
+    assert capsys.readouterr().err == "error: /runs: Permission denied\n"

@@ -242,3 +242,11 @@ def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
     folder, _ = federate(tiny_config(**options, num_server_rounds=1, learning_rate=0.02, num_finetune_epochs=3))
     clients = results.read_results(folder)["clients"]
     assert all(client["personalized_loss"] < client["initial_loss"] for client in clients)
+
+
+@pytest.mark.parametrize(("rate", "hinted"), [(1e-9, True), (0.1, False)])
+def test_a_model_that_stays_at_chance_gets_a_hint_once(rate, hinted, federate, capsys):
+    federate(tiny_config(model_name=NARROW, learning_rate=rate, num_server_rounds=8, evaluate_every=8))
+    told = capsys.readouterr().out
+    hint = "note: after 5 rounds the training loss is that of guessing, ln(classes) = 2.30; another learning-rate"
+    assert told.count("that of guessing") == told.count(hint) == int(hinted)
