@@ -145,3 +145,35 @@ def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistic
     assert predict.main([str(folder / run_folder.LAST_CHECKPOINT), str(paths[0])]) == 0
     assert "a head that nobody trained; fine-tune it first" in capsys.readouterr().err
     assert len(predicted(capsys, saved_model, *paths)) == len(paths)
+
+
+PRECISIONS = [
+    "32-true",
+    "bf16-mixed",
+    pytest.param("16-mixed", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_whole_path_runs_in_every_precision_and_exports_float32(precision, federate, tmp_path, capsys):
+    """Train, evaluate, fine-tune, save, predict and export, as the demo does."""
+    folder, _ = federate(tiny_config(model_name="FourConvNet", precision=precision, num_server_rounds=1))
+    assert finetune([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0
+    (saved_model,) = folder.glob("finetune/*/personal/*.ckpt")
+    config = tiny_config(model_name="FourConvNet", precision=precision)
+    paths = write_test_images(config, tmp_path)
+    capsys.readouterr()
+    rows = predicted(capsys, saved_model, *paths)
+    assert predict.main([str(saved_model), "--export", "torch", "--out", str(tmp_path / "model.pt2")]) == 0
+    raw = client_data(config, CLIENT, 0).test_set.tensors[0][: len(paths)]
+    logits = torch.export.load(tmp_path / "model.pt2").module()(raw.permute(0, 3, 1, 2).float() / 255)
+    assert logits.dtype == torch.float32
+    probabilities = torch.tensor([list(row["probabilities"].values()) for row in rows])
+    torch.testing.assert_close(logits.softmax(1), probabilities, rtol=0, atol=1e-5)
+    assert "note: this model normalizes" not in capsys.readouterr().err
+
+
+def test_an_export_alone_warns_of_a_model_that_depends_on_its_batch(tmp_path, capsys):
+    saved_model, _ = saved(tmp_path, False)
+    assert predict.main([str(saved_model), "--export", "torch", "--out", str(tmp_path / "model.pt2")]) == 0
+    assert "note: this model normalizes by the batch" in capsys.readouterr().err
