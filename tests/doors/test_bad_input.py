@@ -106,9 +106,9 @@ CASES = [
     ("finetune {run} --data {here}/broken", "cannot be read: "),
     ("finetune {run} --data {here}/good --label-column colour", "is no column of the dataset"),
     # options of fine-tuning that do not go together
-    ("finetune {run} --part legs", "finetune-part"),
-    ("finetune {run} --epochs -1", "num-finetune-epochs = -1: must be at least 0"),
-    ("finetune {run} --lr 0", "finetune-learning-rate = 0.0: must be greater than 0"),
+    ("finetune {run} --part legs", "--part = "),
+    ("finetune {run} --epochs -1", "--epochs = -1: must be at least 0"),
+    ("finetune {run} --lr 0", "--lr = 0.0: must be greater than 0"),
     ("finetune {run} --lr fast", "must be numbers"),
     ("finetune {run} --clients 0,6", "the run's clients are 0 to 5"),
     ("finetune {run} --clients two", "must be all, or numbers"),
