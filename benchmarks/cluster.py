@@ -88,13 +88,14 @@ def main() -> int:
                 evaluate_every=ROUNDS, num_finetune_epochs=0, output_dir=scratch, run_name="run",
             )  # fmt: skip
             with Cluster(Path(scratch) / "cluster", nodes) as cluster:
-                started, seconds, elapsed = time.monotonic(), [], 0.0
+                started, seconds, elapsed, told = time.monotonic(), [], 0.0, []
                 for line in cluster.run(config):
+                    told.append(line)
                     if round_line := re.search(r"round \d+/\d+ .*?([\d.]+) s ", line):
                         seconds.append(float(round_line[1]))
                         elapsed = elapsed or time.monotonic() - started
             if len(seconds) < ROUNDS:
-                raise SystemExit(f"the run over {nodes} nodes failed")
+                raise SystemExit(f"the run over {nodes} nodes failed: {''.join(told[-20:])}")
             found[str(nodes)] = {"first round after s": round(elapsed, 1), "round s": seconds[1:]}
             print(
                 f"{nodes} nodes: first round after {elapsed:.1f} s, a round {np.median(seconds[1:]):.1f} s", flush=True

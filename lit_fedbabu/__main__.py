@@ -7,6 +7,7 @@ COMMANDS = {
     "run": "run a federation on this machine",
     "finetune": "make personal models from a federation's",
     "predict": "classify images by a saved model, or export it",
+    "study": "do many runs that differ in a few options, and compare them",
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
     "credentials": "make certificates and keys for real nodes",

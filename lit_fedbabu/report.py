@@ -2,13 +2,9 @@
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 from lit_fedbabu.errors import one_line_errors
-from lit_fedbabu.files import make_folder, write_whole
-
-PAGE = "report.html"
 
 
 @one_line_errors
@@ -28,40 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         " there",
     )
     arguments = parser.parse_args(argv)
-    from lit_fedbabu.reporting.compare import read_study
+    from lit_fedbabu.reporting.files import write_report
 
-    study = read_study(arguments.folders, arguments.reference)
-    make_folder("--out", arguments.out)
-    for folder in study.unfinished:
-        print(f"note: {folder} has no results, it is not finished", file=sys.stderr)
-    from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
-    from lit_fedbabu.reporting import formats
-    from lit_fedbabu.reporting.page import page
-    from lit_fedbabu.reporting.panels import written
-    from lit_fedbabu.reporting.sections import sections
-
-    content = sections(study)
-    for section in content:
-        for table in section.tables:
-            for suffix, text in formats.files(table).items():
-                write_whole(arguments.out / f"{table.name}{suffix}", text)
-    for table in content[0].tables:
-        print(formats.markdown(table))
-    with warnings.catch_warnings(record=True) as warned:
-        for section in content:
-            for sentence in section.words:
-                print(sentence)
-            with style():
-                for drawing in section.drawings:
-                    for path in written(drawing, arguments.out):
-                        print(path)
-        write_whole(arguments.out / PAGE, page(study, content))
-    lacking = [each for each in warned if "missing from font" in str(each.message)]
-    for each in (each for each in warned if each not in lacking):
-        warnings.showwarning(each.message, each.category, each.filename, each.lineno)
-    if lacking:
-        print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
-    print(arguments.out / PAGE)
+    write_report(arguments.folders, arguments.out, arguments.reference)
     return 0
 
 

@@ -2,9 +2,10 @@
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -27,17 +28,25 @@ LOG = "workers.log"
 ANSWER = "lit_fedbabu.engines.local:answer"
 
 
+class Answers(Protocol):
+    """What carries requests to where they are answered, as ``Pool`` does."""
+
+    def answers(
+        self, function: str, requests: Sequence[tuple[Any, ...]], shared: object = None, timeout_s: float | None = None
+    ) -> Iterator[tuple[int, Any]]: ...
+
+
 class LocalGrid(Grid):
     """Nodes that are answered for by the workers of a pool.
 
     Args:
         config: the experiment.
         nodes: how many nodes there are.
-        pool: of the workers.
+        pool: of the workers, or what answers as it does.
         progress: is told of the clients that have answered.
     """
 
-    def __init__(self, config: Config, nodes: int, pool: Pool, progress: Lines) -> None:
+    def __init__(self, config: Config, nodes: int, pool: Answers, progress: Lines) -> None:
         run_config = config.to_run_config()
         self._contexts = {
             place + 1: Context(1, place + 1, {"partition-id": place, "num-partitions": nodes}, RecordDict(), run_config)
@@ -102,16 +111,24 @@ def started(config: Config, warm: Warm, folder: Path, progress: Lines) -> Iterat
         progress: is told of clients that have answered, and of workers that died.
     """
     environments = worker_environments(config)
-    flower = logging.getLogger("flwr")
-    level = flower.level
-    flower.setLevel(logging.WARNING)  # its strategy logs each step of a round
     try:
-        with Pool(warm, len(environments), environments, str(folder / LOG), progress.say) as pool:
+        with quiet_flower(), Pool(warm, len(environments), environments, str(folder / LOG), progress.say) as pool:
             yield LocalGrid(config, nodes_of(config), pool, progress)
     finally:
-        flower.setLevel(level)
         if (log := folder / LOG).exists() and not log.stat().st_size:
             log.unlink()
+
+
+@contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Silence Flower's strategy, which logs each step of a round."""
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        flower.setLevel(level)
 
 
 def answer(message: Message, context: Context) -> Message:

@@ -1,0 +1,56 @@
+"""A report as files: the page, and every table and figure by itself."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_fedbabu.files import make_folder, write_whole
+from lit_fedbabu.reporting.compare import read_study
+
+PAGE = "report.html"
+
+
+def write_report(folders: Sequence[Path], out: Path, reference: str = "") -> None:
+    """Compare runs, write the files and print their names.
+
+    Args:
+        folders: of the runs.
+        out: folder for the files; those of an earlier report are written anew.
+        reference: the method that others are compared with; "": FedBABU, or the first.
+
+    Raises:
+        InputError: a run cannot be read, or none is finished.
+    """
+    study = read_study(folders, reference)
+    make_folder("--out", out)
+    for folder in study.unfinished:
+        print(f"note: {folder} has no results, it is not finished", file=sys.stderr)
+    from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
+    from lit_fedbabu.reporting import formats
+    from lit_fedbabu.reporting.page import page
+    from lit_fedbabu.reporting.panels import written
+    from lit_fedbabu.reporting.sections import sections
+
+    content = sections(study)
+    for section in content:
+        for table in section.tables:
+            for suffix, text in formats.files(table).items():
+                write_whole(out / f"{table.name}{suffix}", text)
+    for table in content[0].tables:
+        print(formats.markdown(table))
+    with warnings.catch_warnings(record=True) as warned:
+        for section in content:
+            for sentence in section.words:
+                print(sentence)
+            with style():
+                for drawing in section.drawings:
+                    for path in written(drawing, out):
+                        print(path)
+        write_whole(out / PAGE, page(study, content))
+    lacking = [each for each in warned if "missing from font" in str(each.message)]
+    for each in (each for each in warned if each not in lacking):
+        warnings.showwarning(each.message, each.category, each.filename, each.lineno)
+    if lacking:
+        print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
+    print(out / PAGE)

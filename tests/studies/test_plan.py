@@ -1,0 +1,64 @@
+"""What a study's file stands for."""
+
+import pytest
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.studies.plan import read_study
+
+PLAIN = """
+dataset = "digits"
+num-clients = 4
+algorithm = ["fedbabu", "fedprox"]
+seed = [1, 2]
+output-dir = "OUT"
+
+[per.algorithm.fedprox]
+proximal-mu = 0.5
+"""
+
+
+def study(tmp_path, text, name="mine.toml"):
+    path = tmp_path / name
+    path.write_text(text.replace("OUT", str(tmp_path / "out")))
+    return read_study(path)
+
+
+def test_there_is_a_run_for_every_combination_with_its_own_options(tmp_path):
+    found = study(tmp_path, PLAIN)
+    assert found.folder == tmp_path / "out" / "mine"
+    assert [run.name for run in found.runs] == ["fedbabu-seed_1", "fedbabu-seed_2", "fedprox-seed_1", "fedprox-seed_2"]
+    configs = [run.config for run in found.runs]
+    assert [(each.algorithm, each.seed, each.proximal_mu) for each in configs] == [
+        ("fedbabu", 1, 0.01), ("fedbabu", 2, 0.01), ("fedprox", 1, 0.5), ("fedprox", 2, 0.5),
+    ]  # fmt: skip
+    assert {each.num_clients for each in configs} == {4}
+    assert [run.folder for run in found.runs] == [found.folder / run.name for run in found.runs]
+
+
+def test_a_base_comes_first_and_a_name_is_the_folders(tmp_path):
+    (tmp_path / "base.toml").write_text('dataset = "digits"\nnum-clients = 4\nmomentum = 0.5\n')
+    found = study(tmp_path, 'base = "base.toml"\nname = "other"\nmomentum = 0.1\nseed = [1]\ndataset = ["a/b", "c"]')
+    assert found.folder.name == "other"
+    assert [run.name for run in found.runs] == ["dataset_b-seed_1", "dataset_c-seed_1"]
+    assert {run.config.momentum for run in found.runs} == {0.1}
+
+
+REFUSED = {
+    "seed = []": r"seed = \[\]: must be different values, at least one",
+    "seed = [1, 1]": "seed = .*must be different values",
+    "seed = 1": "has no axis; give one or more options lists",
+    "seeds = [1]": "seeds = .*no such key; did you mean seed",
+    'algorithm = ["fedbabu", "fedbab"]': 'algorithm = "fedbab": must be one of',
+    'seed = [1]\nrun-name = "x"': "run-name = .*is not for a study",
+    "seed = [1]\n[per.algorithm.fedprox]\nmomentum = 0.1": "per.algorithm = .*there is no such axis; there are seed",
+    "seed = [1]\n[per.seed.2]\nmomentum = 0.1": "per.seed.2 = .*the axis has no such value",
+    "seed = [1]\n[per.seed.1]\nmomentum = [0.1]": "per.seed.1 = .*must be single values",
+    'dataset = ["a/x", "b/x"]\nseed = [1]': "has two runs of the name dataset_x-seed_1",
+    "learning-rate = [0.1, -1.0]": "learning-rate = -1.0: must be greater than 0",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_file_that_is_no_study_is_refused_by_its_key(text, tmp_path):
+    with pytest.raises(InputError, match=REFUSED[text]):
+        study(tmp_path, text)
