@@ -48,6 +48,8 @@ class Cluster:
             self._start(
                 f"node-{node}", "flower-supernode", "--insecure", "--superlink", address, *ports, "--node-config", own
             )
+        while not superlink.listens(port):
+            time.sleep(0.1)
         (self.folder / "operator").mkdir()
         connection = {"default": "cluster", "cluster": {"address": address, "insecure": True}}
         (self.folder / "operator" / "config.toml").write_text(tomli_w.dumps({"superlink": connection}))

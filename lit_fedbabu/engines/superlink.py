@@ -57,7 +57,7 @@ def started(root: Path) -> Iterator[Path]:
                 command, cwd=root, env=environment(home), stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not _listens(port):
+        while not listens(port):
             if link.poll() is not None or time.monotonic() > deadline:
                 tail = (home / "superlink.log").read_text().strip().splitlines()[-1:]
                 raise RunError(f"Flower's SuperLink did not start: {' '.join(tail)}")
@@ -94,7 +94,8 @@ def free_port() -> int:
         return port
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody on this machine listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -1,8 +1,13 @@
 """What a study's file stands for."""
 
+from pathlib import Path
+
 import pytest
 
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import parse_words
 from lit_fedbabu.studies.plan import read_study
 
 PLAIN = """
@@ -62,3 +67,17 @@ REFUSED = {
 def test_a_file_that_is_no_study_is_refused_by_its_key(text, tmp_path):
     with pytest.raises(InputError, match=REFUSED[text]):
         study(tmp_path, text)
+
+
+def test_the_shipped_studies_are_those_of_their_configurations():
+    folder = Path(__file__).parent.parent.parent / "configs"
+    cifar10 = read_study(folder / "studies" / "cifar10.toml")
+    assert len(cifar10.runs) == 15
+    for run in cifar10.runs:
+        own = folder / f"{run.config.algorithm}.toml"  # FedBABU has none: it is the default
+        alone = parse_words([str(folder / "official.toml"), *([str(own)] if own.exists() else [])])
+        alone |= {"dataset": "data/cifar10", "evaluate-every": 5, "seed": run.config.seed}
+        assert run.config.experiment() == Config.from_run_config(alone).experiment()
+    digits = read_study(folder / "studies" / "digits.toml")
+    assert {run.config.algorithm for run in digits.runs} == set(ALGORITHMS)
+    assert len(digits.runs) == 10 * len(ALGORITHMS)
