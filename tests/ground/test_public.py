@@ -60,3 +60,8 @@ def test_the_one_command_names_its_commands(capsys):
     assert error.startswith("error: command = 'dance': must be one of run") and error.count("\n") == 1
     assert main(["report", "nowhere"]) == 2
     assert "is no run's folder" in capsys.readouterr().err
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    assert f"version: {lit_fedbabu.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"({lit_fedbabu.__version__.partition('.dev')[0]})" in (ROOT / "CHANGELOG.md").read_text()
