@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 FLWR ?= 1.42
 
-.PHONY: help demo check format test results golden bench bench-start scale setup test-flwr tensorboard
+.PHONY: help demo check format test results golden bench bench-start scale setup test-flwr dist tensorboard
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
@@ -30,6 +30,11 @@ test-flwr: setup ## run the test suite with another Flower, as in make test-flwr
 		--constraint .venv-flwr-$(FLWR)/constraints.txt --editable . --group dev "flwr==$(FLWR).*"
 	.venv-flwr-$(FLWR)/bin/python -m pytest
 	.venv-flwr-$(FLWR)/bin/python -m pytest -n 0 -m slow tests/engines/test_run.py -k "same_bytes and engines"
+
+dist: setup ## build sdist and wheel in dist/ and check their metadata
+	rm -rf dist
+	.venv/bin/uv build --quiet
+	.venv/bin/uvx --quiet twine check --strict dist/*
 
 results: setup ## make the tables and figures of results/
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results

@@ -10,6 +10,7 @@ COMMANDS = {
     "study": "do many runs that differ in a few options, and compare them",
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
+    "configs": "list the configurations that come with the package",
     "credentials": "make certificates and keys for real nodes",
 }
 

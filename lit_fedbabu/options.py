@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.system import configs_folder
 
 TYPES = {"int": int, "float": float, "str": str}
 """Types that an option can have, by the name in its annotation."""
@@ -78,7 +79,7 @@ def describe(config: Any) -> str:
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:
-    """Read the words of a command: files ``NAME.toml`` and ``key=value``; later words win.
+    """Read the words of a command: files ``NAME.toml``, names of shipped ones and ``key=value``; later words win.
 
     A value is read as TOML. What is not TOML is a string, so ``dataset=digits`` needs no quotes.
 
@@ -90,13 +91,17 @@ def parse_words(words: list[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if word.endswith(".toml"):
             values |= read_toml(Path(word))
+        elif (shipped := configs_folder() / f"{word}.toml").is_file() and "/" not in word:
+            values |= read_toml(shipped)
         elif equals and key:
             try:
                 values[key] = tomllib.loads(f"value = {text}")["value"]
             except tomllib.TOMLDecodeError:
                 values[key] = text
         else:
-            raise InputError("argument", word, "write a file configs/NAME.toml or key=value")
+            shipped_names = ", ".join(sorted(path.stem for path in configs_folder().glob("*.toml")))
+            remedy = f"write a file NAME.toml, key=value, or the name of a shipped configuration: {shipped_names}"
+            raise InputError("argument", word, remedy)
     return values
 
 

@@ -90,11 +90,10 @@ def _by_flower(config: Config, folder: Path) -> int:
     print("checking the dataset and the split", flush=True)
     from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
 
-    root = flower.app_folder()
     _checked(config)
     defaults = Config().to_run_config()
     options = {key: value for key, value in config.to_run_config().items() if value != defaults[key]}
-    return flower.run(root, options, folder)
+    return flower.run(options, folder)
 
 
 def _locally(config: Config, folder: Path, plain: bool) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lit_fedbabu.errors import RunError, one_line_errors
 from lit_fedbabu.files import make_folder, refuse_unwritable
 from lit_fedbabu.studies.plan import Run, Study, read_study
+from lit_fedbabu.system import configs_folder
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Do all runs of a study that are not done yet, side by side, and compare them. A study that was"
         " stopped, at whatever moment, is finished by the same command.",
     )
-    parser.add_argument("file", type=Path, metavar="STUDY.toml", help="options; those with a list are axes")
+    about = "options; those with a list are axes; or the name of a shipped study: digits, cifar10"
+    parser.add_argument("file", type=Path, metavar="STUDY.toml", help=about)
     parser.add_argument("--dry-run", action="store_true", help="print the runs, their state and an estimate of time")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live table")
     parser.add_argument(
@@ -37,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         help="take runs that nobody does, as one of several machines with the study's folder, and write no report",
     )
     arguments = parser.parse_args(argv)
-    study = read_study(arguments.file)
+    shipped = configs_folder() / "studies" / f"{arguments.file}.toml"
+    study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file)
     refuse_unwritable("output-dir", study.folder)
     try:
         if arguments.dry_run:

@@ -32,6 +32,12 @@ def package_folder() -> Path:
     return Path(__file__).resolve().parent
 
 
+def configs_folder() -> Path:
+    """The folder of the configurations that come with the package: in it where it was installed, else beside it."""
+    installed = package_folder() / "shipped_configs"
+    return installed if installed.is_dir() else package_folder().parent / "configs"
+
+
 @cache
 def source_digest() -> str:
     """A digest of this package's source files. It differs where two machines run different code."""

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +17,37 @@ from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.records.run_folder import RESULTS
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def app_folder() -> Path:
-    """The folder with the app's ``pyproject.toml``.
+def app_folder(home: Path) -> Path:
+    """The folder of the Flower app: the clone, or for an installed package a copy of it in the run's FLWR_HOME."""
+    package = system.package_folder()
+    if (package.parent / "pyproject.toml").exists():
+        return package.parent
+    app = home / "lit-fedbabu"
+    shutil.copytree(package, app / package.name, ignore=shutil.ignore_patterns("__pycache__", "shipped_configs"))
+    project = {"name": "lit-fedbabu", "version": version("lit-fedbabu"), "license": "Apache-2.0", "dependencies": []}
+    components = {"serverapp": "lit_fedbabu.server_app:app", "clientapp": "lit_fedbabu.client_app:app"}
+    flower = {"publisher": "lit-fedbabu", "components": components, "config": Config().to_run_config()}
+    (app / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}}))
+    return app
 
-    Raises:
-        InputError: there is none.
-    """
-    root = system.package_folder().parent
-    if not (root / "pyproject.toml").exists():
-        raise InputError("app", str(root), "has no pyproject.toml; clone the repository and pip install -e it")
-    return root
 
-
-def run(root: Path, options: dict[str, Any], folder: Path) -> int:
+def run(options: dict[str, Any], folder: Path) -> int:
     """Run a federation and print its lines as they come; returns the exit status of the run itself.
 
     Args:
-        root: as of ``app_folder``.
         options: the run's configuration, by keys.
         folder: the run's, which the server makes.
 
     Raises:
         RunError: no SuperLink could be started.
     """
-    with superlink.started(root) as home:
-        return _follow(root, home, options, folder)
+    with superlink.started(Path.cwd()) as home:
+        return _follow(app_folder(home), home, options, folder)
 
 
 def _resources(config: Config) -> str:

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from lit_fedbabu import configs
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import describe, parse_words
+from lit_fedbabu.options import describe, parse_words, read_toml
+from lit_fedbabu.system import configs_folder
 
 
 def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):
@@ -25,3 +27,20 @@ def test_help_describes_every_option_with_its_default():
     for key, value in Config().to_run_config().items():
         assert f"  {key}={json.dumps(value)}\n      " in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_shipped_configuration_is_named_without_a_path_and_later_words_win(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    demo = parse_words(["demo", "seed=7"])
+    assert demo == {**read_toml(configs_folder() / "demo.toml"), "seed": 7}
+    with pytest.raises(
+        InputError, match=r'argument = "dem": write a file NAME.toml, key=value, or .*: centralized, demo'
+    ):
+        parse_words(["dem"])
+
+
+def test_configs_are_listed_with_a_line_each(capsys):
+    assert configs.main([]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in told[:-1]} == {path.stem for path in configs_folder().glob("*.toml")}
+    assert "demo           scikit-learn's digits" in "\n".join(told)

@@ -1,0 +1,22 @@
+"""``lit-fedbabu configs``: the configurations that come with the package; ``lit-fedbabu run NAME`` takes one."""
+
+import argparse
+import sys
+
+from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.system import configs_folder
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lit_fedbabu.configs", description=__doc__)
+    parser.parse_args(argv)
+    for path in sorted(configs_folder().glob("*.toml")):
+        first = path.read_text().partition("\n")[0]
+        print(f"{path.stem:<14} {first.removeprefix('#').strip()}")
+    print(f"they lie in {configs_folder()}, those of studies in studies/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
