@@ -71,7 +71,10 @@ CASES = [
     (f"run {DIGITS} partitioner=natural-id", "natural-id needs the dataset's column"),
     ("run noise-multiplier=1.0", "noise-multiplier = 1.0: needs a clipping-norm"),
     ("run clipping-norm=1.0 norm=batch-running", "clipping-norm = 1.0: would spoil running statistics"),
-    ("run nonsense", 'argument = "nonsense": write a file NAME.toml, key=value, or the name of a shipped configuration'),
+    (
+        "run nonsense",
+        'argument = "nonsense": write a file NAME.toml, key=value, or the name of a shipped configuration',
+    ),
     ("run =3", 'argument = "=3"'),
     ("run {here}/absent.toml", "absent.toml"),
     ("run {here}/broken.toml", "broken.toml"),
