@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.run import run
     from lit_fedbabu.server.strategy import SharedParts
     from lit_fedbabu.tasks.data import ClientData
+    from lit_fedbabu.tasks.own import Task
 
 __version__ = "0.2.0.dev0"
 
@@ -35,6 +36,7 @@ _HOME = {
     "LitFedBABU": "learning.module",
     "RunError": "errors",
     "SharedParts": "server.strategy",
+    "Task": "tasks.own",
     "as_columns": "records.results",
     "finetune": "finetune",
     "load_model": "learning.classifier",
@@ -45,7 +47,7 @@ _HOME = {
 
 __all__ = [
     "ALGORITHMS", "Classifier", "ClientData", "Config", "Experiment", "FedBABUClient", "InputError", "LitFedBABU",
-    "RunError", "SharedParts", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
+    "RunError", "SharedParts", "Task", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import checked, key_of, option
+from lit_fedbabu.option_rules import RATES, check_together
+from lit_fedbabu.options import checked, key_of, option, read_trainer, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
@@ -35,6 +36,11 @@ class Config:
         "normalization layers: batch uses the statistics of each batch, as in the paper; batch-running has running"
         " statistics, which are shared, kept and frozen with the part they are in",
         choices=("batch", "batch-running"),
+    )
+    task: str = option(
+        "",
+        "what clients learn if not to classify images: the import path of a lit_fedbabu.Task of your own, as in"
+        " my_module:task; options of images and models are not read then",
     )
     dataset: str = option(
         "uoft-cs/cifar10",
@@ -77,7 +83,9 @@ class Config:
     )
     max_round_retries: int = option(2, "times that a round asks other clients in place of failed ones", low=0)
     batch_size: int = option(50, "training images per step", low=1)
-    learning_rate: float = option(0.1, "of SGD in the first round", above=0)
+    learning_rate: float = option(
+        0.1, "in the first round; with a task 0, its default: that of the module's own hyper-parameters"
+    )
     learning_rate_decay: float = option(
         0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
     )
@@ -95,7 +103,8 @@ class Config:
     finetune_part: str = option("full", "what fine-tuning trains", choices=("head", "body", "full"))
     num_finetune_epochs: int = option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = option(
-        0.001, "of SGD while fine-tuning; the paper's is the decayed rate of the last rounds", above=0
+        0.001,
+        "while fine-tuning; the paper's is the decayed rate of the last rounds, and that is 0 with a task, its default",
     )
     evaluate_every: int = option(
         10, "rounds between two evaluations on all clients; the last round is always evaluated", low=1
@@ -121,6 +130,10 @@ class Config:
         " another; 0: 1 on a CPU, 10 on a GPU",
         low=0,
     )
+    trainer_options: str = option(
+        "",
+        "arguments of Lightning's Trainer as JSON; trainer.gradient_clip_val=1 and the like are gathered here",
+    )
     engine: str = option(
         "local",
         "what carries messages between server and clients under lit-fedbabu run: local are processes of this machine,"
@@ -136,25 +149,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = checked(getattr(self, field.name), field)
             object.__setattr__(self, field.name, value)
-        if "/" in self.run_name or self.run_name.startswith("."):
-            raise InputError("run-name", self.run_name, "must be a plain folder name; the place is output-dir")
-        if not self.run_name.isprintable():
-            raise InputError("run-name", self.run_name, "has characters that cannot be printed; take others")
-        for key, place in (("output-dir", self.output_dir), ("resume", self.resume), ("dataset", self.dataset)):
-            if "\0" in place:
-                raise InputError(key, place, "has a NUL in it, which no path has")
-        if self.noise_multiplier and not self.clipping_norm:
-            raise InputError("noise-multiplier", self.noise_multiplier, "needs a clipping-norm, which is its unit")
-        if self.on_sites and len(self.classes) < 2:
-            remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
-            raise InputError("class-names", self.class_names, remedy)
-        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
-            raise InputError("class-names", self.class_names, "must be different names with commas between them")
-        if self.on_sites and self.normalization == "data":
-            remedy = "no one sees the images of all sites; take imagenet"
-            raise InputError("normalization", self.normalization, remedy)
-        if self.clipping_norm and self.norm == "batch-running":
-            raise InputError("clipping-norm", self.clipping_norm, 'would spoil running statistics; take norm="batch"')
+        check_together(self)
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
@@ -164,12 +159,14 @@ class Config:
             InputError: an unknown key, or a value that is refused.
         """
         names = {key_of(field): field.name for field in dataclasses.fields(cls)}
+        run_config = with_trainer(run_config)
         for key, value in run_config.items():
             if key not in names:
                 close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
                 raise InputError(key, value, f"no such key; {hint}")
-        return cls(**{names[key]: value for key, value in run_config.items()})
+        own_rates = dict.fromkeys(RATES, 0.0) if run_config.get("task") else {}
+        return cls(**{**own_rates, **{names[key]: value for key, value in run_config.items()}})
 
     def to_run_config(self) -> dict[str, Any]:
         """The same options under their kebab-case keys."""
@@ -183,6 +180,11 @@ class Config:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
         word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Arguments of Lightning's Trainer that the options give."""
+        return read_trainer(self.trainer_options, bool(self.task))
 
     @property
     def on_sites(self) -> bool:
@@ -201,7 +203,10 @@ class Config:
 
     def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
         """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
-        rate: float = getattr(self, field)
+        return self.decayed(getattr(self, field), server_round, field)
+
+    def decayed(self, rate: float, server_round: int, field: str = "learning_rate") -> float:
+        """What a learning rate of the first round has become in a round."""
         factor: float = getattr(self, f"{field}_decay")
         for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
             if 0 < milestone < server_round:

@@ -31,6 +31,15 @@ class RunError(RuntimeError):
     """The run cannot go on. The message says in one line why, and what to do."""
 
 
+def told(error: Exception) -> str:
+    """An exception of a user's code in one line, with the place where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+
+
 class Command(Protocol):
     """A command: takes the words after its name (None: those of the process) and returns the exit status."""
 

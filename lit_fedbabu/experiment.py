@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning import own, own_trial, trainer
 from lit_fedbabu.learning.models import MODELS, build_model
 from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.own_module import OwnModule, initial_module
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.learning.state import load_state, state_of
 from lit_fedbabu.learning.trial import try_model
-from lit_fedbabu.tasks.data import ClientData, ImageClassification
+from lit_fedbabu.tasks.data import ImageClassification
+from lit_fedbabu.tasks.own import OwnTask
+
+Module = Any
+"""What is trained: a ``LitFedBABU`` of images, or the ``OwnModule`` of a task. Its ``model`` has a body and a head."""
+Data = Any
+"""Of a client: ``ClientData`` of images, or the ``OwnData`` of a task."""
 
 
 class Experiment:
@@ -34,10 +43,15 @@ class Experiment:
         InputError: there is no such algorithm.
     """
 
-    def __init__(self, config: Config, task: ImageClassification | None = None) -> None:
+    def __init__(self, config: Config, task: ImageClassification | OwnTask | None = None) -> None:
         self.config = config
         self.algorithm = algorithm_of(config)
-        self.task = task or ImageClassification(config)
+        self.task = task or (OwnTask(config) if config.task else ImageClassification(config))
+
+    @property
+    def learner(self) -> ModuleType:
+        """The functions ``fit``, ``evaluate`` and ``personalize`` for its modules."""
+        return own if isinstance(self.task, OwnTask) else trainer
 
     def with_finetuning(self, part: str, epochs: int, learning_rate: float) -> Experiment:
         """The same experiment with other options of fine-tuning; dataset, split and initial model are shared.
@@ -53,8 +67,10 @@ class Experiment:
         return other
 
     @cached_property
-    def _initial(self) -> LitFedBABU:
+    def _initial(self) -> Module:
         config = self.config
+        if isinstance(self.task, OwnTask):
+            return initial_module(self.task, self.model_seed, config.precision == "64-true")
         return LitFedBABU(
             model_name=config.model_name,
             num_classes=len(self.task.class_names),
@@ -71,9 +87,20 @@ class Experiment:
         """The seed that every client and the server build the initial model from."""
         return self.config.derived_seed("model")
 
-    def new_module(self, *states: Mapping[str, Tensor]) -> LitFedBABU:
+    def rate_in(self, server_round: int) -> float:
+        """The learning rate of a round, from 1. Of a task's own module; 0: it has none that could be set."""
+        if self.config.learning_rate or not isinstance(self._initial, OwnModule):
+            return self.config.learning_rate_in(server_round)
+        return self.config.decayed(self._initial.rate, server_round)
+
+    @property
+    def finetuning_rate(self) -> float:
+        """The learning rate of fine-tuning, as of ``rate_in``."""
+        return self.config.finetune_learning_rate or self.rate_in(self.config.num_server_rounds)
+
+    def new_module(self, *states: Mapping[str, Tensor]) -> Module:
         """The initial model, random body and random head, with states laid over it, one after the other."""
-        module = copy.deepcopy(self._initial)
+        module = self._initial.copy()
         if states:
             whole = state_of(module.model)
             for state in states:
@@ -98,7 +125,7 @@ class Experiment:
         """The entries of a model's state that a client keeps: trained and not shared."""
         return select(state, self.algorithm.kept)
 
-    def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> LitFedBABU:
+    def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> Module:
         """The initial model, over it what lies ``under``, and over both what was received.
 
         Raises:
@@ -113,7 +140,7 @@ class Experiment:
             expected = sorted(self.shared_names)
             raise ValueError(f"received {sorted(received)}, but {self.config.algorithm} shares {expected}")
 
-    def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
+    def client_data(self, client: int, seed: int, **options: Any) -> Data:
         """The data of a client; ``seed`` decides order and augmentation, options are as of ``ClientData``."""
         return self.task.client_data(client, seed, **options)
 
@@ -142,6 +169,9 @@ class Experiment:
         if config.min_clients_per_round > drawn:
             remedy = f"a round draws {drawn} of {config.num_clients} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
+        if isinstance(self.task, OwnTask):
+            self._check_own(self.task)
+            return
         classes, channels = len(self.task.class_names), self.task.source.channels if images else self.task.channels
         model = build_model(config.model_name, classes, self.model_seed, config.norm, channels)
         if images:
@@ -150,6 +180,15 @@ class Experiment:
             sizes = self.task.batch_sizes(self.algorithm.pooled) if images else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
         self._check_protected(model)
+
+    def _check_own(self, task: OwnTask) -> None:
+        if self.algorithm.pooled:
+            raise InputError("algorithm", self.config.algorithm, "pools images; a task gives data client by client")
+        module = self._initial
+        task.check()
+        parts = [part for part, _ in self.algorithm.phases]
+        own_trial.try_task(module, task, dict.fromkeys([*parts, self.config.finetune_part]))
+        self._check_protected(module.model)
 
     def _check_protected(self, model: nn.Module) -> None:
         """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""

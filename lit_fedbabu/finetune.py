@@ -12,7 +12,7 @@ from lit_fedbabu import system
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import STAGES, Score
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="epochs on a client's training images")
     parser.add_argument("--lr", help="learning rate; several as in 1e-3,1e-2")
     parser.add_argument("--clients", default="all", help="all, or numbers as in 0,3,7")
-    parser.add_argument("--data", help="images of your own, instead of the clients': a folder or a hub name")
+    data = "of your own, instead of the clients': a folder or a hub name of images, or with --task my_module:MyData"
+    parser.add_argument("--data", help=data)
     parser.add_argument("--label-column", default="", help="of --data, where it has several")
     parser.add_argument(
         "--save",
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
+    parser.add_argument("--task", default="", help="the federation's task if it has one: it is run")
     return parser
 
 
@@ -118,8 +120,10 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.records.federation import find_checkpoint, read_federation
 
     checkpoint = find_checkpoint(request.source)
-    federation = read_federation(checkpoint, request.model_name)
+    federation = read_federation(checkpoint, request.task or request.model_name)
     configs = list(request.configs(federation.config))
+    if request.running_statistics and federation.config.task:
+        raise InputError("--running-statistics", True, "is for models of images; a task's module has its own layers")
     if request.running_statistics and federation.config.norm == "batch-running":
         raise InputError("--running-statistics", True, "the model has them already")
     resolve_precision(configs[0].precision)
@@ -129,8 +133,10 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
         raise InputError("--data", request.data, "takes one --part and one --lr")
     if request.clients != "all":
         raise InputError("--clients", request.clients, "are those of the federation; leave it out, or --data")
-    from lit_fedbabu.personal import newcomer  # imports Lightning, which takes seconds: first the cheap checks
+    from lit_fedbabu.personal import newcomer, own_newcomer  # imports Lightning: first the cheap checks
 
+    if federation.config.task:
+        return [own_newcomer.finetune(federation, configs[0], request.data, request.save_to)]
     what = request.data, request.label_column, request.save_to, request.running_statistics
     return [newcomer.finetune(federation, configs[0], *what)]
 
@@ -172,35 +178,42 @@ def _in_settings(
         tunings.append(Tuning(config, folder, save_to, request.running_statistics))
     with shown(request.plain) as progress:
         outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients, warm, progress)
+    score = experiment.task.score
+    key = f"personalized_{score.name}"
     if len(outcomes) == 1:
         for row in outcomes[0]["clients"]:
-            accuracies = "  ".join(f"{stage} {_percent(row[f'{stage}_accuracy'])}" for stage in STAGES)
-            print(f"client {row['client']:>4}  {accuracies}  of {row['num_test']} test images")
+            scores = "  ".join(f"{stage} {_shown(row[f'{stage}_{score.name}'], score)}" for stage in STAGES)
+            of_what = "images" if score.is_accuracy else "samples"
+            print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if tuning.save_to is not None:
             statistics = {"running_statistics": request.running_statistics}
             provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
             provenance["config"] = tuning.config.experiment()
-            saved = next(row["client"] for row in outcome["clients"] if row["personalized_accuracy"] is not None)
+            saved = next(row["client"] for row in outcome["clients"] if row[key] is not None)
             example = checkpoint_of(Path("personal"), saved)
             title = "Personal models of a federation's clients"
             model_card.write(tuning.folder, title, provenance, measures(outcome), str(example))
-        if diverged := [row["client"] for row in outcome["clients"] if row["personalized_accuracy"] is None]:
+        if diverged := [row["client"] for row in outcome["clients"] if row[key] is None]:
             print(f"note: models of clients {diverged} are not finite; they are left out and not saved")
-        print(f"trained {tuning.config.finetune_part} at {tuning.config.finetune_learning_rate:g}")
-        means = ", ".join(f"{100 * over['mean']:.2f}" for over in curve(outcome))
-        print(f"mean accuracy (%) by epoch: {means}")
+        rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
+        print(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
+        means = ", ".join(score.shown(over["mean"]) for over in curve(outcome))
+        print(f"mean {score.axis} by epoch: {means}")
         print(table(outcome))
         print(f"results {tuning.folder / RESULTS}")
     return outcomes
 
 
-def _percent(accuracy: float | None) -> str:
-    return "not finite" if accuracy is None else f"{100 * accuracy:6.2f} %"
+def _shown(value: float | None, score: Score) -> str:
+    return "not finite" if value is None else f"{score.shown(value):>6}{score.unit}"
 
 
 def _check(experiment: Any, federation: Federation) -> None:
     """Raise InputError where the clients' data are not what the fine-tuning needs."""
+    if federation.config.task:
+        experiment.check()
+        return
     found = ", ".join(experiment.task.source.class_names)
     expected = ", ".join(federation.class_names)
     if found != expected:

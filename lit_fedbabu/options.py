@@ -1,16 +1,34 @@
 """How an option of a configuration is declared, read and checked."""
 
 import dataclasses
+import importlib
 import json
 import math
+import os
+import sys
 import textwrap
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.system import configs_folder
 
+TRAINER = {
+    "accumulate_grad_batches": int, "benchmark": bool, "detect_anomaly": bool, "deterministic": bool,
+    "gradient_clip_algorithm": str, "gradient_clip_val": float, "limit_train_batches": float,
+    "reload_dataloaders_every_n_epochs": int,
+}  # fmt: skip
+"""Arguments of Lightning's Trainer that pass through, and their types."""
+OF_TASKS = {"check_val_every_n_epoch": int, "limit_val_batches": float, "val_check_interval": float}
+"""Those that pass through to the module of a task, whose validation is its own."""
+PROTOCOL = {
+    "max_epochs": "num-local-epochs and num-finetune-epochs", "min_epochs": "num-local-epochs",
+    "max_steps": "num-local-epochs", "precision": "precision", "logger": "the run's own records",
+    "default_root_dir": "output-dir", "callbacks": "callbacks of a Task", "fast_dev_run": "num-server-rounds=1",
+}  # fmt: skip
+"""Arguments that would break the protocol, and what takes their place."""
 TYPES = {"int": int, "float": float, "str": str}
 """Types that an option can have, by the name in its annotation."""
 
@@ -67,6 +85,72 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         if (value < limit) if bound == "low" else (value <= limit) if bound == "above" else (value > limit):
             raise InputError(key, value, f"must be {words} {limit}, as in {key}={json.dumps(field.default)}")
     return value
+
+
+def imported(key: str, path: str, remedy: str) -> Any:
+    """What an option names by an import path, as in ``my_package.my_module:name``.
+
+    The current folder is searched last, so a file beside the user's shell is found by installed commands too.
+
+    Raises:
+        InputError: there is no such object, or its file raises an exception; ``remedy`` says what is expected.
+    """
+    module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise InputError(key, path, f"{remedy}; {error}") from None
+    except Exception as error:  # whatever the user's file raises
+        raise InputError(key, path, f"its file cannot be imported: {told(error)}") from error
+
+
+def with_trainer(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with ``trainer.NAME``, and tables ``trainer``, gathered in ``trainer-options``."""
+    own = {key: value for key, value in run_config.items() if key != "trainer" and not key.startswith("trainer.")}
+    table = run_config.get("trainer", {})
+    if not isinstance(table, dict):
+        raise InputError("trainer", table, "must be a table of Trainer arguments, as in trainer.gradient_clip_val=1")
+    given = {**table, **{key.removeprefix("trainer."): run_config[key] for key in run_config if key[:8] == "trainer."}}
+    if given:
+        own["trainer-options"] = json.dumps({**read_trainer(own.get("trainer-options", ""), True), **given})
+    return own
+
+
+def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer, written as JSON; empty: none.
+
+    Args:
+        text: of the option ``trainer-options``.
+        of_task: whether they are for the module of a task.
+
+    Raises:
+        InputError: it is no JSON, or an argument does not pass through or has a value of another type.
+    """
+    try:
+        given = json.loads(text or "{}")
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise InputError(
+            "trainer-options", text, f'must be a JSON object, as in {{"gradient_clip_val": 1}}; {error}'
+        ) from None
+    allowed = {**TRAINER, **OF_TASKS} if of_task else TRAINER
+    for name, value in given.items():
+        if name not in allowed:
+            instead = (
+                f"would break the protocol; {PROTOCOL[name]} is in its place"
+                if name in PROTOCOL
+                else (f"does not pass through to the Trainer; these do: {', '.join(allowed)}")
+            )
+            raise InputError(f"trainer.{name}", value, instead)
+        kind = allowed[name]
+        numbers = (int, float) if kind is float else (kind,)
+        if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
+            article = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+            raise InputError(f"trainer.{name}", value, f"must be {article}")
+    return given
 
 
 def describe(config: Any) -> str:

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.steps import STEPS, Proximal
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.experiment import Data, Experiment, Module
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.cohort import stack
-from lit_fedbabu.learning.determinism import seeded
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.state import state_of
-from lit_fedbabu.tasks.data import ClientData
-from lit_fedbabu.tasks.evaluation import Evaluation, Personalization
+from lit_fedbabu.tasks.evaluation import Measured, Personalization
+from lit_fedbabu.tasks.seeding import seeded
 
 
 class TrainedClient(NamedTuple):
@@ -80,7 +79,7 @@ def cohort_update(
     losses = [float("nan")] * len(modules)
     with seeded(config.derived_seed("draws", server_round, *clients)):
         for part, epochs in algorithm.phases:
-            losses = trainer.fit(
+            losses = experiment.learner.fit(
                 modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
             )
     shared = [experiment.shared(state_of(module.model)) for module in modules]
@@ -88,19 +87,19 @@ def cohort_update(
         modules = [experiment.new_module(own) for own in remembered]
         epochs_of_personal = config.num_local_epochs
         with seeded(config.derived_seed("personal-draws", server_round, *clients)):
-            trainer.fit(
+            experiment.learner.fit(
                 modules, data, mode="full", epochs=epochs_of_personal, learning_rate=learning_rate, callbacks=pull
             )
     for client, module in zip(clients, modules, strict=True):
         if kept := experiment.kept(state_of(module.model)):
             memory.keep(_needed(memories, experiment), client, server_round, kept)
-    sizes = [len(own.train_set) for own in data]
+    sizes = [own.num_train for own in data]
     return [TrainedClient(*trained) for trained in zip(shared, sizes, losses, strict=True)]
 
 
 def own_module(
     experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None
-) -> LitFedBABU:
+) -> Module:
     """The client's model when a round is over: what is evaluated, and what fine-tuning starts from.
 
     For an algorithm with personal models it is the personal one, for the others the model at the start of a round.
@@ -114,7 +113,7 @@ def own_module(
 
 def personal_model(
     experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
-) -> tuple[LitFedBABU, Personalization]:
+) -> tuple[Module, Personalization]:
     """A client's own model after a round, fine-tuned as ``finetune-*`` and ``num-finetune-epochs`` say.
 
     Randomness depends on (seed, client) alone.
@@ -128,11 +127,13 @@ def personal_models(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None = None,
-) -> list[tuple[LitFedBABU, Personalization]]:
+) -> list[tuple[Module, Personalization]]:
     """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
     modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
     with seeded(experiment.config.derived_seed("finetuning-draws", *clients)):
-        personalized = trainer.personalize(modules, finetuning_data(experiment, clients), **finetuning_of(experiment))
+        personalized = experiment.learner.personalize(
+            modules, finetuning_data(experiment, clients), **finetuning_of(experiment)
+        )
     return list(zip(modules, personalized, strict=True))
 
 
@@ -142,11 +143,12 @@ def initial_evaluations(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None = None,
-) -> list[Evaluation]:
+) -> list[Measured]:
     """Measures of each client's own model after a round, as it is, on the client's test images."""
     modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
     with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
-        return trainer.evaluate(modules, finetuning_data(experiment, clients))
+        found: list[Measured] = experiment.learner.evaluate(modules, finetuning_data(experiment, clients))
+        return found
 
 
 def with_running_statistics(
@@ -167,9 +169,7 @@ def with_running_statistics(
         }
 
 
-def finetuning_data(
-    experiment: Experiment, clients: Sequence[int], test_batch_size: int | None = None
-) -> list[ClientData]:
+def finetuning_data(experiment: Experiment, clients: Sequence[int], test_batch_size: int | None = None) -> list[Data]:
     """The data of clients in the order that fine-tuning sees."""
     return [
         experiment.client_data(
@@ -193,7 +193,7 @@ def finetuning_of(experiment: Experiment) -> FineTuning:
     return {
         "part": config.finetune_part,
         "epochs": config.num_finetune_epochs,
-        "learning_rate": config.finetune_learning_rate,
+        "learning_rate": experiment.finetuning_rate,
     }
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_fedbabu.files import whole
+from lit_fedbabu.learning.state import not_finite
 
 PRUNED = "pruned"
 """Name of the file that says that a client's older memories were deleted."""
@@ -35,7 +36,7 @@ def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor])
     Raises:
         ValueError: the state is not finite.
     """
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+    if broken := not_finite(state):
         raise ValueError(f"what it keeps is not finite, the first is {broken[0]}; a lower learning-rate may help")
     place = folder / _name(client)
     place.mkdir(parents=True, exist_ok=True)

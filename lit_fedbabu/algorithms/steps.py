@@ -5,9 +5,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.learning.own_module import view_of
 
 
 class Proximal(L.Callback):
@@ -26,7 +27,7 @@ class Proximal(L.Callback):
         self.anchor = {name: value.detach().clone() for name, value in anchor.items()}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        for name, weight in _model_of(module).named_parameters():
+        for name, weight in view_of(module).named_parameters():
             if weight.requires_grad and weight.grad is not None:
                 weight.grad.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
 
@@ -53,7 +54,7 @@ class FirstOrderMaml(L.Callback):
         self._step_back(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        weights = {name: weight for name, weight in _model_of(module).named_parameters() if weight.requires_grad}
+        weights = {name: weight for name, weight in view_of(module).named_parameters() if weight.requires_grad}
         if self.before:
             self._step_back(module)
             return
@@ -65,7 +66,7 @@ class FirstOrderMaml(L.Callback):
                 weight.grad = None  # the optimizer leaves a weight without gradient alone, and its momentum too
 
     def _step_back(self, module: L.LightningModule) -> None:
-        for name, weight in _model_of(module).named_parameters():
+        for name, weight in view_of(module).named_parameters():
             if name in self.before:
                 weight.data.copy_(self.before[name])
         self.before = {}
@@ -79,7 +80,3 @@ STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]
     ],
 }
 """New callbacks for one client and one round (its number), which starts from the weights ``start``."""
-
-
-def _model_of(module: L.LightningModule) -> nn.Module:
-    return module.get_submodule("model")

@@ -101,8 +101,9 @@ def evaluate_together(
     if order.personalize:
         outcomes = [outcome for _, outcome in personal_models(*what)]
         return [(outcome.initial.loss, outcome.initial.count, outcome.as_row()) for outcome in outcomes]
+    score = first.experiment.task.score.name
     replies: list[Evaluated] = []
     for found in initial_evaluations(*what):
-        row = {"num_test": found.count, "initial_accuracy": found.accuracy, "initial_loss": found.loss}
+        row = {"num_test": found.count, f"initial_{score}": found.score, "initial_loss": found.loss}
         replies.append((found.loss, found.count, row))
     return replies

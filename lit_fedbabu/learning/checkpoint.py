@@ -15,10 +15,11 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning.models import build_model, in_format
-from lit_fedbabu.learning.state import aliases, load_state
+from lit_fedbabu.learning.state import aliases, load_state, not_finite
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.module import LitFedBABU
+    from lit_fedbabu.learning.own_module import OwnModule
 
 KINDS = ("federation", "personal", "newcomer")
 """A federation's shared model; the personal model of one of its clients; the model of someone who had no part in it."""
@@ -31,9 +32,10 @@ class Checkpoint:
     Args:
         path: of the file.
         kind: one of ``KINDS``.
-        provenance: ``config``, ``round``, ``class_names``, ``mean``, ``std``, and what else is known of the weights:
-            ``rounds`` (the history of a federation), ``client``, ``data``, ``running_statistics``.
-        hyper_parameters: of ``LitFedBABU``.
+        provenance: ``config``, ``round``, what the task says of outputs (of images ``class_names``, ``mean``, ``std``),
+            and what else is known of the weights: ``rounds`` (the history of a federation), ``client``, ``data``,
+            ``running_statistics``.
+        hyper_parameters: of ``LitFedBABU``, or of the user's module.
         state: the model's weights by their names, ``body...`` and ``head...``.
     """
 
@@ -42,6 +44,11 @@ class Checkpoint:
     provenance: dict[str, Any]
     hyper_parameters: dict[str, Any]
     state: dict[str, Tensor]
+
+    @property
+    def task(self) -> str:
+        """The import path of the task of the user's own whose module this is; empty: it is of images."""
+        return _task_of(self.provenance)
 
     def config(self) -> Config:
         """The configuration of the federation.
@@ -65,8 +72,8 @@ class Checkpoint:
         return model
 
 
-def save(module: LitFedBABU, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
-    """Write a Lightning checkpoint, whole or not at all. ``LitFedBABU.load_from_checkpoint(path)`` reads it too.
+def save(module: LitFedBABU | OwnModule, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
+    """Write a Lightning checkpoint, whole or not at all. ``load_from_checkpoint(path)`` of the module reads it too.
 
     Args:
         module: whose ``provenance`` names a kind of ``KINDS``.
@@ -79,23 +86,24 @@ def save(module: LitFedBABU, path: Path, written: Callable[[Path], None] = lambd
     from lit_fedbabu.learning.trainer import new_trainer  # imports Lightning, which takes seconds
 
     state = module.model.state_dict()
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+    if broken := not_finite(state):
         raise RunError(f"{path} is not written: its weights are not finite, the first is {broken[0]}")
     if module.provenance["kind"] not in KINDS:
         raise ValueError(f"kind {module.provenance['kind']!r} is none of {', '.join(KINDS)}")
-    trainer = new_trainer(Config(precision="64-true" if module.hparams["dtype"] == "float64" else "32-true"))
-    trainer.strategy.connect(module)
+    is_double = next(module.model.parameters()).dtype == torch.float64
+    trainer = new_trainer(Config(precision="64-true" if is_double else "32-true"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path, written) as scratch:
+    with whole(path, written) as scratch, module.with_provenance() as lightning:
+        trainer.strategy.connect(lightning)
         trainer.save_checkpoint(scratch, weights_only=True)
 
 
-def read(path: Path, trusted_model: str = "") -> Checkpoint:
+def read(path: Path, trusted: str = "") -> Checkpoint:
     """Read a checkpoint, without running any code that it may contain.
 
     Args:
         path: of the file.
-        trusted_model: the import path of a model of the user's own that may be imported.
+        trusted: the import path of the user's own model or task that may be imported.
 
     Raises:
         InputError: the file is damaged, not of this version of the package, or names a model that is code.
@@ -105,11 +113,13 @@ def read(path: Path, trusted_model: str = "") -> Checkpoint:
             if damaged := archive.testzip():
                 raise ValueError(f"its part {damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        provenance, options = content["lit_fedbabu"], content["hyper_parameters"]
-        model_name = options["model_name"]
-        missing = {"config", "round", "class_names", "mean", "std"} - provenance.keys()
-        missing |= {"num_classes", "norm", "channels"} - options.keys()
-        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        provenance, options = content["lit_fedbabu"], content.get("hyper_parameters", {})
+        task = _task_of(provenance)
+        missing = (
+            {"config", "round"} if task else {"config", "round", "class_names", "mean", "std"}
+        ) - provenance.keys()
+        missing |= set() if task else {"model_name", "num_classes", "norm", "channels"} - options.keys()
+        state = content["state_dict"]
         kind = provenance.get("kind") or _kind_of_0_1(provenance)
     except Exception as error:  # a damaged file can make the reader raise anything
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
@@ -120,23 +130,25 @@ def read(path: Path, trusted_model: str = "") -> Checkpoint:
     if kind not in KINDS:
         remedy = f"was written by another version of lit_fedbabu: its kind is {kind}, not one of {', '.join(KINDS)}"
         raise InputError("checkpoint", str(path), remedy)
-    if ":" in model_name and model_name != trusted_model:
-        raise InputError("model-name", model_name, "is code that the checkpoint names; give --model-name to trust it")
-    model = _new_model(options)
+    model_name = task or options["model_name"]
+    if ":" in model_name and model_name != trusted:
+        key = "task" if task else "model-name"
+        raise InputError(key, model_name, f"is code that the checkpoint names; give --{key} to trust it")
+    model, state = _of_task(task, state) if task else (_new_model(options), _without_prefix(state))
     if wrong := _mismatch(model, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+    if broken := not_finite(state):
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
     tied = aliases(model)
     return Checkpoint(path, kind, provenance, options, {key: state[key] for key in state if key not in tied})
 
 
-def load(path: Path, trusted_model: str = "") -> LitFedBABU:
-    """The LightningModule of a checkpoint, in evaluation mode; arguments and errors as of ``read``."""
+def load(path: Path, trusted: str = "") -> LitFedBABU:
+    """The LightningModule of a checkpoint of images, in evaluation mode; arguments and errors as of ``read``."""
     from lit_fedbabu.learning.module import LitFedBABU  # imports Lightning, which takes seconds
 
-    checkpoint = read(path, trusted_model)
+    checkpoint = read(path, trusted)
     module = LitFedBABU(**checkpoint.hyper_parameters)
     load_state(module.model, checkpoint.state)
     module.provenance = checkpoint.provenance
@@ -146,6 +158,23 @@ def load(path: Path, trusted_model: str = "") -> LitFedBABU:
 def _kind_of_0_1(provenance: dict[str, Any]) -> str:
     """The kind of a checkpoint of version 0.1, which did not say it."""
     return "federation" if "rounds" in provenance else "newcomer" if "data" in provenance else "personal"
+
+
+def _task_of(provenance: dict[str, Any]) -> str:
+    return str(provenance["config"].get("task", ""))
+
+
+def _of_task(path: str, state: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A new module of a task, seen as body and head, and the entries of a checkpoint's state by the names there."""
+    from lit_fedbabu.learning.own_module import initial_module  # imports Lightning, which takes seconds
+    from lit_fedbabu.tasks.own import OwnTask
+
+    module = initial_module(OwnTask(Config(task=path)), 0)
+    return module.model, module.seen(state)
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): value for name, value in state.items()}
 
 
 def _new_model(options: dict[str, Any]) -> nn.Module:

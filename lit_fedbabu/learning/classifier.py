@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.checkpoint import Checkpoint
 from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
@@ -25,6 +26,9 @@ class Classifier(nn.Module):
 
     def __init__(self, saved: Checkpoint) -> None:
         super().__init__()
+        if saved.task:
+            remedy = f"is of the task {saved.task}; load it with load_from_checkpoint of its own LightningModule"
+            raise InputError("checkpoint", str(saved.path), remedy)
         self.model = saved.build()
         self.provenance = saved.provenance
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])

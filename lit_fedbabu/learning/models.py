@@ -1,8 +1,5 @@
 """Models of two parts: a ``body`` that extracts features and a ``head`` that classifies them."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.parts import PARTS
+from lit_fedbabu.options import imported
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalization layer for a number of channels."""
@@ -129,14 +127,8 @@ def in_format(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
     """The user's own ``build(num_classes, norm, channels)``, named as in ``my_package.my_module:build``."""
-    module, colon, name = model_name.partition(":")
     remedy = f"must be one of {', '.join(MODELS)}, or an import path as in my_package.my_module:build"
-    if not colon:
+    if ":" not in model_name:
         raise InputError("model-name", model_name, remedy)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a file beside the user's shell, also for installed commands
-    try:
-        build: Callable[[int, Norm, int], nn.Module] = getattr(importlib.import_module(module), name)
-        return build
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError("model-name", model_name, f"{remedy}; {error}") from None
+    build: Callable[[int, Norm, int], nn.Module] = imported("model-name", model_name, remedy)
+    return build

@@ -1,7 +1,9 @@
 """LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise unchanged."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -114,6 +116,15 @@ class LitFedBABU(PartModule):
     @property
     def members(self) -> Sequence["LitFedBABU"]:
         return [self]
+
+    def copy(self) -> "LitFedBABU":
+        """Another one with the same weights."""
+        return copy.deepcopy(self)
+
+    @contextmanager
+    def with_provenance(self) -> Iterator[L.LightningModule]:
+        """What a checkpoint is written of: this module, which adds its provenance itself."""
+        yield self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of normalized images (N, channels, 32, 32)."""

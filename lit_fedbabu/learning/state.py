@@ -18,6 +18,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in tied}
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the entries of a state that are not finite."""
+    return [name for name, value in state.items() if not value.isfinite().all()]
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state as of ``state_of``, or one that also has the other names of tied weights.
 

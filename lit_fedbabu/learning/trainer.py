@@ -16,6 +16,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
+from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe, together
 from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalization
 
@@ -45,6 +46,7 @@ def new_trainer(config: Config, **options: Any) -> L.Trainer:
     """
     quiet_lightning()
     torch.set_num_threads(config.num_threads)
+    arguments: dict[str, Any] = {**config.trainer, **options}
     return L.Trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
@@ -54,13 +56,14 @@ def new_trainer(config: Config, **options: Any) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **options,
+        **arguments,
     )
 
 
 def cohort_size(config: Config) -> int:
     """How many clients are trained together on this machine."""
-    return config.cohort_size or (AUTOMATIC_COHORT if torch.cuda.is_available() else 1)
+    alone = 1 if config.task or config.trainer else AUTOMATIC_COHORT
+    return config.cohort_size or (alone if torch.cuda.is_available() else 1)
 
 
 def cohorts(config: Config, clients: Sequence[int]) -> list[list[int]]:
@@ -131,16 +134,11 @@ def personalize(
     after = probe(modules, data)
     personalized = []
     for module, curve, *probes in zip(modules, curves, before, after, strict=True):
-        if not is_finite(module):  # what is measured of such a model means nothing
+        if not_finite(module.model.state_dict()):  # what is measured of such a model means nothing
             curve[-1] = Evaluation(NAN, NAN, NAN, curve[-1].count)
             probes[-1] = FeatureProbe(NAN, NAN)
         personalized.append(Personalization(tuple(curve), (probes[0], probes[1])))
     return personalized
-
-
-def is_finite(module: LitFedBABU) -> bool:
-    """Whether all weights and buffers of a module's model are finite."""
-    return all(bool(value.isfinite().all()) for value in module.model.state_dict().values())
 
 
 def predictions(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[list[Predicted]]:
@@ -216,7 +214,7 @@ def _evaluations(module: PartModule, data: ClientData | CohortData) -> list[Eval
 
 def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
     """What the module's metrics have counted of the test images since the last time."""
-    count = len(data.test_set)
+    count = data.num_test
     hits = round(module.test_accuracy.compute().item() * count)  # the metric divides in float32
     loss, calibration_error = module.test_loss.compute().item(), module.test_calibration_error.compute().item()
     accuracy = NAN if math.isnan(loss) else hits / count  # of logits that are not numbers

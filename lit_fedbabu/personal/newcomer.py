@@ -10,7 +10,6 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
 from lit_fedbabu.learning import checkpoint, trainer
-from lit_fedbabu.learning.determinism import seeded
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import model_card
@@ -19,6 +18,7 @@ from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
+from lit_fedbabu.tasks.seeding import seeded
 
 CHECKPOINT = "personal.ckpt"
 
@@ -76,7 +76,7 @@ def finetune(
     written = results(config.algorithm, federation.rounds, [row])  # raises where the model is not finite
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
-        line = f"accuracy {100 * evaluation.accuracy:6.2f} %  loss {evaluation.loss:.4f}"
+        line = f"accuracy {100 * evaluation.score:6.2f} %  loss {evaluation.loss:.4f}"
         print(f"epoch {epoch}  {line}  {stage}".rstrip())
     if running:
         module = trainer.with_running_statistics(module, own)

@@ -22,7 +22,8 @@ class Request:
         epochs: over a client's training images.
         lr: learning rate; several as in "1e-3,1e-2".
         clients: "all", or numbers as in "0,3,7".
-        data: images of someone who had no part in the federation: a folder or a hub name.
+        data: of someone who had no part in the federation: images as a folder or a hub name; with a task the import
+            path of what makes a LightningDataModule without arguments.
         label_column: of ``data``, where it has several.
         save: whether clients' models are saved beside the results.
         save_to: with ``data``, a new folder for the model.
@@ -30,6 +31,7 @@ class Request:
         precision: of the training, as the option ``precision``.
         dataset: where the federation's dataset is on this machine.
         model_name: the federation's model if it is an import path, to trust it.
+        task: the federation's task if it has one, to trust it.
         plain: whether progress is shown by lines alone, also on a terminal.
     """
 
@@ -46,6 +48,7 @@ class Request:
     precision: str | None = None
     dataset: str | None = None
     model_name: str = ""
+    task: str = ""
     plain: bool = False
 
     def configs(self, config: Config) -> Iterator[Config]:

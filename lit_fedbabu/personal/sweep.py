@@ -26,6 +26,7 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import append_json_line, write_json, write_whole
 from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.records import tensorboard
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
@@ -87,10 +88,10 @@ class Personalizer:
         for client, (module, outcome) in zip(clients, personal, strict=True):
             row = {"client": client, **outcome.as_row()}
             saved = module
-            if tuning.running_statistics and trainer.is_finite(module):
+            if tuning.running_statistics and not not_finite(module.model.state_dict()):
                 saved, measured = with_running_statistics(experiment, client, module)
                 row |= measured
-            if tuning.save_to is not None and trainer.is_finite(saved):
+            if tuning.save_to is not None and not not_finite(saved.model.state_dict()):
                 facts = {"client": client, "running_statistics": tuning.running_statistics}
                 saved.provenance = experiment.provenance("personal", round=self.received[0], **facts)
                 checkpoint.save(saved, checkpoint_of(tuning.save_to, client))
@@ -101,6 +102,10 @@ class Personalizer:
         """Write what TensorBoard shows: curve, confusions of the worst and the best client, features of the body."""
         experiment = self.experiments[place]
         names = experiment.task.class_names
+        folder = self.tunings[place].folder
+        if not names:
+            tensorboard.write_finetuning(folder, outcome)
+            return
         finite = [row for row in outcome["clients"] if row["personalized_accuracy"] is not None]
         rows = sorted(finite, key=lambda row: row["personalized_accuracy"])
 
@@ -121,7 +126,6 @@ class Personalizer:
             shown = zip(features[:IMAGES_SHOWN], labels[:IMAGES_SHOWN], strict=True)
             points += [(feature, names[label]) for feature, label in shown]
         features = torch.stack([feature for feature, _ in points])
-        folder = self.tunings[place].folder
         tensorboard.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))
 
 
@@ -156,7 +160,8 @@ def sweep(
         progress.advance(len(rows))
     outcomes = []
     for tuning, rows_done in zip(tunings, done, strict=True):
-        outcome = results(tuning.config.algorithm, federation.rounds, [rows_done[client] for client in clients])
+        score, rows = personalizer.experiments[0].task.score, [rows_done[client] for client in clients]
+        outcome = results(tuning.config.algorithm, federation.rounds, rows, score)
         write_json(tuning.folder / RESULTS, outcome)
         (tuning.folder / ROWS).unlink(missing_ok=True)
         outcomes.append(outcome)

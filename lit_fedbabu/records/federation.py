@@ -1,6 +1,7 @@
 """What a federation left: read from the checkpoint of a run, to be fine-tuned or resumed."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ class Federation:
         config: its configuration.
         rounds: its history, one entry for each round.
         shared: the weights that its clients share.
-        class_names: of its dataset.
-        constants: mean and standard deviation by channel that its images were normalized with.
+        provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
     """
@@ -35,10 +35,20 @@ class Federation:
     config: Config
     rounds: list[dict[str, Any]]
     shared: dict[str, Tensor]
-    class_names: list[str]
-    constants: tuple[list[float], list[float]]
+    provenance: Mapping[str, Any]
     memories: Path | None = None
     site: int | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of its dataset."""
+        names: list[str] = self.provenance["class_names"]
+        return names
+
+    @property
+    def constants(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation by channel that its images were normalized with."""
+        return self.provenance["mean"], self.provenance["std"]
 
     @property
     def server_round(self) -> int:
@@ -59,13 +69,13 @@ def find_checkpoint(source: Path) -> Path:
     return path
 
 
-def read_federation(path: Path, trusted_model: str = "") -> Federation:
+def read_federation(path: Path, trusted: str = "") -> Federation:
     """Read a federation from a checkpoint; arguments and errors as of ``checkpoint.read``.
 
     Raises:
         InputError: also where the checkpoint is not that of a federation.
     """
-    content = checkpoint.read(path, trusted_model)
+    content = checkpoint.read(path, trusted)
     provenance = content.provenance
     if content.kind != "federation":
         remedy = f"is a {content.kind} model; give the checkpoint of a federation"
@@ -81,8 +91,7 @@ def read_federation(path: Path, trusted_model: str = "") -> Federation:
         config,
         provenance["rounds"],
         select(content.state, parts_of(algorithm.shared)),
-        provenance["class_names"],
-        (provenance["mean"], provenance["std"]),
+        provenance,
         memories if memories.is_dir() else None,
         provenance.get("client"),
     )
@@ -107,7 +116,7 @@ def resumable(config: Config) -> Federation | None:
     seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
-    federation = read_federation(folder / LAST_CHECKPOINT, config.model_name)
+    federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name)
     for key, value in federation.config.experiment().items():
         if value != begun[key]:
             remedy = f"{folder / CONFIG} was changed: the run was begun with {value!r}; put that back"

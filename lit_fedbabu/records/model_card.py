@@ -17,6 +17,9 @@ SETTINGS = (
     "num-finetune-epochs", "finetune-learning-rate", "seed",
 )  # fmt: skip
 
+OF_IMAGES = ("partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "norm")
+"""Of them those that a task has no use for."""
+
 
 def write(folder: Path, title: str, provenance: Mapping[str, Any], results: Mapping[str, str], checkpoint: str) -> None:
     """Write the card.
@@ -33,14 +36,13 @@ def write(folder: Path, title: str, provenance: Mapping[str, Any], results: Mapp
     method = ALGORITHMS[config["algorithm"]].title
     head = {
         "library_name": "lit_fedbabu",
-        "pipeline_tag": "image-classification",
+        **({} if config.get("task") else {"pipeline_tag": "image-classification"}),
         "tags": ["federated-learning", "personalized-federated-learning", config["algorithm"], "pytorch-lightning"],
-        "metrics": ["accuracy"],
-        **({"datasets": [dataset.partition(":")[0]]} if _is_hub_name(dataset) else {}),
+        "metrics": [provenance["score"]["name"] if config.get("task") else "accuracy"],
+        **({"datasets": [dataset.partition(":")[0]]} if not config.get("task") and _is_hub_name(dataset) else {}),
     }
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items())
-    classes = list(provenance["class_names"])
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+    what, use = _of_task(config, checkpoint) if config.get("task") else _of_images(config, provenance, checkpoint)
     write_whole(
         folder / NAME,
         f"""---
@@ -48,15 +50,15 @@ def write(folder: Path, title: str, provenance: Mapping[str, Any], results: Mapp
 
 # {title}
 
-A {config["model-name"]} of a body and a head, by {method}, for images of {len(classes)} classes: {shown}.
+{what.format(method=method)}
 
 ## Training
 
-Federated on `{dataset}` for {provenance["round"]} rounds.{_finetuned(provenance)}
+Federated on `{config.get("task") or dataset}` for {provenance["round"]} rounds.{_finetuned(provenance)}
 
 | option | value |
 |---|---|
-{"".join(f"| `{key}` | {config[key]} |{chr(10)}" for key in SETTINGS)}
+{"".join(f"| `{key}` | {config[key]} |{chr(10)}" for key in SETTINGS if not (config.get("task") and key in OF_IMAGES))}
 All options, versions and hardware are in `{CONFIG}`.
 
 ## Results
@@ -64,12 +66,24 @@ All options, versions and hardware are in `{CONFIG}`.
 | measure | value |
 |---|---|
 {"".join(f"| {name} | {value} |{chr(10)}" for name, value in results.items())}
-*Initial* is the model as received, *personalized* after fine-tuning on a client's own images. More is in
+*Initial* is the model as received, *personalized* after fine-tuning on a client's own data. More is in
 `{RESULTS}`.
 
 ## Use
 
-```python
+{use}
+""",
+    )
+
+
+def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], checkpoint: str) -> tuple[str, str]:
+    """What a classifier of images is, and how it is used."""
+    classes = list(provenance["class_names"])
+    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+    what = f"A {config['model-name']} of a body and a head, by {{method}}, for images of {len(classes)} classes: "
+    return (
+        what + shown.replace("{", "{{").replace("}", "}}") + ".",
+        f"""```python
 import lit_fedbabu
 
 model = lit_fedbabu.load_model("{checkpoint}")
@@ -78,8 +92,22 @@ model.predict(["image.png"])  # images of any size: paths, PIL images or arrays
 
 The model resizes images to 32 x 32, {"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and
 normalizes them by the mean
-{_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}
-""",
+{_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}""",
+    )
+
+
+def _of_task(config: Mapping[str, Any], checkpoint: str) -> tuple[str, str]:
+    """What a module of a task is, and how it is used."""
+    module = config["task"].partition(":")[0]
+    return (
+        "The LightningModule of a task, a body and a head, by {method}.",
+        f"""```python
+from {module} import task
+
+model = type(task.module()).load_from_checkpoint("{checkpoint}", weights_only=True)
+```
+
+A federation's checkpoint has the head as it was before the first round unless the head is shared.""",
     )
 
 

@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lit_fedbabu.files import write_whole
-from lit_fedbabu.records.results import percent
+from lit_fedbabu.records.results import scaled
+from lit_fedbabu.tasks.evaluation import ACCURACY, Score
 
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -96,12 +97,13 @@ def heat_map(class_counts: str) -> Figure:
     return figure
 
 
-def curve(spreads: Sequence[dict[str, float]], part: str, rate: float) -> Figure:
-    """Accuracy (0 to 1) before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
+def curve(spreads: Sequence[dict[str, float]], part: str, rate: float, score: Score = ACCURACY) -> Figure:
+    """The score before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
     figure, axes = one_panel(2.4)
-    draw_line(axes, 0, "", range(len(spreads)), [[percent(spread) for spread in spreads]], band=True)
-    label_epochs(axes, part, rate)
-    axes.set_ylabel("accuracy (%)")
+    draw_line(axes, 0, "", range(len(spreads)), [[scaled(spread, score) for spread in spreads]], band=True)
+    axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning")
+    axes.set(ylabel=score.axis, ylim=score.limits)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
     return figure
 
 
@@ -163,11 +165,6 @@ def _characters(path: str) -> set[int]:
         return set(font.get_charmap()) if font.scalable else set()
     except (OSError, RuntimeError):
         return set()
-
-
-def label_epochs(axes: Axes, part: str, rate: float) -> None:
-    axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning", ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def one_panel(height: float) -> tuple[Figure, Axes]:

@@ -1,5 +1,6 @@
 """results.json: its content, how it is read, and the table that people see."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import write_json
 from lit_fedbabu.records.run_folder import RESULTS
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 INCOMPLETE = "results.incomplete.json"
 """What is known where clients could not be evaluated after the last round."""
@@ -26,16 +27,17 @@ MEASURES = {
 """Measures shown beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float], higher_is_better: bool = True) -> dict[str, float]:
     """How values of clients are spread.
 
     Returns:
-        ``mean``, ``std`` (population), ``worst_decile`` (mean of the lowest tenth of the values, of at least one) and
+        ``mean``, ``std`` (population), ``worst_decile`` (mean of the worst tenth of the values, of at least one) and
         ``jain``, the fairness index (sum x)^2 / (n sum x^2) of Jain et al. 1984: 1 where all are equal, 1/n where one
         has everything.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
-    worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    tenth = max(1, math.ceil(len(ordered) / 10))
+    worst = ordered[:tenth] if higher_is_better else ordered[-tenth:]
     squares = float((ordered**2).mean())
     return {
         "mean": float(ordered.mean()),
@@ -46,7 +48,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def results(
-    algorithm: str, rounds: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]]
+    algorithm: str,
+    rounds: Sequence[Mapping[str, Any]],
+    clients: Sequence[Mapping[str, Any]],
+    score: Score = ACCURACY,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -55,38 +60,52 @@ def results(
         rounds: the history of the federation, one entry per round, as it is in checkpoints.
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round. What is not a number, as of
             a model that diverged, is None there, and is left out of means; these then say over how many they are.
+        score: what clients are compared by.
 
     Raises:
-        RunError: no client has an accuracy that is a number, before or after fine-tuning.
+        RunError: no client has a score that is a number, before or after fine-tuning.
     """
     rows: list[dict[str, Any]] = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in client.items()}
         for client in sorted(clients, key=lambda client: client["client"])
     ]
     for client in rows:
-        initial, personalized = (client[f"{stage}_accuracy"] for stage in STAGES)
+        initial, personalized = (client[f"{stage}_{score.name}"] for stage in STAGES)
         client["gain"] = None if None in (initial, personalized) else personalized - initial
     measured = {key: [client[key] for client in rows if client[key] is not None] for key in rows[0]}
     summary: dict[str, dict[str, float]] = {}
     for stage in STAGES:
-        if not measured[f"{stage}_accuracy"]:
+        if not measured[f"{stage}_{score.name}"]:
             remedy = "a lower learning-rate or finetune-learning-rate may help"
             raise RunError(f"the {stage} models of all {len(rows)} clients are not finite; {remedy}")
     for key, values in measured.items():
-        if values and ("accuracy" in key or key == "gain"):
-            summary[key] = spread(values)
-        elif values and key.endswith(("_loss", "_calibration_error")):  # of which less is better
+        if values and (_is_score(key, score) or key == "gain"):
+            summary[key] = spread(values, score.higher_is_better)
+        elif values and key.startswith(STAGES):  # whether more or less of it is better is not known
             summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
         if key in summary and len(values) < len(rows):
             summary[key]["clients"] = len(values)
     return {
         "algorithm": algorithm,
+        **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
         "round": rounds[-1]["round"],
         "summary": summary,
-        "best_round_on_test_data": best_round(rounds),
+        "best_round_on_test_data": best_round(rounds, score),
         "rounds": list(rounds),
         "clients": rows,
     }
+
+
+def _is_score(key: str, score: Score) -> bool:
+    """Whether a key of a client's entry is the score, before or after fine-tuning or in between."""
+    if score.is_accuracy:
+        return "accuracy" in key
+    return key in [f"{stage}_{score.name}" for stage in STAGES] or key.startswith(f"{score.name}_epoch_")
+
+
+def score_of(outcome: Mapping[str, Any]) -> Score:
+    """What the clients of a results.json are compared by."""
+    return Score(**outcome["score"]) if "score" in outcome else ACCURACY
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -98,7 +117,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RESULTS
     try:
         outcome = json.loads(path.read_text())
-        return {key: outcome[key] for key in CONTENT}
+        return {key: outcome[key] for key in (*CONTENT, *(["score"] if "score" in outcome else []))}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}") from None
 
@@ -134,11 +153,12 @@ def read_incomplete(folder: Path, arrays: str) -> list[dict[str, Any]]:
         raise InputError("results", str(path), f"cannot be read: {error!r}; delete it to evaluate all again") from None
 
 
-def best_round(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Of the evaluated rounds, the first with the highest mean initial accuracy; the choice has seen test data."""
-    evaluated = [entry for entry in rounds if "initial_accuracy" in entry]
-    best = max(evaluated, key=lambda entry: entry["initial_accuracy"]["mean"], default=None)
-    return None if best is None else {"round": best["round"], "initial_accuracy": best["initial_accuracy"]}
+def best_round(rounds: Sequence[Mapping[str, Any]], score: Score = ACCURACY) -> dict[str, Any] | None:
+    """Of the evaluated rounds, the first with the best mean initial score; the choice has seen test data."""
+    key, sign = f"initial_{score.name}", 1 if score.higher_is_better else -1
+    evaluated = [entry for entry in rounds if key in entry]
+    best = max(evaluated, key=lambda entry: sign * entry[key]["mean"], default=None)
+    return None if best is None else {"round": best["round"], key: best[key]}
 
 
 def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float | None]:
@@ -150,32 +170,31 @@ def measure(outcome: Mapping[str, Any], title: str) -> tuple[float | None, float
 
 def table(outcome: Mapping[str, Any]) -> str:
     """The summary of a results.json as the table that people read, accuracies in percent."""
-    count = len(outcome["clients"])
+    count, score = len(outcome["clients"]), score_of(outcome)
     lines = [
         f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
-        f"{'accuracy (%)':<16}{'mean ± std':>16}{'worst decile':>16}",
+        f"{score.axis:<16}{'mean ± std':>16}{'worst decile':>16}",
     ]
     for name in STAGES:
-        mean, std, worst = (
-            100 * outcome["summary"][f"{name}_accuracy"][key] for key in ("mean", "std", "worst_decile")
-        )
-        fewer = outcome["summary"][f"{name}_accuracy"].get("clients")
-        over = f"   over {fewer}: the others' weights are not finite" if fewer else ""
-        lines.append(f"{name:<16}{f'{mean:.2f} ± {std:.2f}':>16}{worst:>16.2f}{over}")
+        over = outcome["summary"][f"{name}_{score.name}"]
+        mean, std, worst = (score.shown(over[key]) for key in ("mean", "std", "worst_decile"))
+        fewer = f"   over {over['clients']}: the others' weights are not finite" if "clients" in over else ""
+        lines.append(f"{name:<16}{f'{mean} ± {std}':>16}{worst:>16}{fewer}")
     measured = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
     if measured:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
     lines += [f"{title:<32}{initial:>10.4f}{personalized:>14.4f}" for title, initial, personalized in measured]
     if best := outcome["best_round_on_test_data"]:
-        mean, std = (100 * best["initial_accuracy"][key] for key in ("mean", "std"))
-        lines.append(f"best initial accuracy {mean:.2f} ± {std:.2f} after round {best['round']}, chosen on test data")
+        mean, std = (score.shown(best[f"initial_{score.name}"][key]) for key in ("mean", "std"))
+        lines.append(f"best initial {score.name} {mean} ± {std} after round {best['round']}, chosen on test data")
     return "\n".join(lines)
 
 
 def curve(outcome: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Spreads of accuracy over clients before fine-tuning and after each of its epochs."""
-    epochs = sum(key.startswith("accuracy_epoch_") for key in outcome["summary"])
-    return [outcome["summary"][f"accuracy_epoch_{epoch}"] for epoch in range(epochs)]
+    """Spreads of the score over clients before fine-tuning and after each of its epochs."""
+    name = f"{score_of(outcome).name}_epoch_"
+    epochs = sum(key.startswith(name) for key in outcome["summary"])
+    return [outcome["summary"][f"{name}{epoch}"] for epoch in range(epochs)]
 
 
 def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
@@ -185,13 +204,13 @@ def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
             f"{over['mean']:.4f} ± {over['std']:.4f}"
         )
         for key, over in outcome["summary"].items()
-        if not key.startswith("accuracy_epoch_")
+        if not key.startswith(f"{score_of(outcome).name}_epoch_")
     }
 
 
-def percent(spread: Mapping[str, float]) -> dict[str, float]:
-    """A spread of accuracies between 0 and 1, as ``spread`` has it, in percent."""
-    return {name: value if name == "clients" else 100 * value for name, value in spread.items()}
+def scaled(spread: Mapping[str, float], score: Score) -> dict[str, float]:
+    """A spread of scores, as ``spread`` has it, as people read it: accuracies in percent."""
+    return {name: value if name == "clients" else score.scale * value for name, value in spread.items()}
 
 
 def as_columns(outcome: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -27,8 +27,8 @@ def default_run_name(config: Config) -> str:
 
     Characters of the dataset's name that a folder's name should not have become ``-``.
     """
-    place = dataset_folder(config.dataset)
-    name = place[0].resolve().name if place else Path(config.dataset).name
+    place = dataset_folder(config.dataset) if not config.task else None
+    name = place[0].resolve().name if place else (config.task.replace(":", "-") or Path(config.dataset).name)
     dataset = "".join(each if each.isprintable() else "-" for each in name).lstrip(".")[:60] or "data"
     return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 

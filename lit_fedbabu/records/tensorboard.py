@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.records import plots
-from lit_fedbabu.records.results import curve, spread, table
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.records.results import curve, score_of, spread, table
+from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 BAND = "band"
 """The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
@@ -22,23 +23,30 @@ class Board:
     """Writes an event file into the run's folder, however many clients there are.
 
     A resumed run writes a second file. It replaces what the first one has of ``first_round`` and later.
+
+    Args:
+        folder: the run's.
+        config: the experiment.
+        first_round: the round after those that the run has done.
+        score: what clients are compared by; its curves are ``accuracy/...`` for images.
     """
 
-    def __init__(self, folder: Path, config: Config, first_round: int = 1) -> None:
+    def __init__(self, folder: Path, config: Config, first_round: int = 1, score: Score = ACCURACY) -> None:
+        self._score = score
         resumed = any(folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
         self._file_writer = cast(Any, self._writer).file_writer
-        measures = {f"accuracy/{name}_mean": 0.0 for name in STAGES}
+        measures = {f"{score.name}/{name}_mean": 0.0 for name in STAGES}
         experiment, start, self._end = hparams(config.experiment(), measures)  # type: ignore[no-untyped-call]
         if resumed:
             return
         options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
-            name: ["Margin", [f"accuracy/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
+            name: ["Margin", [f"{score.name}/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
             for name in STAGES
         }
-        self._writer.add_custom_scalars({"Accuracy over clients, mean ± std": margins})
+        self._writer.add_custom_scalars({f"{score.title} over clients, mean ± std": margins})
         self._file_writer.add_summary(experiment)
         self._file_writer.add_summary(start)
         self._writer.flush()
@@ -49,9 +57,9 @@ class Board:
             self._writer.add_scalar(tag, value, server_round)
         self._writer.flush()
 
-    def accuracies(self, name: str, server_round: int, values: Sequence[float]) -> None:
-        """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
-        _add_accuracies(self._writer, f"accuracy/{name}", name, values, server_round)
+    def scores(self, name: str, server_round: int, values: Sequence[float]) -> None:
+        """Scores of all clients: mean, the margin of one std, worst decile, and a histogram."""
+        _add_scores(self._writer, self._score, f"{self._score.name}/{name}", name, values, server_round)
         self._writer.flush()
 
     def failure(self, server_round: int, text: str) -> None:
@@ -67,29 +75,30 @@ class Board:
     def finish(self, config: Config, outcome: Mapping[str, Any]) -> None:
         """Fine-tuning as a figure, the summary as text; marks the run as finished for HPARAMS and closes the file."""
         with plots.style():
-            figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate)
-            self._writer.add_figure("finetuning/accuracy_over_epochs", figure, outcome["round"])
+            figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate, self._score)
+            self._writer.add_figure(f"finetuning/{self._score.name}_over_epochs", figure, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
         self._file_writer.add_summary(self._end)
         self._writer.close()
 
 
-def _add_accuracies(writer: SummaryWriter, tag: str, band: str, values: Sequence[float], step: int) -> None:
-    """Accuracies (0 to 1) of all clients: mean, the margin of one std, worst decile, and a histogram."""
-    over = spread(values)
+def _add_scores(writer: SummaryWriter, score: Score, tag: str, band: str, values: Sequence[float], step: int) -> None:
+    """Scores of all clients: mean, the margin of one std, worst decile, and a histogram."""
+    over = spread(values, score.higher_is_better)
     writer.add_scalar(f"{tag}_mean", over["mean"], step)
     writer.add_scalar(f"{tag}_worst_decile", over["worst_decile"], step)
     writer.add_scalar(f"{BAND}/{band}_minus_std", over["mean"] - over["std"], step)
     writer.add_scalar(f"{BAND}/{band}_plus_std", over["mean"] + over["std"], step)
-    writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=np.linspace(0, 1, 21))
+    bins: Any = np.linspace(0, 1, 21) if score.is_accuracy else "auto"
+    writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=bins)
 
 
 def write_finetuning(
     folder: Path,
     outcome: Mapping[str, Any],
-    class_names: Sequence[str],
-    confusions: Mapping[str, tuple[str, np.ndarray]],
-    features: tuple[Tensor, Sequence[str]],
+    class_names: Sequence[str] = (),
+    confusions: Mapping[str, tuple[str, np.ndarray]] = MappingProxyType({}),
+    features: tuple[Tensor, Sequence[str]] | None = None,
 ) -> None:
     """An event file of a fine-tuning, in which x is its epoch.
 
@@ -98,19 +107,22 @@ def write_finetuning(
         outcome: the content of its results.json.
         class_names: of the dataset.
         confusions: for "worst" and "best" client a title, and images (classes, classes) by true and predicted class.
-        features: of the body, (N, F), and the class of each, for the PROJECTOR tab.
+        features: of the body, (N, F), and the class of each, for the PROJECTOR tab; None: there are no classes.
     """
     for old in (*folder.glob("events.out.tfevents.*"), *folder.glob("projector_config.pbtxt")):
         old.unlink()  # of the same fine-tuning, before clients were done again
     writer = SummaryWriter(str(folder))
-    mean, minus, plus = "finetuning/accuracy_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
-    writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {"accuracy": ["Margin", [mean, minus, plus]]}})
+    score = score_of(outcome)
+    tag, key = f"finetuning/{score.name}", f"{score.name}_epoch_"
+    mean, minus, plus = f"{tag}_mean", f"{BAND}/finetuning_minus_std", f"{BAND}/finetuning_plus_std"
+    writer.add_custom_scalars({"Fine-tuning, mean ± std over clients": {score.name: ["Margin", [mean, minus, plus]]}})
     for epoch in range(len(curve(outcome))):
-        values = [value for client in outcome["clients"] if (value := client[f"accuracy_epoch_{epoch}"]) is not None]
-        _add_accuracies(writer, "finetuning/accuracy", "finetuning", values, epoch)
+        values = [value for client in outcome["clients"] if (value := client[f"{key}{epoch}"]) is not None]
+        _add_scores(writer, score, tag, "finetuning", values, epoch)
     with plots.style():
         for which, (title, matrix) in confusions.items():
             writer.add_figure(f"confusion/{which}_client", plots.confusion(matrix, class_names, title))
-    writer.add_embedding(features[0], metadata=list(features[1]), tag="body_features")
+    if features is not None:
+        writer.add_embedding(features[0], metadata=list(features[1]), tag="body_features")
     writer.add_text("results", f"```\n{table(outcome)}\n```")
     writer.close()

@@ -11,10 +11,11 @@ from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.reporting.names import method_names, setting_names
 from lit_fedbabu.reporting.runs import Run, read_run, unfinished
+from lit_fedbabu.tasks.evaluation import Score
 
 DATA = (
-    "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-classes-per-client", "dirichlet-alpha",
-    "lognormal-sigma", "natural-id-column", "min-client-images",
+    "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-classes-per-client",
+    "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
     "data", "clients", "round",
 )  # fmt: skip
 """Always part of the setting: which data the clients have, and of a fine-tuning its data, clients and round."""
@@ -29,8 +30,8 @@ class Cell:
     runs: tuple[Run, ...]
 
     def means(self, stage: str) -> list[float]:
-        """Mean accuracy over clients in percent, for every seed."""
-        return [run.spreads(f"{stage}_accuracy")["mean"] for run in self.runs]
+        """Mean score over clients, for every seed."""
+        return [run.spreads(stage)["mean"] for run in self.runs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Study:
     def of_setting(self, setting: str) -> list[Cell]:
         """The methods that were run in a setting."""
         return [cell for cell in self.cells if cell.setting == setting]
+
+    @property
+    def score(self) -> Score:
+        """What clients are compared by, the same in all runs."""
+        return self.cells[0].runs[0].score
 
     @property
     def runs(self) -> list[Run]:
@@ -89,8 +95,15 @@ def compare(found: Sequence[Run], reference: str = "") -> Study:
         reference: name of the method that others are compared with; "" is FedBABU, or the first of the table.
 
     Raises:
-        InputError: two of the runs have the same options and the same seed, or there is no such method.
+        InputError: the runs have different scores, two of them have the same options and the same seed, or there is
+            no such method.
     """
+    for run in found:
+        if run.score != found[0].score:
+            remedy = (
+                f"has the score {run.score.name}, and {found[0].folder} has {found[0].score.name}; report them apart"
+            )
+            raise InputError("RUN", str(run.folder), remedy)
     groups: dict[tuple[tuple[str, Any], ...], list[Run]] = defaultdict(list)
     for run in sorted(found, key=lambda run: list(ALGORITHMS).index(run.config.algorithm)):
         groups[tuple(_options(run).items())].append(run)

@@ -26,11 +26,11 @@ SHOWN_SEEDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A method minus the reference, in one setting, by one kind of accuracy in percent.
+    """A method minus the reference, in one setting, by the initial or the personalized score.
 
     Args:
         cell: the method.
-        stage: of the accuracy.
+        stage: of the score.
         seeds: of the pairs.
         found: the difference.
         corrected: p of the t-test, corrected over the methods compared.
@@ -57,10 +57,11 @@ def comparisons(study: Study, stage: str) -> list[Comparison]:
             continue
         others = [cell for cell in cells if cell is not reference]
         paired = [(cell, pairs) for cell in others if (pairs := pairs_of(cell, reference)).runs]
-        key = f"{stage}_accuracy"
         found = [
             difference(
-                [run.spreads(key)["mean"] for run, _ in pairs.runs], [run.spreads(key)["mean"] for _, run in pairs.runs]
+                [run.spreads(stage)["mean"] for run, _ in pairs.runs],
+                [run.spreads(stage)["mean"] for _, run in pairs.runs],
+                study.score.higher_is_better,
             )
             for _, pairs in paired
         ]
@@ -73,10 +74,10 @@ def comparisons(study: Study, stage: str) -> list[Comparison]:
 
 
 def sentences(study: Study) -> list[str]:
-    """What the personalized accuracies say of each method beside the reference."""
+    """What the personalized scores say of each method beside the reference."""
     told = []
     for each in comparisons(study, "personalized"):
-        words = in_words(each.cell.method, study.reference, each.found, each.corrected)
+        words = in_words(each.cell.method, study.reference, each.found, each.corrected, study.score)
         told.append(f"{each.cell.setting}: {words}." if len(study.settings) > 1 else f"{words}.")
     return told
 
@@ -102,7 +103,8 @@ def unpaired(study: Study) -> list[str]:
 
 
 def difference_table(study: Study) -> list[Row]:
-    """A row for every method beside the reference and every kind of accuracy, in percentage points."""
+    """A row for every method beside the reference and stage; accuracies in percentage points."""
+    digits = study.score.digits
     made = [each for stage in ("personalized", "initial") for each in comparisons(study, stage)]
     wilcoxon = any(each.found.over.count >= SIGNED_RANK_SEEDS for each in made)
     rows = []
@@ -112,12 +114,12 @@ def difference_table(study: Study) -> list[Row]:
         row = {
             **place(study, each.cell),
             "minus": study.reference,
-            "accuracy": each.stage,
+            study.score.name: each.stage,
             "seeds": ", ".join(map(str, each.seeds)) if listed else str(count),
-            "differences": ", ".join(f"{value:.2f}" for value in each.found.each) if listed else "",
+            "differences": ", ".join(f"{value:.{digits}f}" for value in each.found.each) if listed else "",
             "ahead": f"{each.found.ahead} of {count}",
-            "mean": f"{each.found.over.mean:.2f}",
-            "95 % interval": shown_interval(each.found.over),
+            "mean": f"{each.found.over.mean:.{digits}f}",
+            "95 % interval": shown_interval(each.found.over, study.score),
             "p": shown_p(each.found.p),
             "p, Holm": shown_p(each.corrected),
         }
@@ -131,11 +133,12 @@ def difference_table(study: Study) -> list[Row]:
 
 
 def client_table(study: Study) -> list[Row]:
-    """Personalized accuracies compared client by client within each seed, in percentage points.
+    """Personalized scores compared client by client within each seed; accuracies in percentage points.
 
     Every run beside its own initial model, and beside the reference's run of the same seed where both have the same
     clients.
     """
+    digits, better = study.score.digits, 1 if study.score.higher_is_better else -1
     rows = []
     for cell in study.cells:
         reference = next((each for each in study.of_setting(cell.setting) if each.method == study.reference), None)
@@ -143,11 +146,11 @@ def client_table(study: Study) -> list[Row]:
         if reference is not None and reference is not cell:
             others = {run.config.seed: other for run, other in pairs_of(cell, reference).runs}
         for run in cell.runs:
-            own = 100 * run.of_clients("personalized_accuracy")
-            beside = {"its initial model": 100 * run.of_clients("initial_accuracy")}
+            own = run.scores("personalized")
+            beside = {"its initial model": run.scores("initial")}
             other = others.get(run.config.seed)
             if other is not None and np.array_equal(run.of_clients("client"), other.of_clients("client")):
-                beside[study.reference] = 100 * other.of_clients("personalized_accuracy")
+                beside[study.reference] = other.scores("personalized")
             for name, values in beside.items():
                 interval = over_clients(own, values)
                 rows.append(
@@ -156,10 +159,10 @@ def client_table(study: Study) -> list[Row]:
                         "seed": run.config.seed,
                         "minus": name,
                         "clients": len(own),
-                        "ahead": int((own > values).sum()),
+                        "ahead": int((better * own > better * values).sum()),
                         "level": int((own == values).sum()),
-                        "mean": f"{(own - values).mean():.2f}",
-                        "95 % interval over clients": f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+                        "mean": f"{(own - values).mean():.{digits}f}",
+                        "95 % interval over clients": " to ".join(f"{edge:.{digits}f}" for edge in interval or ()),
                     }
                 )
     return rows
@@ -167,7 +170,7 @@ def client_table(study: Study) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Methods ranked over settings by personalized accuracy, mean over seeds.
+    """Methods ranked over settings by personalized score, mean over seeds.
 
     Args:
         methods: those that were run in all of the settings.
@@ -182,7 +185,8 @@ class Ranking:
 
 def ranking(study: Study) -> Ranking | None:
     """Ranks of the methods that were run in five settings or more; None if there are too few of either."""
-    means = {(cell.method, cell.setting): float(np.mean(cell.means("personalized"))) for cell in study.cells}
+    better = 1 if study.score.higher_is_better else -1
+    means = {(cell.method, cell.setting): better * float(np.mean(cell.means("personalized"))) for cell in study.cells}
     often = [
         method for method in study.methods if sum((method, each) in means for each in study.settings) >= RANKED_SETTINGS
     ]

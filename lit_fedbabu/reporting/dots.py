@@ -10,29 +10,32 @@ from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.differences import Comparison, Ranking, comparisons
 from lit_fedbabu.reporting.panels import Drawing, Panel, look
 from lit_fedbabu.reporting.tables import calibration
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 ROWS = 24
 """In a panel; more of them make another one."""
+Limits = tuple[float | None, float | None]
 Stages = tuple[str, list[float]]
 """A method, and a value for each of STAGES."""
 
 
 def differences(study: Study) -> Drawing | None:
-    """Personalized accuracy minus the reference's, with its interval over seeds."""
+    """Personalized score minus the reference's, with its interval over seeds."""
     found = comparisons(study, "personalized")
     panels: list[Panel] = []
     for setting in study.settings:
         rows = [each for each in found if each.cell.setting == setting]
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            panels.append(Panel(setting, partial(_draw_differences, rows=some), height=_height(some)))
+            panels.append(
+                Panel(setting, partial(_draw_differences, rows=some, score=study.score), height=_height(some))
+            )
     note = "Mean over seeds with its 95 % interval; hollow circles are of one seed, which gives no interval."
-    title = f"Personalized accuracy minus that of {study.reference}"
+    title = f"Personalized {study.score.name} minus that of {study.reference}"
     return Drawing("differences", title, panels, note) if panels else None
 
 
-def _draw_differences(axes: Axes, rows: Sequence[Comparison]) -> None:
+def _draw_differences(axes: Axes, rows: Sequence[Comparison], score: Score) -> None:
     _name_rows(axes, [each.cell.method for each in rows])
     axes.axvline(0, color="black", linewidth=0.8)
     for place, each in enumerate(rows):
@@ -40,19 +43,16 @@ def _draw_differences(axes: Axes, rows: Sequence[Comparison]) -> None:
         if over.interval is not None:
             axes.plot(over.interval, [place, place], color=look(0)["color"])
         axes.plot(over.mean, place, **look(0), markerfacecolor="none" if over.interval is None else look(0)["color"])
-    axes.set_xlabel("difference in percentage points")
+    axes.set_xlabel(f"difference in {'percentage points' if score.is_accuracy else score.name}")
 
 
 def fairness(study: Study) -> Drawing:
-    """Mean accuracy of the weakest tenth of the clients, before and after fine-tuning."""
+    """Mean score of the weakest tenth of the clients, before and after fine-tuning."""
     found = {
         setting: [
             (
                 cell.method,
-                [
-                    float(np.mean([run.spreads(f"{stage}_accuracy")["worst_decile"] for run in cell.runs]))
-                    for stage in STAGES
-                ],
+                [float(np.mean([run.spreads(stage)["worst_decile"] for run in cell.runs])) for stage in STAGES],
             )
             for cell in study.of_setting(setting)
         ]
@@ -60,8 +60,8 @@ def fairness(study: Study) -> Drawing:
     }
     return Drawing(
         "fairness",
-        "Accuracy of the worst decile",
-        _stage_panels(found, "accuracy of the worst decile (%)", 100),
+        f"{study.score.title} of the worst decile",
+        _stage_panels(found, f"{study.score.axis}, worst decile", study.score.limits),
         "Mean over the weakest tenth of the clients, before and after fine-tuning, and over seeds.",
     )
 
@@ -82,29 +82,29 @@ def calibrations(study: Study) -> Drawing | None:
             found[setting] = rows
     note = "Mean over clients and over the seeds in which it was measured; less is better calibrated."
     note += f" It was not measured of {'; '.join(unknown)}." if unknown else ""
-    panels = _stage_panels(found, "expected calibration error", None)
+    panels = _stage_panels(found, "expected calibration error", (0, None))
     return Drawing("calibration", "Calibration error", panels, note) if panels else None
 
 
-def _stage_panels(found: dict[str, list[Stages]], label: str, most: float | None) -> list[Panel]:
+def _stage_panels(found: dict[str, list[Stages]], label: str, limits: Limits) -> list[Panel]:
     key = tuple((stage, number) for number, stage in enumerate(STAGES))
     panels = []
     for setting, rows in found.items():
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            draw = partial(_draw_stages, rows=some, label=label, most=most)
+            draw = partial(_draw_stages, rows=some, label=label, limits=limits)
             panels.append(Panel(setting, draw, key, _height(some)))
     return panels
 
 
-def _draw_stages(axes: Axes, rows: Sequence[Stages], label: str, most: float | None) -> None:
+def _draw_stages(axes: Axes, rows: Sequence[Stages], label: str, limits: Limits) -> None:
     _name_rows(axes, [name for name, _ in rows])
     for place, (_, values) in enumerate(rows):
         axes.plot(values, [place] * len(values), color="black", linewidth=0.8, alpha=0.6, zorder=1.8)
     for number in range(len(STAGES)):
         places = range(len(rows))
         axes.plot([values[number] for _, values in rows], places, linestyle="", **look(number), markersize=4.5)
-    axes.set(xlabel=label, xlim=(0, most))
+    axes.set(xlabel=label, xlim=limits)
 
 
 def ranks(ranked: Ranking) -> Drawing:

@@ -86,10 +86,11 @@ def _over_seeds(histories: Sequence[dict[int, float]], note: Callable[[int], str
 
 
 def rounds(study: Study) -> Drawing | None:
-    """Initial accuracy over communication rounds."""
+    """Initial score over communication rounds."""
 
     def label(axes: Axes) -> None:
-        axes.set(xlabel="communication round", ylabel="initial accuracy (%)", xlim=(0, None), ylim=(0, 100))
+        axes.set(xlabel="communication round", ylabel=f"initial {study.score.axis}")
+        axes.set(xlim=(0, None), ylim=study.score.limits)
 
     panels: list[Panel] = []
     for setting in study.settings:
@@ -110,7 +111,7 @@ def rounds(study: Study) -> Drawing | None:
         " Each panel has a few methods in colour and the others in grey. Lines that end early belong to runs with"
         " fewer rounds, as the key says."
     )
-    return Drawing("rounds", "Initial accuracy over rounds", panels, note) if panels else None
+    return Drawing("rounds", f"Initial {study.score.name} over rounds", panels, note) if panels else None
 
 
 def _lines(found: dict[str, Line | None]) -> dict[str, Line]:
@@ -118,10 +119,10 @@ def _lines(found: dict[str, Line | None]) -> dict[str, Line]:
 
 
 def finetuning(study: Study) -> Drawing | None:
-    """Accuracy over epochs of fine-tuning, for every part and rate."""
+    """Score over epochs of fine-tuning, for every part and rate."""
 
     def label(axes: Axes) -> None:
-        axes.set(xlabel="epoch of fine-tuning", ylabel="accuracy (%)", ylim=(0, 100))
+        axes.set(xlabel="epoch of fine-tuning", ylabel=study.score.axis, ylim=study.score.limits)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
 
     panels: list[Panel] = []
@@ -135,7 +136,7 @@ def finetuning(study: Study) -> Drawing | None:
         "Mean over clients and seeds; bands are one standard deviation over seeds. The epochs that all seeds of a"
         " method have are drawn; the key says where these are fewer than others."
     )
-    return Drawing("finetuning", "Accuracy over epochs of fine-tuning", panels, note) if panels else None
+    return Drawing("finetuning", f"{study.score.title} over epochs of fine-tuning", panels, note) if panels else None
 
 
 def _course(members: Sequence[Run], longest: int) -> Line | None:
@@ -144,27 +145,29 @@ def _course(members: Sequence[Run], longest: int) -> Line | None:
 
 
 def clients(study: Study) -> Drawing:
-    """How accuracies are distributed over the clients of all seeds: the share of clients that reach no more."""
+    """How scores are distributed over the clients of all seeds: the share of clients that reach no more."""
     panels: list[Panel] = []
     for setting in study.settings:
         for stage in STAGES:
 
             def label(axes: Axes, stage: str = stage) -> None:
-                axes.set(xlabel=f"{stage} accuracy of a client (%)", ylabel="share of clients", xlim=(0, 100))
+                axes.set(xlabel=f"{stage} {study.score.axis} of a client", ylabel="share of clients")
+                axes.set(xlim=study.score.limits)
 
-            lines = {cell.method: _distribution(cell, f"{stage}_accuracy") for cell in study.of_setting(setting)}
+            lines = {cell.method: _distribution(cell, stage) for cell in study.of_setting(setting)}
             panels += _panels(study, ", ".join(word for word in (setting, stage) if word), lines, label)
-    note = "The share of clients, of all seeds together, that reach no more than an accuracy: lower lines are ahead."
-    return Drawing("clients", "Accuracies of the clients", panels, note)
+    note = "The share of clients, of all seeds together, that reach no more than a value:"
+    note += f" {'lower' if study.score.higher_is_better else 'higher'} lines are ahead."
+    return Drawing("clients", "Scores of the clients", panels, note)
 
 
-def _distribution(cell: Cell, key: str) -> Line:
-    values = np.concatenate([100 * run.of_clients(key) for run in cell.runs])
+def _distribution(cell: Cell, stage: str) -> Line:
+    values = np.concatenate([run.scores(stage) for run in cell.runs])
     return Line(np.quantile(values, SHARES, method="inverted_cdf"), SHARES)
 
 
 def cost(study: Study) -> Drawing | None:
-    """Personalized accuracy beside what training cost, mean over seeds."""
+    """Personalized score beside what training cost, mean over seeds."""
     measures: dict[str, Callable[[Cost], float | None]] = {
         "training images seen (million)": lambda each: each.images and each.images / 1e6,
         "sent both ways (MB)": lambda each: (
@@ -179,18 +182,19 @@ def cost(study: Study) -> Drawing | None:
         for title, of in measures.items():
 
             def label(axes: Axes, title: str = title) -> None:
-                axes.set(xlabel=title, ylabel="personalized accuracy (%)", ylim=(0, 100))
+                axes.set(xlabel=title, ylabel=f"personalized {study.score.axis}", ylim=study.score.limits)
                 axes.set_xlim(0, 1.08 * axes.dataLim.x1)
 
             lines = {}
             for cell in cells:
                 known = [value for each in costs[cell.method] if (value := of(each)) is not None]
                 if len(known) == len(cell.runs):
-                    accuracy = float(np.mean(cell.means("personalized")))
-                    lines[cell.method] = Line(np.array([np.mean(known)]), np.array([accuracy]))
+                    reached = float(np.mean(cell.means("personalized")))
+                    lines[cell.method] = Line(np.array([np.mean(known)]), np.array([reached]))
             panels += _panels(study, setting, lines, label, style="") if lines else []
-    note = "A point is a method, mean over seeds; what is not recorded is not drawn. Left and above is ahead."
-    return Drawing("cost", "Accuracy beside cost", panels, note) if panels else None
+    note = "A point is a method, mean over seeds; what is not recorded is not drawn. Left and"
+    note += f" {'above' if study.score.higher_is_better else 'below'} is ahead."
+    return Drawing("cost", f"{study.score.title} beside cost", panels, note) if panels else None
 
 
 def partition(study: Study) -> Drawing | None:

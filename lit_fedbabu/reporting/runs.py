@@ -17,10 +17,10 @@ import numpy.typing as npt
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import curve, percent, read_results
+from lit_fedbabu.records.results import curve, read_results, scaled, score_of
 from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment
 from lit_fedbabu.reporting.costs import Cost, cost_of
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,18 @@ class Run:
     partition: Partition | None
     finetunings: tuple["Run", ...] = ()
 
-    def spreads(self, key: str) -> dict[str, float]:
-        """Mean, std and worst decile over the clients, in percent, of a kind of accuracy."""
-        return percent(self.outcome["summary"][key])
+    @property
+    def score(self) -> Score:
+        """What its clients are compared by."""
+        return score_of(self.outcome)
+
+    def spreads(self, stage: str) -> dict[str, float]:
+        """Mean, std and worst decile over the clients of the score, as people read it: accuracies in percent."""
+        return scaled(self.outcome["summary"][f"{stage}_{self.score.name}"], self.score)
+
+    def scores(self, stage: str) -> npt.NDArray[np.float64]:
+        """The score of every client, as people read it, in the order of their numbers."""
+        return self.score.scale * self.of_clients(f"{stage}_{self.score.name}")
 
     def of_clients(self, key: str) -> npt.NDArray[np.float64]:
         """A measure of every client, in the order of their numbers."""
@@ -59,8 +68,8 @@ class Run:
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """Spreads in percent before fine-tuning and after each of its epochs."""
-        return [percent(spread) for spread in curve(self.outcome)]
+        """Spreads of the score before fine-tuning and after each of its epochs."""
+        return [scaled(spread, self.score) for spread in curve(self.outcome)]
 
     @property
     def is_newcomers(self) -> bool:
@@ -69,15 +78,18 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluated round with the highest initial accuracy; a newcomer's model was in none."""
-        best: dict[str, Any] | None = self.outcome["best_round_on_test_data"]
-        return None if self.is_newcomers else best
+        """The evaluated round with the best initial score, and its spread; a newcomer's model was in none."""
+        best = self.outcome["best_round_on_test_data"]
+        if best is None or self.is_newcomers:
+            return None
+        return {"round": best["round"], "initial": scaled(best[f"initial_{self.score.name}"], self.score)}
 
     @property
     def initial(self) -> dict[int, dict[str, float]]:
-        """Spreads of initial accuracy in percent by the rounds that were evaluated."""
-        evaluated = [] if self.is_newcomers else [each for each in self.outcome["rounds"] if "initial_accuracy" in each]
-        return {each["round"]: percent(each["initial_accuracy"]) for each in evaluated}
+        """Spreads of the initial score by the rounds that were evaluated."""
+        key = f"initial_{self.score.name}"
+        evaluated = [] if self.is_newcomers else [each for each in self.outcome["rounds"] if key in each]
+        return {each["round"]: scaled(each[key], self.score) for each in evaluated}
 
     @cached_property
     def cost(self) -> Cost:
@@ -109,7 +121,8 @@ def read_run(folder: Path) -> Run:
     config, outcome = _resolved(folder), read_results(folder)
     algorithm_of(config)
     _refuse_damaged(folder / RESULTS, outcome)
-    finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_accuracy"] for stage in STAGES]]
+    name = score_of(outcome).name
+    finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_{name}"] for stage in STAGES]]
     outcome = {**outcome, "clients": finite}  # as in the summary, which says over how many it is
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
     tuned = tuple(read_run(each) for each in below)
@@ -137,14 +150,17 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
             raise ValueError(f"not finite: {dict(spread)}")
 
     try:
-        for stage in STAGES:
-            check(outcome["summary"][f"{stage}_accuracy"])
-            accuracies = [row[f"{stage}_accuracy"] for row in outcome["clients"]]
-            finite = [accuracy for accuracy in accuracies if accuracy is not None]
-            if len(finite) != outcome["summary"][f"{stage}_accuracy"].get("clients", len(accuracies)):
-                raise ValueError(f"{stage}_accuracy of a client is missing")
-            if not all(0 <= accuracy <= 1 for accuracy in finite):
-                raise ValueError(f"{stage}_accuracy of a client is not from 0 to 1")
+        score = score_of(outcome)
+        for key in (f"{stage}_{score.name}" for stage in STAGES):
+            check(outcome["summary"][key])
+            values = [row[key] for row in outcome["clients"]]
+            finite = [value for value in values if value is not None]
+            if len(finite) != outcome["summary"][key].get("clients", len(values)):
+                raise ValueError(f"{key} of a client is missing")
+            if score.is_accuracy and not all(0 <= value <= 1 for value in finite):
+                raise ValueError(f"{key} of a client is not from 0 to 1")
+            if not all(map(math.isfinite, finite)):
+                raise ValueError(f"{key} of a client is not finite")
         if not outcome["clients"] or not outcome["rounds"] or outcome["round"] < 1:
             raise ValueError("there is no client or no round")
         if len({row["client"] for row in outcome["clients"]}) < len(outcome["clients"]):
@@ -157,8 +173,8 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
         for entry in [*outcome["rounds"], *([best] if best else [])]:
             if entry["round"] < 1:
                 raise ValueError(f"round {entry['round']}")
-            if "initial_accuracy" in entry or entry is best:
-                check(entry["initial_accuracy"])
+            if (key := f"initial_{score.name}") in entry or entry is best:
+                check(entry[key])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}; leave this run out") from None
 

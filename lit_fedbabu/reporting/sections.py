@@ -11,7 +11,7 @@ from lit_fedbabu.reporting.statistics import shown_p
 
 PAIRED = (
     "Runs are paired by seed. The interval and p are of Student's t on the differences; p of several methods is"
-    " corrected by Holm's method, in each setting and for each kind of accuracy. Wilcoxon's test needs five seeds."
+    " corrected by Holm's method, in each setting and for each stage. Wilcoxon's test needs five seeds."
 )
 BOOTSTRAP = (
     "Within one run, or two runs of a seed, clients are paired. Intervals are by a bootstrap over clients: they say how"
@@ -53,9 +53,14 @@ def sections(study: Study) -> list[Section]:
     count = sum(len(run.failures) for run in study.runs)
     found = [
         Section(
-            "Accuracy",
+            study.score.title,
             tables=_tables(
-                ("settings", "Personalized accuracy by setting", tables.setting_table(study), "Mean ± std over seeds."),
+                (
+                    "settings",
+                    f"Personalized {study.score.name} by setting",
+                    tables.setting_table(study),
+                    "Mean ± std over seeds.",
+                ),
                 ("methods", "Methods", tables.method_table(study), METHODS),
                 ("names", "What the names stand for", facts.name_table(study), ""),
             ),
@@ -81,9 +86,9 @@ def sections(study: Study) -> list[Section]:
             tables=_tables(
                 (
                     "finetuning",
-                    "Accuracy over epochs",
+                    f"{study.score.title} over epochs",
                     tables.finetuning_table(study),
-                    "Mean accuracies in percent after so many epochs; empty where a seed did not go that far.",
+                    "Means over clients and seeds, accuracies in percent; empty where a seed did not go that far.",
                 )
             ),
             drawings=_drawings(figures.finetuning(study)),
@@ -95,7 +100,7 @@ def sections(study: Study) -> list[Section]:
                     "fairness",
                     "Fairness and worst decile",
                     tables.fairness_table(study),
-                    "Accuracies in percent, means over seeds. Fairness is Jain's index: 1 where all clients are equal.",
+                    "Means over seeds, accuracies in percent. Fairness is Jain's index: 1 where all clients are equal.",
                 )
             ),
             drawings=_drawings(figures.clients(study), dots.fairness(study)),
@@ -146,9 +151,9 @@ def ranking_words(ranked: differences.Ranking, study: Study) -> list[str]:
     found = ranked.found
     left_out = [name for name in study.methods if name not in ranked.methods]
     first = (
-        f"Ranks by personalized accuracy in {len(ranked.settings)} settings. Friedman's test of the hypothesis that all"
-        f" methods rank alike: chi-squared {found.statistic:.2f}, p {shown_p(found.p)}. Nemenyi's critical difference"
-        f" at 5 %: {found.critical_difference:.2f} ranks."
+        f"Ranks by personalized {study.score.name} in {len(ranked.settings)} settings. Friedman's test of the"
+        f" hypothesis that all methods rank alike: chi-squared {found.statistic:.2f}, p {shown_p(found.p)}. Nemenyi's"
+        f" critical difference at 5 %: {found.critical_difference:.2f} ranks."
     )
     told = [first]
     if left_out:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from lit_fedbabu.tasks.evaluation import ACCURACY, Score
+
 LEVEL = 0.95
 """Of every interval, and 1 minus the level of significance of the critical difference."""
 SIGNED_RANK_SEEDS = 5
@@ -43,7 +45,7 @@ class Difference:
     Args:
         each: the difference in every seed.
         over: their mean, std and interval.
-        ahead: in how many seeds it is above 0.
+        ahead: in how many seeds it is better.
         level: in how many seeds it is 0.
         p: of the paired t-test; None for one seed, or where the difference is the same in every seed.
         p_signed_rank: of Wilcoxon's test; None in the same cases, and for fewer than five seeds.
@@ -84,7 +86,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(count, mean, std, (mean - half, mean + half))
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+def difference(first: Sequence[float], second: Sequence[float], higher_is_better: bool = True) -> Difference:
     """What ``first`` has more than ``second``; both have a value for each seed, in the same order."""
     each = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     each[np.abs(each) < TIE] = 0
@@ -93,7 +95,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
         p = float(stats.ttest_1samp(each, 0).pvalue)
         if len(each) >= SIGNED_RANK_SEEDS:
             signed_rank = float(stats.wilcoxon(each.round(9)).pvalue)
-    ahead, level = int((each > 0).sum()), int((each == 0).sum())
+    ahead, level = int((each > 0 if higher_is_better else each < 0).sum()), int((each == 0).sum())
     return Difference(tuple(each.tolist()), over_seeds(each.tolist()), ahead, level, p, signed_rank)
 
 
@@ -153,29 +155,34 @@ def ranks(scores: npt.NDArray[np.float64]) -> Ranks | None:
     return Ranks(average, statistic, p, quantile * math.sqrt(methods * (methods + 1) / (6 * settings)))
 
 
-def in_words(name: str, other: str, found: Difference, corrected: float | None) -> str:
-    """A difference in percentage points as a sentence, with the p that Holm's method gives it."""
+def in_words(name: str, other: str, found: Difference, corrected: float | None, score: Score = ACCURACY) -> str:
+    """A difference as a sentence, of accuracies in percentage points, with the p that Holm's method gives it."""
     over = found.over
     seeds = f"{name} is ahead of {other} in {found.ahead} of {over.count} seeds"
     level = f", and level in {found.level}" if found.level else ""
-    points = "less than 0.01" if abs(over.mean) < 0.01 else f"{abs(over.mean):.2f}"
+    least = f"{10**-score.digits:.{score.digits}f}"
+    points = f"less than {least}" if abs(over.mean) < float(least) else f"{abs(over.mean):.{score.digits}f}"
+    points += " points" if score.is_accuracy else f" of {score.name}"
     average = " on average" if over.count > 1 else ""
-    size = f", {'by' if over.mean > 0 else 'behind by'} {points} points{average}" if over.mean else ""
+    is_ahead = (over.mean > 0) == score.higher_is_better
+    size = f", {'by' if is_ahead else 'behind by'} {points}{average}" if over.mean else ""
     if over.interval is None:
         return f"{seeds}{level}{size}; one seed gives no interval"
     if found.p is None or corrected is None:
         return f"{seeds}{level}{size}; the difference is the same in every seed"
     first, second = (shown if shown.startswith("<") else f"= {shown}" for shown in map(shown_p, (found.p, corrected)))
-    return f"{seeds}{level}{size} (95 % interval {shown_interval(over)}, p {first}, corrected p {second})"
+    return f"{seeds}{level}{size} (95 % interval {shown_interval(over, score)}, p {first}, corrected p {second})"
 
 
-def plus_minus(over: Estimate) -> str:
+def plus_minus(over: Estimate, score: Score = ACCURACY) -> str:
     """Mean ± std over seeds; the mean alone for one seed."""
-    return f"{over.mean:.2f}" if over.std is None else f"{over.mean:.2f} ± {over.std:.2f}"
+    mean = f"{over.mean:.{score.digits}f}"
+    return mean if over.std is None else f"{mean} ± {over.std:.{score.digits}f}"
 
 
-def shown_interval(over: Estimate) -> str:
-    return "" if over.interval is None else f"{over.interval[0]:.2f} to {over.interval[1]:.2f}"
+def shown_interval(over: Estimate, score: Score = ACCURACY) -> str:
+    """The interval of a mean, with the decimals of the score; empty for one seed."""
+    return "" if over.interval is None else " to ".join(f"{edge:.{score.digits}f}" for edge in over.interval)
 
 
 def shown_p(p: float | None) -> str:

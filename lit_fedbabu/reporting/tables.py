@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.records.results import MEASURES, measure, percent, spread
+from lit_fedbabu.records.results import MEASURES, measure, spread
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
 from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
 """Columns of the table of fine-tunings, where they were reached."""
@@ -23,17 +23,15 @@ def place(study: Study, cell: Cell) -> Row:
 
 
 def method_table(study: Study) -> list[Row]:
-    """A row for every method and kind of accuracy; all numbers in percent, over clients and over seeds."""
+    """A row for every method and kind of score, over clients and over seeds; accuracies in percent."""
     rows = []
     for cell in study.cells:
         kinds = {
-            "initial": [run.spreads("initial_accuracy") for run in cell.runs],
-            "personalized": [run.spreads("personalized_accuracy") for run in cell.runs],
-            "initial, best round on test data": [
-                percent(run.best["initial_accuracy"]) for run in cell.runs if run.best is not None
-            ],
+            "initial": [run.spreads("initial") for run in cell.runs],
+            "personalized": [run.spreads("personalized") for run in cell.runs],
+            "initial, best round on test data": [run.best["initial"] for run in cell.runs if run.best is not None],
             "personalized, best round on test data": [
-                tuned.spreads("personalized_accuracy")
+                tuned.spreads("personalized")
                 for run in cell.runs
                 for tuned in run.finetunings
                 if _is_of_best_round(tuned, run)
@@ -41,7 +39,8 @@ def method_table(study: Study) -> list[Row]:
         }
         for kind, spreads in kinds.items():
             if spreads:
-                rows.append({**place(study, cell), "accuracy": kind, "seeds": len(spreads), **_over_seeds(spreads)})
+                over = _over_seeds(spreads, study.score)
+                rows.append({**place(study, cell), study.score.name: kind, "seeds": len(spreads), **over})
     return rows
 
 
@@ -55,25 +54,26 @@ def _is_of_best_round(tuned: Run, run: Run) -> bool:
     return own == other and whole and tuned.outcome["round"] == best != run.outcome["round"]
 
 
-def _over_seeds(spreads: Sequence[dict[str, float]]) -> dict[str, str]:
+def _over_seeds(spreads: Sequence[dict[str, float]], score: Score) -> dict[str, str]:
+    digits = score.digits
     means = over_seeds([each["mean"] for each in spreads])
     return {
-        "mean": f"{means.mean:.2f}",
-        "std over seeds": "" if means.std is None else f"{means.std:.2f}",
-        "95 % interval": shown_interval(means),
-        "std over clients": f"{np.mean([each['std'] for each in spreads]):.2f}",
-        "worst decile": f"{np.mean([each['worst_decile'] for each in spreads]):.2f}",
+        "mean": f"{means.mean:.{digits}f}",
+        "std over seeds": "" if means.std is None else f"{means.std:.{digits}f}",
+        "95 % interval": shown_interval(means, score),
+        "std over clients": f"{np.mean([each['std'] for each in spreads]):.{digits}f}",
+        "worst decile": f"{np.mean([each['worst_decile'] for each in spreads]):.{digits}f}",
     }
 
 
 def setting_table(study: Study) -> list[Row]:
-    """Personalized accuracy in percent, a row for every method and a column for every setting."""
+    """Personalized score, a row for every method and a column for every setting."""
     found = {(cell.method, cell.setting): over_seeds(cell.means("personalized")) for cell in study.cells}
     return [
         {
             "method": method,
             **{
-                setting: plus_minus(found[method, setting]) if (method, setting) in found else ""
+                setting: plus_minus(found[method, setting], study.score) if (method, setting) in found else ""
                 for setting in study.settings
             },
         }
@@ -82,7 +82,7 @@ def setting_table(study: Study) -> list[Row]:
 
 
 def finetuning_table(study: Study) -> list[Row]:
-    """A row for every fine-tuned part, learning rate and method: mean accuracy in percent after some epochs."""
+    """A row for every fine-tuned part, learning rate and method: mean score after some epochs."""
     rows = []
     for setting in study.settings:
         cells = study.of_setting(setting)
@@ -92,7 +92,9 @@ def finetuning_table(study: Study) -> list[Row]:
                 row = {"trained": part, "learning rate": f"{rate:g}", **place(study, cell), "seeds": len(members)}
                 for epoch in EPOCHS:
                     reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
-                    row[f"epoch {epoch}"] = f"{np.mean(reached):.2f}" if len(reached) == len(members) else ""
+                    row[f"epoch {epoch}"] = (
+                        f"{np.mean(reached):.{study.score.digits}f}" if len(reached) == len(members) else ""
+                    )
                 rows.append(row)
     return rows
 
@@ -127,18 +129,21 @@ def _measured(tuned: Run) -> dict[str, tuple[float | None, float | None]]:
 
 
 def fairness_table(study: Study) -> list[Row]:
-    """How evenly clients fare: a row for every method and stage; accuracies in percent, means over seeds."""
+    """How evenly clients fare: a row for every method and stage; means over seeds; accuracies in percent."""
+    score, digits = study.score, study.score.digits
     rows = []
     for cell in study.cells:
         for stage in STAGES:
-            values = [run.of_clients(f"{stage}_accuracy") for run in cell.runs]
-            spreads = [spread(each.tolist()) for each in values]
-            row = {**place(study, cell), "accuracy": stage, "seeds": len(spreads)}
+            values = [run.scores(stage) for run in cell.runs]
+            spreads = [spread(each.tolist(), score.higher_is_better) for each in values]
+            row = {**place(study, cell), score.name: stage, "seeds": len(spreads)}
             for title, key in (("mean", "mean"), ("worst decile", "worst_decile")):
-                row[title] = f"{100 * np.mean([each[key] for each in spreads]):.2f}"
-            row["worst client"] = f"{100 * np.mean([each.min() for each in values]):.2f}"
-            row["std over clients"] = f"{100 * np.mean([each['std'] for each in spreads]):.2f}"
-            row["fairness (Jain)"] = f"{np.mean([each['jain'] for each in spreads]):.4f}"
+                row[title] = f"{np.mean([each[key] for each in spreads]):.{digits}f}"
+            worst = [each.min() if score.higher_is_better else each.max() for each in values]
+            row["worst client"] = f"{np.mean(worst):.{digits}f}"
+            row["std over clients"] = f"{np.mean([each['std'] for each in spreads]):.{digits}f}"
+            if score.is_accuracy:  # of scores that may be negative the index means nothing
+                row["fairness (Jain)"] = f"{np.mean([each['jain'] for each in spreads]):.4f}"
             rows.append(row)
     return rows
 
@@ -168,7 +173,7 @@ def cost_table(study: Study) -> list[Row]:
                 "sent by clients (MB)": mean("bytes_up", 1e6),
                 "sent to clients (MB)": mean("bytes_down", 1e6),
                 "rounds took (s)": mean("seconds", 1),
-                "personalized accuracy (%)": plus_minus(over_seeds(cell.means("personalized"))),
+                f"personalized {study.score.axis}": plus_minus(over_seeds(cell.means("personalized")), study.score),
             }
         )
     return rows

@@ -34,6 +34,7 @@ class Exchange:
         folder: the run's.
         failures: where failed clients are recorded.
         say: prints a line.
+        rate_in: the learning rate of a round.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Exchange:
         folder: Path,
         failures: FailureLog,
         say: Callable[[str], None],
+        rate_in: Callable[[int], float],
     ) -> None:
         self.config = config
         self.nodes = nodes
@@ -51,6 +53,7 @@ class Exchange:
         self.folder = folder
         self.failures = failures
         self.say = say
+        self._rate_in = rate_in
         self.bytes_down = self.bytes_up = 0
         self._code = Code.here()
 
@@ -61,7 +64,7 @@ class Exchange:
 
     def training(self, clients: Iterable[int]) -> list[Message]:
         """Messages that ask clients to train."""
-        rate = self.config.learning_rate_in(self.server_round)
+        rate = self._rate_in(self.server_round)
         messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
         self.bytes_down += len(messages) * sum(array.numpy().nbytes for array in self.arrays.values())
         return messages

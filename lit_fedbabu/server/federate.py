@@ -65,12 +65,14 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     say(f"run folder {folder}")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
+    if config.task and not experiment.rate_in(1):
+        say("note: the task's module has no hyper-parameter learning_rate or lr; its own rate stands in every round")
     for note in () if config.on_sites else experiment.task.notes:
         say(f"note: {note}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
     shared = begun.shared if begun else experiment.initial_shared()
-    board = Board(folder, config, len(rounds) + 1)
+    board = Board(folder, config, len(rounds) + 1, experiment.task.score)
     nodes = find_nodes(grid, say)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
@@ -131,7 +133,7 @@ def _save_round(
     received = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
     module = experiment.received_module(received)
     module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds)
-    best = results.best_round(rounds)
+    best = results.best_round(rounds, experiment.task.score)
 
     def save(name: Path) -> None:
         checkpoint.save(module, folder / name, lambda scratch: seal.add(folder, server_round, folder / name, scratch))
@@ -141,7 +143,7 @@ def _save_round(
         save(run_folder.BEST_CHECKPOINT)
     if server_round == experiment.config.num_server_rounds:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
-        outcome = results.results(experiment.config.algorithm, rounds, strategy.clients)
+        outcome = results.results(experiment.config.algorithm, rounds, strategy.clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / results.INCOMPLETE).unlink(missing_ok=True)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")

@@ -10,7 +10,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.records.results import spread
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.tasks.evaluation import STAGES
+from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 HINT_AFTER, NEAR_CHANCE = 5, 0.99
 """Rounds, all of them with a loss above this share of that of guessing, after which a hint is given."""
@@ -24,7 +24,9 @@ class RoundLog:
         board: of the run.
         say: prints a line.
         rounds: the history of a run that is resumed.
-        num_classes: of the dataset.
+        num_classes: of the dataset; 1 where there are none.
+        score: what clients are compared by.
+        rate_in: the learning rate of a round.
     """
 
     def __init__(
@@ -34,8 +36,12 @@ class RoundLog:
         say: Callable[[str], None],
         rounds: Sequence[dict[str, Any]] = (),
         num_classes: int = 1,
+        score: Score = ACCURACY,
+        rate_in: Callable[[int], float] | None = None,
     ) -> None:
         self.config = config
+        self.score = score
+        self._rate_in = rate_in or config.learning_rate_in
         self.chance = log(num_classes)
         self.board = board
         self.say = say
@@ -63,7 +69,7 @@ class RoundLog:
         self._seconds += seconds
         mean_seconds = self._seconds / (server_round - self._resumed_after)
         self.left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
-        rate = self.config.learning_rate_in(server_round)
+        rate = self._rate_in(server_round)
         self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
         self.board.round(
             server_round,
@@ -78,13 +84,13 @@ class RoundLog:
         self._hint_at_chance(server_round)
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
-            f"  learning rate {rate:.3g}  {seconds:.1f} s"
+            f"  learning rate {f'{rate:.3g}' if rate else 'of the module'}  {seconds:.1f} s"
             f"  {self.left} of training left"
         )
 
     def _hint_at_chance(self, server_round: int) -> None:
         losses = [each["train_loss"] for each in self.rounds]
-        chance = [loss > NEAR_CHANCE * self.chance for loss in losses]
+        chance = [loss > NEAR_CHANCE * self.chance for loss in losses if self.chance]
         if sum(chance) == len(chance) == HINT_AFTER:
             self.say(
                 f"note: after {server_round} rounds the training loss is that of guessing, ln(classes) ="
@@ -96,8 +102,9 @@ class RoundLog:
         words = [what]
         if self.rounds:
             words.append(f"loss {self.rounds[-1]['train_loss']:.4f}")
-        if measured := [each["initial_accuracy"]["mean"] for each in self.rounds if "initial_accuracy" in each]:
-            words.append(f"initial accuracy {100 * measured[-1]:.2f} %")
+        key = f"initial_{self.score.name}"
+        if measured := [each[key]["mean"] for each in self.rounds if key in each]:
+            words.append(f"initial {self.score.name} {self.score.shown(measured[-1])}{self.score.unit}")
         return "  ".join(words)
 
     def evaluated(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -107,18 +114,20 @@ class RoundLog:
         """
         count = self.config.num_clients
         for stage in STAGES:
-            if f"{stage}_accuracy" not in rows[0]:
+            if (key := f"{stage}_{self.score.name}") not in rows[0]:
                 continue
-            values = [value for row in rows if (value := row[f"{stage}_accuracy"]) is not None and isfinite(value)]
-            if diverged := [row["client"] for row in rows if row[f"{stage}_accuracy"] not in values]:
+            scores = {row["client"]: row[key] for row in rows}
+            values = [value for value in scores.values() if value is not None and isfinite(value)]
+            if diverged := [client for client, value in scores.items() if value is None or not isfinite(value)]:
                 self.say(f"round {server_round}  {stage} models of clients {diverged} are not finite and are left out")
             if not values:
                 raise RunError(f"round {server_round}: no client has a finite {stage} model; lower the learning rate")
-            over = spread(values)
-            self.board.accuracies(stage, server_round, values)
+            over = spread(values, self.score.higher_is_better)
+            self.board.scores(stage, server_round, values)
+            mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))
             self.say(
-                f"round {server_round}  {stage} accuracy {100 * over['mean']:.2f} ± {100 * over['std']:.2f} %"
+                f"round {server_round}  {stage} {self.score.name} {mean} ± {std}{self.score.unit}"
                 f" over {len(values)}{'' if len(values) == count else f' of {count}'} clients"
             )
             if stage == "initial" and (self.config.on_sites or len(values) == count):
-                self.rounds[-1]["initial_accuracy"] = over
+                self.rounds[-1][key] = over

@@ -54,9 +54,10 @@ class SharedParts(Strategy):
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
-        self.log = RoundLog(config, board, progress.say, rounds, len(experiment.task.class_names))
+        classes, score = len(experiment.task.class_names) or 1, experiment.task.score
+        self.log = RoundLog(config, board, progress.say, rounds, classes, score, experiment.rate_in)
         failures = FailureLog(folder, board, progress.say)
-        self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say)
+        self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say, experiment.rate_in)
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
         self._resumed_after = len(rounds)
@@ -66,7 +67,8 @@ class SharedParts(Strategy):
         config = self.config
         drawn = f"{len(participants(config, 1))} of {config.num_clients} clients each"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
-        self.progress.say(f"{config.dataset} by {config.partitioner}: {self.experiment.task.summary()}")
+        what = config.task or f"{config.dataset} by {config.partitioner}"
+        self.progress.say(f"{what}: {self.experiment.task.summary()}")
         self.progress.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
             f" {config.num_local_epochs} local epochs, on {len(self.exchange.nodes)} nodes"
@@ -111,7 +113,7 @@ class SharedParts(Strategy):
         rows = [*kept, *self.exchange.rows(self._to_evaluate(kept), replies, personalize=last)]
         missing = sorted(set(range(self.config.num_clients)) - {row["client"] for row in rows})
         if missing and last and not self.config.on_sites:
-            outcome = results.results(self.config.algorithm, self.log.rounds, rows)
+            outcome = results.results(self.config.algorithm, self.log.rounds, rows, self.log.score)
             path = results.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
             raise RunError(
                 f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."

@@ -1,9 +1,108 @@
 """What is measured of a client's model, and how it is written in results.json."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Protocol
 
 STAGES = ("initial", "personalized")
 """A client's model as received, and after fine-tuning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The measure that clients are compared by.
+
+    Args:
+        name: in results.json, after ``initial_`` or ``personalized_``.
+        higher_is_better: whether more of it is better.
+    """
+
+    name: str
+    higher_is_better: bool = True
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is an accuracy, from 0 to 1, which people read in percent."""
+        return self.name == "accuracy"
+
+    @property
+    def scale(self) -> int:
+        """What values are multiplied by where people read them: an accuracy is in percent."""
+        return 100 if self.is_accuracy else 1
+
+    @property
+    def digits(self) -> int:
+        """Decimals that people read."""
+        return 2 if self.is_accuracy else 4
+
+    @property
+    def axis(self) -> str:
+        """Its name with its unit."""
+        return "accuracy (%)" if self.is_accuracy else self.name
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Of an axis with values as people read them."""
+        return (0, 100) if self.is_accuracy else (None, None)
+
+    def shown(self, value: float) -> str:
+        """A value of it as people read it: an accuracy in percent."""
+        return f"{self.scale * value:.{self.digits}f}"
+
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a line."""
+        return self.name[:1].upper() + self.name[1:]
+
+    @property
+    def unit(self) -> str:
+        """What follows its values: " %", or nothing."""
+        return " %" if self.is_accuracy else ""
+
+
+ACCURACY = Score("accuracy")
+"""The score of classifiers of images."""
+
+
+class Measured(Protocol):
+    """Measures on a client's test samples."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the samples; nan where it is not known."""
+
+    @property
+    def count(self) -> int:
+        """Number of test samples."""
+
+    @property
+    def score(self) -> float:
+        """The value of the task's score."""
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """Every measure by its name, the score among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnEvaluation:
+    """What a module of the user's own logged in ``test_step``.
+
+    Args:
+        measures: by their names in results.json.
+        score: the value of the task's score.
+        count: number of test samples.
+    """
+
+    measures: Mapping[str, float]
+    score: float
+    count: int
+
+    @property
+    def loss(self) -> float:
+        """What was logged as ``test_loss``; nan if nothing was."""
+        return self.measures.get("loss", math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +120,16 @@ class Evaluation:
     accuracy: float
     calibration_error: float
     count: int
+
+    @property
+    def score(self) -> float:
+        """The accuracy."""
+        return self.accuracy
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """Every measure by its name."""
+        return {name: getattr(self, name) for name in ("accuracy", "loss", "calibration_error")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +153,21 @@ class Personalization:
 
     Args:
         curve: evaluations before fine-tuning and after each epoch.
-        probes: of the model before and after fine-tuning.
+        probes: of the model before and after fine-tuning; none where it is no classifier.
+        name: of the score.
     """
 
-    curve: tuple[Evaluation, ...]
-    probes: tuple[FeatureProbe, FeatureProbe]
+    curve: tuple[Measured, ...]
+    probes: tuple[FeatureProbe, ...] = ()
+    name: str = ACCURACY.name
 
     @property
-    def initial(self) -> Evaluation:
+    def initial(self) -> Measured:
         """Of the model as received."""
         return self.curve[0]
 
     @property
-    def personalized(self) -> Evaluation:
+    def personalized(self) -> Measured:
         """Of the model after the last epoch."""
         return self.curve[-1]
 
@@ -64,9 +175,9 @@ class Personalization:
         """The client's entry in results.json, without the client's number."""
         row: dict[str, float] = {"num_test": self.initial.count}
         stages = dict(zip(STAGES, (self.initial, self.personalized), strict=True))
-        for measure in ("accuracy", "loss", "calibration_error"):
-            row |= {f"{stage}_{measure}": getattr(evaluation, measure) for stage, evaluation in stages.items()}
-        for measure in ("template_accuracy", "other_classes_accuracy"):
+        for measure in self.initial.measures:
+            row |= {f"{stage}_{measure}": evaluation.measures[measure] for stage, evaluation in stages.items()}
+        for measure in ("template_accuracy", "other_classes_accuracy") if self.probes else ():
             probes = zip(STAGES, self.probes, strict=True)
             row |= {f"{stage}_{measure}": getattr(probe, measure) for stage, probe in probes}
-        return row | {f"accuracy_epoch_{epoch}": evaluation.accuracy for epoch, evaluation in enumerate(self.curve)}
+        return row | {f"{self.name}_epoch_{epoch}": evaluation.score for epoch, evaluation in enumerate(self.curve)}

@@ -15,7 +15,7 @@ DOORS = {
     "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"errors"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"config"}, {"handshake"}, {"wire"},
+    {"errors"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"config"}, {"handshake"}, {"wire"},
     {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip

@@ -218,7 +218,7 @@ def test_running_statistics_are_shared_and_kept_with_their_part(algorithm, feder
         next(message for message in grid.messages if message.metadata.message_type == "train").content["arrays"]
     )
     assert buffers <= shared if algorithm != "lg-fedavg" else not buffers & shared
-    federated = read_federation(folder / run_folder.LAST_CHECKPOINT, trusted_model=NARROW)
+    federated = read_federation(folder / run_folder.LAST_CHECKPOINT, trusted=NARROW)
     experiment = Experiment(config)
     own = [update.own_module(experiment, client, 2, federated.shared, federated.memories) for client in range(6)]
     counts = {int(module.model.body[1].num_batches_tracked) for module in own}

@@ -93,6 +93,16 @@ class ClientData(L.LightningDataModule):
         return normalize(crop(images, places), *self.constants, dtype)
 
     @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.train_set)
+
+    @property
+    def num_test(self) -> int:
+        """Test images."""
+        return len(self.test_set)
+
+    @property
     def members(self) -> Sequence[ClientData]:
         """The clients whose images these are: one. A cohort has several."""
         return [self]

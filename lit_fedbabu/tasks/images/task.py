@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.evaluation import ACCURACY
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE
 from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
@@ -24,6 +25,8 @@ class ImageClassification:
         config: the experiment.
         constants: what images are normalized with, and so their number of channels; None: as the configuration says.
     """
+
+    score = ACCURACY
 
     def __init__(self, config: Config, constants: Constants | None = None) -> None:
         self.config = config

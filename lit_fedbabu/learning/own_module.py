@@ -1,0 +1,186 @@
+"""A LightningModule of the user's own, seen as a body and a head."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.learning.parts import PARTS, parts_of, select
+from lit_fedbabu.tasks.own import OwnTask
+from lit_fedbabu.tasks.seeding import seeded
+
+RATES = ("learning_rate", "lr")
+"""Hyper-parameters of the user's module that a learning rate is written to."""
+VIEW = "_seen_as_body_and_head"
+
+
+class OwnModule:
+    """The user's LightningModule, seen as a body and a head.
+
+    Args:
+        lightning: the user's module.
+        task: which says what of it is body and head.
+
+    Raises:
+        InputError: a part has no weights, or a weight lies in no part.
+    """
+
+    provenance: dict[str, Any]
+
+    def __init__(self, lightning: L.LightningModule, task: OwnTask) -> None:
+        self.lightning = lightning
+        self.task = task
+        self.provenance = {}
+        self.model = _view(lightning, task)
+        self.frozen = frozenset(name for name, weight in self.model.named_parameters() if not weight.requires_grad)
+        object.__setattr__(lightning, VIEW, self.model)  # not as a module in it, which would change its state
+
+    def copy(self) -> OwnModule:
+        """Another one with the same weights."""
+        return OwnModule(copy.deepcopy(self.lightning), self.task)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate among the module's own hyper-parameters; 0: it has none."""
+        return next((float(self.lightning.hparams[key]) for key in RATES if key in self.lightning.hparams), 0.0)
+
+    def set_rate(self, rate: float) -> None:
+        """Write a learning rate to the hyper-parameter, and to an attribute of that name; 0 leaves them."""
+        for key in RATES if rate else ():
+            if key in self.lightning.hparams:
+                self.lightning.hparams[key] = rate
+                if isinstance(getattr(self.lightning, key, None), float):
+                    setattr(self.lightning, key, rate)
+
+    @contextmanager
+    def with_provenance(self) -> Iterator[L.LightningModule]:
+        """The user's module, which while the block lasts adds the provenance to checkpoints.
+
+        Of its hyper-parameters those are left out that reading would have to run code for.
+        """
+        users = self.lightning.on_save_checkpoint
+
+        def add(checkpoint: dict[str, Any]) -> None:
+            users(checkpoint)
+            given = checkpoint.get("hyper_parameters", {})
+            checkpoint["hyper_parameters"] = {name: value for name, value in given.items() if _is_plain(value)}
+            checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
+
+        self.lightning.on_save_checkpoint = add  # type: ignore[method-assign]
+        try:
+            yield self.lightning
+        finally:
+            del self.lightning.on_save_checkpoint
+
+    def seen(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a state of the user's module by their names in body and head."""
+        users = {id(value): name for name, value in self.lightning.state_dict(keep_vars=True).items()}
+        names = {name: users[id(value)] for name, value in self.model.state_dict(keep_vars=True).items()}
+        return {name: state[of_user] for name, of_user in names.items() if of_user in state}
+
+    def set_mode(self, mode: str) -> None:
+        """Choose what trains: "body", "head" or "full"."""
+        trained = parts_of(mode)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name.partition(".")[0] in trained and name not in self.frozen)
+
+
+def view_of(module: L.LightningModule) -> nn.Module:
+    """The body and head of a module that a Trainer is given: of a user's module as its task says."""
+    seen: nn.Module | None = getattr(module, VIEW, None)
+    return module.get_submodule("model") if seen is None else seen
+
+
+def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
+    """The user's module with its first weights, which follow from the seed.
+
+    Raises:
+        InputError: it cannot be made, or is not made of a body and a head.
+    """
+    with seeded(seed):
+        try:
+            lightning = task.task.module()
+        except Exception as error:  # whatever the user's code raises
+            raise InputError("task", task.config.task, f"its module cannot be made: {told(error)}") from error
+    if not isinstance(lightning, L.LightningModule):
+        remedy = f"its module must be a LightningModule, and is a {type(lightning).__name__}"
+        raise InputError("task", task.config.task, remedy)
+    return OwnModule(lightning.double() if double else lightning, task)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of texts, numbers and lists of them."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    return (
+        all(map(_is_plain, value))
+        if type(value) in (list, tuple)
+        else type(value) in (str, int, float, bool, type(None))
+    )
+
+
+def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
+    """A module whose ``body`` and ``head`` hold the weights of the user's module, and are not copies of them."""
+    view = nn.Module()
+    for part in PARTS:
+        names: Sequence[str] = getattr(task.task, part)
+        names = (names,) if isinstance(names, str) else tuple(names)
+        held = None
+        for name in names:
+            found = _found(lightning, name)
+            if found is None:
+                remedy = (
+                    f"{type(lightning).__name__} has no {name}, which is to be its {part}; say what is: {part}=(...)"
+                )
+                raise InputError("task", task.config.task, remedy)
+            if names == (part,) and isinstance(found, nn.Module):
+                held = found
+                break
+            held = held or nn.Module()
+            _hang(held, name, found)
+        view.add_module(part, held)
+        if not any(weight.requires_grad for weight in select(dict(view.named_parameters()), [part]).values()):
+            remedy = f"the {part} of {type(lightning).__name__} ({', '.join(names)}) has no weights to train"
+            raise InputError("task", task.config.task, remedy)
+    _refuse_outside(lightning, view, task)
+    return view
+
+
+def _found(lightning: nn.Module, name: str) -> nn.Module | nn.Parameter | None:
+    """The module or weight of that name, as "net.encoder"."""
+    found: Any = lightning
+    for word in name.split("."):
+        found = getattr(found, word, None)
+    return found if isinstance(found, nn.Module | nn.Parameter) else None
+
+
+def _hang(held: nn.Module, name: str, found: nn.Module | nn.Parameter) -> None:
+    """Put a module or weight into another module, under its name."""
+    *path, last = name.split(".")
+    for word in path:
+        if not hasattr(held, word):
+            held.add_module(word, nn.Module())
+        held = getattr(held, word)
+    if isinstance(found, nn.Parameter):
+        held.register_parameter(last, found)
+    else:
+        held.add_module(last, found)
+
+
+def _refuse_outside(lightning: L.LightningModule, view: nn.Module, task: OwnTask) -> None:
+    """Refuse weights that lie in neither part, or in both."""
+    body, head = ({id(weight) for weight in view.get_submodule(part).parameters()} for part in PARTS)
+    for name, weight in lightning.named_parameters(remove_duplicate=False):
+        if id(weight) in body & head:
+            remedy = f"its weight {name} is in body and head at once; they cannot share it"
+            raise InputError("task", task.config.task, remedy)
+        if id(weight) not in body | head and weight.requires_grad:
+            remedy = f"its weight {name} is in neither body nor head; add it to one: Task(..., body=(...), head=(...))"
+            raise InputError("task", task.config.task, remedy)

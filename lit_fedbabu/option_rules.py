@@ -1,0 +1,42 @@
+"""What options must fulfil together."""
+
+import dataclasses
+from typing import Any
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import key_of
+
+RATES = ("learning_rate", "finetune_learning_rate")
+"""Fields of learning rates, which a task's module has its own of."""
+
+
+def check_together(config: Any) -> None:
+    """Raise InputError where an option of a ``Config`` does not fit to the others."""
+    if "/" in config.run_name or config.run_name.startswith("."):
+        raise InputError("run-name", config.run_name, "must be a plain folder name; the place is output-dir")
+    if not config.run_name.isprintable():
+        raise InputError("run-name", config.run_name, "has characters that cannot be printed; take others")
+    for key, place in (("output-dir", config.output_dir), ("resume", config.resume), ("dataset", config.dataset)):
+        if "\0" in place:
+            raise InputError(key, place, "has a NUL in it, which no path has")
+    for field in (each for each in dataclasses.fields(config) if each.name in RATES):
+        rate = getattr(config, field.name)
+        if rate < 0 or not (rate or config.task):
+            raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
+    if config.trainer and config.cohort_size > 1:
+        remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"
+        raise InputError("trainer-options", config.trainer_options, remedy)
+    if config.task and config.cohort_size > 1:
+        raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
+    if config.noise_multiplier and not config.clipping_norm:
+        raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
+    if config.on_sites and len(config.classes) < 2:
+        remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
+        raise InputError("class-names", config.class_names, remedy)
+    if len(set(config.classes)) < len(config.classes) or not all(config.classes):
+        raise InputError("class-names", config.class_names, "must be different names with commas between them")
+    if config.on_sites and config.normalization == "data":
+        remedy = "no one sees the images of all sites; take imagenet"
+        raise InputError("normalization", config.normalization, remedy)
+    if config.clipping_norm and config.norm == "batch-running":
+        raise InputError("clipping-norm", config.clipping_norm, 'would spoil running statistics; take norm="batch"')

@@ -1,0 +1,63 @@
+"""The model of a task, fine-tuned on data of someone who had no part in the federation."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lit_fedbabu.algorithms.client_update import finetuning_of
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.files import make_new_folder, write_json
+from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.options import imported
+from lit_fedbabu.personal.newcomer import CHECKPOINT
+from lit_fedbabu.records import model_card
+from lit_fedbabu.records.federation import Federation
+from lit_fedbabu.records.results import measures, results
+from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
+from lit_fedbabu.tasks.own import OwnTask
+from lit_fedbabu.tasks.seeding import seeded
+
+
+def finetune(federation: Federation, config: Config, data: str, save_to: Path | None) -> dict[str, Any]:
+    """Fine-tune what the federation shares, over its initial model, and print; save the model if that is asked for.
+
+    Args:
+        federation: of a task.
+        config: of the federation, with what fine-tuning trains, for how many epochs and at which rate.
+        data: the import path of what makes a LightningDataModule without arguments.
+        save_to: a folder that is new or empty; None saves nothing.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: the federation shares nothing, the data cannot be used, or the folder is taken.
+    """
+    if not federation.shared:
+        raise InputError("checkpoint", config.algorithm, "shares nothing that others could make their own")
+    make = imported("--data", data, "must be the import path of a LightningDataModule, as in my_module:MyData")
+    experiment = Experiment(config, OwnTask(dataclasses.replace(config, num_clients=1), make))
+    experiment.check()
+    if save_to is not None:
+        make_new_folder("--save", save_to)
+    module = experiment.new_module(federation.shared)
+    own = experiment.client_data(0, 0)
+    print(f"{data}: {own.num_train} training and {own.num_test} test samples")
+    with seeded(config.derived_seed("finetuning-draws", 0)):
+        (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
+    score = experiment.task.score
+    written = results(config.algorithm, federation.rounds, [{"client": 0, **outcome.as_row()}], score)
+    for epoch, evaluation in enumerate(outcome.curve):
+        stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
+        print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
+    if save_to is not None:
+        module.provenance = experiment.provenance("newcomer", round=federation.server_round, data=data)
+        checkpoint.save(module, save_to / CHECKPOINT)
+        write_config(save_to, federation.config, {"data": data})
+        write_json(save_to / RESULTS, written)
+        title = f"A personal model for {data}"
+        model_card.write(save_to, title, module.provenance, measures(written), CHECKPOINT)
+        print(f"saved {save_to / CHECKPOINT}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
+    return written

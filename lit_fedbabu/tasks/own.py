@@ -1,0 +1,207 @@
+"""A task of the user's own: a LightningModule and a LightningDataModule, named in a line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.options import imported
+from lit_fedbabu.tasks.evaluation import Score
+from lit_fedbabu.tasks.seeding import seeded
+
+if TYPE_CHECKING:
+    import lightning as L
+
+REMEDY = "must be the import path of a lit_fedbabu.Task, as in my_module:task"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What clients learn: a model and data, written without knowing of this package.
+
+    Args:
+        module: makes the LightningModule, without arguments. It has its own loss, metrics and optimizer.
+        data: makes the LightningDataModule of a client, from ``client`` (0 to ``num_clients`` - 1), ``num_clients``
+            and ``seed``, which is that of the run.
+        score: the metric that clients are compared by, as the module logs it in ``test_step``.
+        higher_is_better: whether more of it is better.
+        body: names of the modules or weights that are the body.
+        head: the same of the head. No weight lies in neither.
+        callbacks: makes Lightning's callbacks, anew for every fit.
+    """
+
+    module: Callable[[], L.LightningModule]
+    data: Callable[..., L.LightningDataModule]
+    score: str
+    higher_is_better: bool = True
+    body: Sequence[str] = ("body",)
+    head: Sequence[str] = ("head",)
+    callbacks: Callable[[], Sequence[L.Callback]] = list
+
+    @property
+    def measured(self) -> Score:
+        """The score by its name in results.json."""
+        return Score(short(self.score), self.higher_is_better)
+
+
+def short(metric: str) -> str:
+    """A metric's name in results.json: "f1" of "test_f1" and "test/f1"."""
+    return metric.removeprefix("test_").removeprefix("test/")
+
+
+def read_task(path: str) -> Task:
+    """The task at an import path.
+
+    Raises:
+        InputError: there is none.
+    """
+    task = imported("task", path, REMEDY)
+    if not isinstance(task, Task):
+        raise InputError("task", path, f"{REMEDY}; it is a {type(task).__name__}")
+    return task
+
+
+class OwnTask:
+    """The user's task of a configuration.
+
+    Args:
+        config: the experiment, of which ``task`` is the import path of a ``Task``.
+        data: makes a client's LightningDataModule in place of the task's own, as of a newcomer.
+
+    Raises:
+        InputError: there is no such task.
+    """
+
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, config: Config, data: Callable[[], L.LightningDataModule] | None = None) -> None:
+        self.config = config
+        self.task = read_task(config.task)
+        self._data = data
+
+    @property
+    def score(self) -> Score:
+        """What clients are compared by."""
+        return self.task.measured
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says of its outputs."""
+        return {"score": dataclasses.asdict(self.score)}
+
+    def new_data(self, client: int) -> L.LightningDataModule:
+        """The LightningDataModule of a client; the errors are those of the user's code."""
+        if self._data is not None:
+            return self._data()
+        return self.task.data(client=client, num_clients=self.config.num_clients, seed=self.config.seed)
+
+    def client_data(self, client: int, seed: int, **options: Any) -> OwnData:
+        """The data of a client; order and augmentation come from the generators that are seeded around training."""
+        return OwnData(self, client)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Training and test samples of every client.
+
+        Raises:
+            InputError: the data of a client cannot be made, or are empty.
+        """
+        return [self._sizes_of(client) for client in range(self.config.num_clients)]
+
+    def _sizes_of(self, client: int) -> tuple[int, int]:
+        data = OwnData(self, client)
+        try:
+            found = data.num_train, data.num_test
+        except Exception as error:  # whatever the user's code raises
+            raise InputError("task", self.config.task, f"its data of client {client} fail: {told(error)}") from error
+        for kind, count in zip(("training", "test"), found, strict=True):
+            if not count:
+                raise InputError("task", self.config.task, f"the {kind} loader of client {client} is empty")
+        return found
+
+    def check(self) -> None:
+        """Make the data of every client once; raises InputError where they cannot be used."""
+        self.sizes  # noqa: B018 - counted once, here
+
+    def summary(self) -> str:
+        """The split in one line."""
+        train, test = ([size[place] for size in self.sizes] for place in (0, 1))
+        ranges = [f"{min(each)} to {max(each)}" if min(each) < max(each) else str(min(each)) for each in (train, test)]
+        return f"{self.config.num_clients} clients with {ranges[0]} training and {ranges[1]} test samples each"
+
+    def class_counts(self) -> str:
+        """The split as CSV: for every client and split, the number of samples."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["client", "split", "samples"])
+        for place, split in enumerate(("train", "test")):
+            for client, counts in enumerate(self.sizes):
+                writer.writerow([client, split, counts[place]])
+        return file.getvalue()
+
+
+class OwnData:
+    """A client's LightningDataModule, set up once.
+
+    Python's, NumPy's and PyTorch's generators are seeded from (seed, client) while it is made and set up, so that a
+    split that is drawn there is the same in every round.
+
+    Args:
+        task: whose data they are.
+        client: its number.
+    """
+
+    def __init__(self, task: OwnTask, client: int) -> None:
+        self.config = task.config
+        self.task = task
+        self.client = client
+
+    @cached_property
+    def module(self) -> L.LightningDataModule:
+        """The LightningDataModule, ready to give its loaders."""
+        seed = self.config.derived_seed("data", self.client)
+        with seeded(seed):
+            module = self.task.new_data(self.client)
+            module.prepare_data()
+        for stage in ("fit", "test"):
+            with seeded(seed):
+                module.setup(stage)
+        # Set up here, where generators are seeded; a Trainer would do it again, and take the data down.
+        for hook in ("prepare_data", "setup", "teardown"):
+            setattr(module, hook, _nothing)
+        return module
+
+    @property
+    def members(self) -> Sequence[OwnData]:
+        """The clients whose data these are: one."""
+        return [self]
+
+    @cached_property
+    def num_train(self) -> int:
+        """Training samples."""
+        return _count(self.module.train_dataloader())
+
+    @cached_property
+    def num_test(self) -> int:
+        """Test samples."""
+        return _count(self.module.test_dataloader())
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stands for a hook of a LightningDataModule that was called already."""
+
+
+def _count(loaders: Any) -> int:
+    """Samples of a loader, or of several together."""
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        return sum(map(_count, loaders))
+    return len(loaders.dataset)

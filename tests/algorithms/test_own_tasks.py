@@ -1,0 +1,152 @@
+"""Federations of tasks of users, against loops written by hand in plain PyTorch."""
+
+import copy
+
+import pytest
+import torch
+
+from lit_fedbabu.algorithms.client_update import client_update, own_module, personal_model
+from lit_fedbabu.config import Config
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.state import state_of
+from lit_fedbabu.tasks.seeding import seeded
+from tests.own_tasks import Regression, Sensors, Windows
+
+
+def experiment_of(task="windows", **options):
+    given: dict[str, object] = {"num-clients": 4}
+    given |= {"num-server-rounds": 2, "num-local-epochs": 2, "num-finetune-epochs": 1}
+    given |= {"task": f"tests.own_tasks:{task}", "precision": "32-true", "fraction-train": 1.0}
+    return Experiment(Config.from_run_config({**given, **{key.replace("_", "-"): options[key] for key in options}}))
+
+
+def by_hand(experiment, client, server_round, state, trained, make=Windows):
+    """What a client's training makes of a state: a loop in plain PyTorch. Returns state, loss and module."""
+    config = experiment.config
+    with seeded(config.derived_seed("model")):
+        module = make()
+    module.load_state_dict(state)
+    data = Sensors(client, config.num_clients, config.seed)
+    data.setup("fit")
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name.split(".")[0] in trained)
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured, None
+    if isinstance(configured, dict):
+        optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rate = 0.01 if server_round == 1 else 0.1 * 0.01  # both milestones of two rounds lie after the first
+    if make is Windows:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = rate
+        schedule.base_lrs = [rate]
+        schedule._last_lr = [rate]
+    module.log = lambda *_: None
+    with seeded(config.derived_seed("draws", server_round, client)):
+        for _ in range(config.num_local_epochs):
+            for batch in data.train_dataloader():
+                for part in ("body", "head"):
+                    getattr(module, part, module).train(part in trained)
+                loss = module.training_step(batch, 0)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if schedule:
+                    schedule.step()
+    return module.state_dict()
+
+
+@pytest.mark.parametrize(("algorithm", "trained"), [("fedbabu", ["body"]), ("fedavg", ["body", "head"])])
+def test_a_round_of_a_client_is_a_plain_loop_with_the_modules_own_optimizer(algorithm, trained):
+    experiment = experiment_of(algorithm=algorithm)
+    received = experiment.initial_shared()
+    initial = state_of(experiment.new_module().model)
+    with torch.random.fork_rng(), seeded(experiment.model_seed):
+        assert all(torch.equal(value, initial[name]) for name, value in Windows().state_dict().items())
+    for server_round in (1, 2):
+        found = client_update(experiment, 1, server_round, received, experiment.rate_in(server_round))
+        before = {**initial, **received}
+        expected = by_hand(experiment, 1, server_round, before, trained)
+        for name, value in found.state.items():
+            assert torch.equal(value, expected[name]), name
+            moved = not name.endswith("num_batches_tracked")
+            assert not moved or not torch.equal(value, before[name]), name
+        received = found.state
+    assert {name.partition(".")[0] for name in found.state} == set(trained)
+    assert found.num_train == 24
+    assert 0 < found.train_loss < 3
+
+
+def test_a_client_of_fedper_keeps_its_head(tmp_path):
+    experiment = experiment_of(algorithm="fedper")
+    received = experiment.initial_shared()
+    initial = state_of(experiment.new_module().model)
+    found = client_update(experiment, 0, 1, received, experiment.rate_in(1), tmp_path)
+    expected = by_hand(experiment, 0, 1, initial, ["body", "head"])
+    own = state_of(own_module(experiment, 0, 1, found.state, tmp_path).model)
+    assert all(torch.equal(value, own[name]) for name, value in expected.items())
+    assert set(found.state) == {name for name in expected if name.startswith("body")}
+
+
+@pytest.mark.parametrize("task", ["windows", "unfreezes"])
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_frozen_parts_stay_bitwise_whatever_the_module_does(task, part):
+    experiment = experiment_of(task, finetune_part=part, num_finetune_epochs=3)
+    before = state_of(experiment.new_module().model)
+    module, outcome = personal_model(experiment, 0, 2, experiment.initial_shared())
+    for name, value in state_of(module.model).items():
+        if not name.startswith(part):
+            assert torch.equal(value, before[name]), name
+        elif "num_batches" not in name and "running" not in name:
+            assert not torch.equal(value, before[name]), name
+    assert len(outcome.curve) == 4
+    assert outcome.personalized.measures.keys() == {"loss", "f1"}
+
+
+def test_parts_with_names_of_their_own_and_a_rate_that_stands(tmp_path):
+    experiment = experiment_of("regression", algorithm="fedper")
+    module = experiment.new_module()
+    assert sorted(state_of(module.model)) == [
+        "body.net.encoder.bias", "body.net.encoder.weight", "head.net.readout.bias", "head.net.readout.weight",
+        "head.scale",
+    ]  # fmt: skip
+    assert experiment.rate_in(1) == 0
+    assert not experiment.task.score.higher_is_better
+    received = experiment.initial_shared()
+    found = client_update(experiment, 3, 1, received, experiment.rate_in(1), tmp_path)
+    users = by_hand(experiment, 3, 1, copy.deepcopy(module.lightning.state_dict()), ["net", "scale"], Regression)
+    expected = module.seen(users)
+    own = state_of(own_module(experiment, 3, 1, found.state, tmp_path).model)
+    assert all(torch.equal(value, own[name]) for name, value in expected.items())
+    _, outcome = personal_model(experiment, 3, 1, found.state, tmp_path)
+    assert outcome.as_row().keys() == {
+        "num_test", "initial_error", "personalized_error", "error_epoch_0", "error_epoch_1",
+    }  # fmt: skip
+
+
+def test_the_given_learning_rate_reaches_the_module():
+    experiment = experiment_of(learning_rate=0.5, finetune_learning_rate=0.25)
+    assert (experiment.rate_in(1), experiment.rate_in(2), experiment.finetuning_rate) == (
+        0.5,
+        0.05,
+        0.25,
+    )
+    module = experiment.new_module()
+    data = experiment.client_data(0, 0)
+    experiment.learner.fit([module], [data], mode="full", epochs=1, learning_rate=0.5)
+    assert module.lightning.hparams.lr == 0.5
+    own = experiment_of()
+    assert (own.rate_in(1), own.rate_in(2), own.finetuning_rate) == (0.01, 0.001, 0.001)
+
+
+def test_trainer_arguments_reach_the_trainer():
+    clipped = experiment_of(trainer_options='{"gradient_clip_val": 1e-9, "limit_train_batches": 1}')
+    module, free = clipped.new_module(), experiment_of().new_module()
+    data = clipped.client_data(0, 0)
+    before = state_of(module.copy().model)
+    with seeded(0):
+        clipped.learner.fit([module], [data], mode="head", epochs=1, learning_rate=0.0)
+    with seeded(0):
+        clipped.learner.fit([free], [experiment_of().client_data(0, 0)], mode="head", epochs=1, learning_rate=0.0)
+    assert int(module.lightning.trainer.global_step) == 1
+    assert int(free.lightning.trainer.global_step) == 3
+    assert not torch.equal(state_of(module.model)["head.weight"], before["head.weight"])

@@ -1,0 +1,163 @@
+"""Tasks of users: modules and data that were written without knowing of the package. ``tests.own_tasks:name``."""
+
+import lightning as L
+import torch
+import torchmetrics
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_fedbabu import Task
+
+SENSORS, KINDS = 6, 3
+
+
+class Windows(L.LightningModule):
+    """A classifier of sensor windows with batch norm, dropout, AdamW with weight decay, and a schedule by step."""
+
+    def __init__(self, width=8, lr=0.01):
+        super().__init__()
+        self.save_hyperparameters()
+        self.body = nn.Sequential(nn.Linear(SENSORS, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(width, KINDS)
+        self.f1 = torchmetrics.F1Score(task="multiclass", num_classes=KINDS, average="macro")
+
+    def forward(self, windows):
+        return self.head(self.body(windows))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def test_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.log("test_loss", nn.functional.cross_entropy(logits, batch[1]))
+        self.f1(logits, batch[1])
+        self.log("test_f1", self.f1)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Sensors(L.LightningDataModule):
+    """A person's windows; each person lacks a kind."""
+
+    def __init__(self, client, num_clients, seed):
+        super().__init__()
+        self.client, self.seed = client, seed
+
+    def setup(self, stage):
+        kinds = torch.randn(SENSORS, KINDS, generator=torch.Generator().manual_seed(self.seed))
+        own = torch.Generator().manual_seed(1000 * self.seed + self.client)
+        windows = torch.randn(60 + self.client, SENSORS, generator=own)
+        labels = (windows @ kinds).argmax(1)
+        kept = labels != self.client % KINDS
+        windows, labels = windows[kept], labels[kept]
+        self.train, self.test = TensorDataset(windows[:24], labels[:24]), TensorDataset(windows[24:], labels[24:])
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 8, shuffle=True)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, 32)
+
+
+class Unfreezes(Windows):
+    """Sets all of its weights free and moves its head by hand."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.requires_grad_(True)
+        with torch.no_grad():
+            self.head.bias.add_(1.0)
+        self.train()
+
+
+class Regression(L.LightningModule):
+    """A regression whose parts have names of their own, without a hyper-parameter for its rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.ModuleDict({"encoder": nn.Linear(SENSORS, 4), "readout": nn.Linear(4, 1)})
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def _loss(self, batch):
+        outputs = self.net["readout"](torch.tanh(self.net["encoder"](batch[0]))).squeeze(1) * self.scale
+        return nn.functional.mse_loss(outputs, batch[1].float())
+
+    def training_step(self, batch, batch_idx):
+        return self._loss(batch)
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/error", self._loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class Empty(Sensors):
+    def setup(self, stage):
+        super().setup(stage)
+        if self.client == 2:
+            self.test = TensorDataset(*(each[:0] for each in self.test.tensors))
+
+
+class Single(Sensors):
+    """Client 3 has one window more than fits into its batches."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        if self.client == 3:
+            self.train = TensorDataset(*(each[:17] for each in self.train.tensors))
+
+
+class Headless(Windows):
+    def __init__(self):
+        super().__init__()
+        self.classifier = self.head
+        del self.head
+
+
+class Tied(Windows):
+    def __init__(self):
+        super().__init__()
+        self.body.append(nn.Linear(8, 8))
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, KINDS))
+        self.head[0].weight = self.body[-1].weight
+
+
+class Extra(Windows):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+
+class Fails(Windows):
+    def training_step(self, batch, batch_idx):
+        raise RuntimeError("shapes do not fit")
+
+
+class HeadOnly(Windows):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+
+def newcomer():
+    """Windows of a person who had no part."""
+    return Sensors(client=77, num_clients=4, seed=42)
+
+
+NAMES = {"body": ("net.encoder",), "head": ("net.readout", "scale")}
+windows = Task(Windows, Sensors, score="test_f1")
+unfreezes = Task(Unfreezes, Sensors, score="test_f1")
+regression = Task(Regression, Sensors, score="test/error", higher_is_better=False, **NAMES)
+empty = Task(Windows, Empty, score="test_f1")
+single = Task(Windows, Single, score="test_f1")
+headless = Task(Headless, Sensors, score="test_f1")
+tied = Task(Tied, Sensors, score="test_f1")
+extra = Task(Extra, Sensors, score="test_f1")
+fails = Task(Fails, Sensors, score="test_f1")
+head_only = Task(HeadOnly, Sensors, score="test_f1")
+not_logged = Task(Windows, Sensors, score="test_accuracy")
+no_task = Windows
