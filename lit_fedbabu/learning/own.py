@@ -127,6 +127,12 @@ class _Watch(L.Callback):
             if part not in parts_of(self._mode):
                 self._module.model.get_submodule(part).eval()
 
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        self._module.set_mode(self._mode)
+        for weight in self._module.model.parameters():
+            if not weight.requires_grad:
+                weight.grad = None  # which optimizers leave alone, also with weight decay
+
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

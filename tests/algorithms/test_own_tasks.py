@@ -87,7 +87,7 @@ def test_a_client_of_fedper_keeps_its_head(tmp_path):
     assert set(found.state) == {name for name in expected if name.startswith("body")}
 
 
-@pytest.mark.parametrize("task", ["windows", "unfreezes"])
+@pytest.mark.parametrize("task", ["windows", "unfreezes", "moves"])
 @pytest.mark.parametrize("part", ["body", "head"])
 def test_frozen_parts_stay_bitwise_whatever_the_module_does(task, part):
     experiment = experiment_of(task, finetune_part=part, num_finetune_epochs=3)
@@ -100,6 +100,32 @@ def test_frozen_parts_stay_bitwise_whatever_the_module_does(task, part):
             assert not torch.equal(value, before[name]), name
     assert len(outcome.curve) == 4
     assert outcome.personalized.measures.keys() == {"loss", "f1"}
+
+
+@pytest.mark.parametrize("task", ["windows", "unfreezes"])
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_one_part_trains_as_in_a_plain_loop_while_the_other_stands_still(task, part):
+    experiment = experiment_of(task)
+    module, initial = experiment.new_module(), state_of(experiment.new_module().model)
+    with seeded(experiment.config.derived_seed("draws", 1, 0)):
+        experiment.learner.fit(
+            [module], [experiment.client_data(0, 0)], mode=part, epochs=2, learning_rate=experiment.rate_in(1)
+        )
+    expected = by_hand(experiment, 0, 1, initial, [part])
+    assert all(torch.equal(value, expected[name]) for name, value in state_of(module.model).items())
+
+
+def test_a_split_that_is_drawn_is_the_same_in_every_use():
+    experiment = experiment_of("drawn")
+    splits = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        data = experiment.client_data(1, seed)
+        torch.rand(seed + 1)
+        splits.append([list(data.module.train.indices), list(data.module.test.indices)])
+    assert splits[0] == splits[1]
+    other = experiment.client_data(2, 0).module.train.indices
+    assert list(other) != splits[0][0]
 
 
 def test_parts_with_names_of_their_own_and_a_rate_that_stands(tmp_path):
