@@ -4,7 +4,7 @@ import lightning as L
 import torch
 import torchmetrics
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from lit_fedbabu import Task
 
@@ -85,7 +85,7 @@ class Drawn(Sensors):
 
     def setup(self, stage):
         super().setup(stage)
-        everything = torch.utils.data.ConcatDataset([self.train, self.test])
+        everything: ConcatDataset[tuple[torch.Tensor, ...]] = ConcatDataset([self.train, self.test])
         self.train, self.test = torch.utils.data.random_split(everything, [0.7, 0.3])
 
 

@@ -107,6 +107,9 @@ class LitCohort(PartModule):
             for client, own_logits, own_labels in zip(clients, self._each(clients, images), labels, strict=True):
                 self._members[client].observe(own_logits, own_labels)
 
+    def validation_step(self, batch: list[Group], batch_idx: int) -> None:
+        self.test_step(batch, batch_idx)
+
     def predict_step(
         self, batch: list[Group], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:

@@ -17,6 +17,10 @@ from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.parts import PARTS, parts_of
 
 
+class ClientTrainer(L.Trainer):
+    """A Trainer of one client or cohort. Nobody listens to it, so modules save the time that logging takes."""
+
+
 class PartModule(L.LightningModule):
     """A ``model`` of body and head, of which the mode "body", "head" or "full" says what trains.
 
@@ -60,9 +64,6 @@ class PartModule(L.LightningModule):
     def on_fit_end(self) -> None:
         self.train()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.test_step(batch, batch_idx)
-
     def in_weights_dtype(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions in the type of the weights, for mixed precision leaves them in its own."""
         return features.to(self.weights_dtype), logits.to(self.weights_dtype), labels
@@ -70,6 +71,9 @@ class PartModule(L.LightningModule):
 
 class LitFedBABU(PartModule):
     """A classifier of body and head, with losses and accuracies.
+
+    Under a Trainer of the user's it logs ``train_loss``, ``val_loss``, ``val_accuracy``, ``test_loss`` and
+    ``test_accuracy`` (0 to 1), so that ModelCheckpoint, EarlyStopping and loggers work.
 
     Args:
         model_name: a name of ``models.MODELS``, or the import path of your own.
@@ -117,6 +121,15 @@ class LitFedBABU(PartModule):
     def members(self) -> Sequence["LitFedBABU"]:
         return [self]
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The body, under the name that Lightning's BackboneFinetuning looks for."""
+        return self.model.get_submodule("body")
+
+    @property
+    def _is_listened_to(self) -> bool:
+        return not isinstance(self.trainer, ClientTrainer)
+
     def copy(self) -> "LitFedBABU":
         """Another one with the same weights."""
         return copy.deepcopy(self)
@@ -142,11 +155,25 @@ class LitFedBABU(PartModule):
         images, labels = batch
         loss = functional.cross_entropy(self(images), labels)
         self.train_loss.update(loss.detach(), weight=len(labels))
+        if self._is_listened_to:
+            self.log("train_loss", loss.detach(), on_step=True, on_epoch=False)
         return loss
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._observed(batch, "test")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._observed(batch, "val")
+
+    def _observed(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         images, labels = batch
-        self.observe(self(images), labels)
+        logits = self(images)
+        self.observe(logits, labels)
+        if self._is_listened_to:
+            logits = logits.to(self.weights_dtype)
+            accuracy = (logits.argmax(1) == labels).to(self.weights_dtype).mean()
+            loss = functional.cross_entropy(logits, labels)
+            self.log_dict({f"{stage}_loss": loss, f"{stage}_accuracy": accuracy}, batch_size=len(labels))
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, num_classes) and labels (N,) of test images to the measures."""

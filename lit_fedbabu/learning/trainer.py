@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.learning.cohort import LitCohort
-from lit_fedbabu.learning.module import LitFedBABU, PartModule
+from lit_fedbabu.learning.module import ClientTrainer, LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe, together
@@ -47,7 +47,7 @@ def new_trainer(config: Config, **options: Any) -> L.Trainer:
     quiet_lightning()
     torch.set_num_threads(config.num_threads)
     arguments: dict[str, Any] = {**config.trainer, **options}
-    return L.Trainer(
+    return ClientTrainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision=cast(Any, resolve_precision(config.precision)),
