@@ -2,22 +2,20 @@
 
 import dataclasses
 import difflib
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from lit_fedbabu.derived import Derived
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.option_rules import RATES, check_together
-from lit_fedbabu.options import checked, key_of, option, read_trainer, with_trainer
+from lit_fedbabu.options import checked, key_of, option, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Derived):
     """One experiment. Field ``num_clients`` is the key ``num-clients``; defaults are the paper's.
 
     Values are checked when the object is made.
@@ -62,6 +60,12 @@ class Config:
         " with images of its own, and dataset is a name for all of them",
     )
     num_clients: int = option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
+    num_new_clients: int = option(
+        0,
+        "of them, the last ones, that have no part in any round; after the last round they are fine-tuned as well and"
+        " reported apart",
+        low=0,
+    )
     num_classes_per_client: int = option(
         2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological, distribution", low=1
     )
@@ -175,40 +179,3 @@ class Config:
     def experiment(self) -> dict[str, Any]:
         """The options that decide numbers: all but those that name places."""
         return {key: value for key, value in self.to_run_config().items() if key not in PLACES}
-
-    def derived_seed(self, purpose: str, *ids: int) -> int:
-        """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
-        word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
-        return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
-
-    @property
-    def trainer(self) -> dict[str, Any]:
-        """Arguments of Lightning's Trainer that the options give."""
-        return read_trainer(self.trainer_options, bool(self.task))
-
-    @property
-    def on_sites(self) -> bool:
-        """Whether every client is a machine of its own with its own images."""
-        return self.partitioner == "sites"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names that the configuration gives; none if it leaves them to the dataset."""
-        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
-
-    @property
-    def clients_per_round(self) -> int:
-        """Clients that are drawn for a round: int(f N), at least one."""
-        return max(1, int(self.fraction_train * self.num_clients + 1e-9))
-
-    def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
-        """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
-        return self.decayed(getattr(self, field), server_round, field)
-
-    def decayed(self, rate: float, server_round: int, field: str = "learning_rate") -> float:
-        """What a learning rate of the first round has become in a round."""
-        factor: float = getattr(self, f"{field}_decay")
-        for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
-            if 0 < milestone < server_round:
-                rate *= factor
-        return rate

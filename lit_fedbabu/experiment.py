@@ -167,7 +167,7 @@ class Experiment:
             raise InputError("algorithm", config.algorithm, "needs all images in one place; take partitioner=iid")
         drawn = 1 if self.algorithm.pooled else config.clients_per_round
         if config.min_clients_per_round > drawn:
-            remedy = f"a round draws {drawn} of {config.num_clients} clients; take fewer, or a larger fraction-train"
+            remedy = f"a round draws {drawn} of {config.num_federated} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
         if isinstance(self.task, OwnTask):
             self._check_own(self.task)

@@ -161,7 +161,7 @@ def _in_settings(
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, checkpoint_of, sweep
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
-    from lit_fedbabu.records.results import curve, measures, table
+    from lit_fedbabu.records.results import curve, everyone, measures, table
 
     experiment = Experiment(configs[0])
     _check(experiment, federation)
@@ -181,7 +181,7 @@ def _in_settings(
     score = experiment.task.score
     key = f"personalized_{score.name}"
     if len(outcomes) == 1:
-        for row in outcomes[0]["clients"]:
+        for row in everyone(outcomes[0]):
             scores = "  ".join(f"{stage} {_shown(row[f'{stage}_{score.name}'], score)}" for stage in STAGES)
             of_what = "images" if score.is_accuracy else "samples"
             print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}")
@@ -190,11 +190,11 @@ def _in_settings(
             statistics = {"running_statistics": request.running_statistics}
             provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
             provenance["config"] = tuning.config.experiment()
-            saved = next(row["client"] for row in outcome["clients"] if row[key] is not None)
+            saved = next(row["client"] for row in everyone(outcome) if row[key] is not None)
             example = checkpoint_of(Path("personal"), saved)
             title = "Personal models of a federation's clients"
             model_card.write(tuning.folder, title, provenance, measures(outcome), str(example))
-        if diverged := [row["client"] for row in outcome["clients"] if row[key] is None]:
+        if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             print(f"note: models of clients {diverged} are not finite; they are left out and not saved")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
         print(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")

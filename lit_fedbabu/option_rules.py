@@ -23,6 +23,11 @@ def check_together(config: Any) -> None:
         rate = getattr(config, field.name)
         if rate < 0 or not (rate or config.task):
             raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
+    if config.num_new_clients >= config.num_clients:
+        remedy = f"must be less than num-clients, which is {config.num_clients}"
+        raise InputError("num-new-clients", config.num_new_clients, remedy)
+    if config.num_new_clients and config.on_sites:
+        raise InputError("num-new-clients", config.num_new_clients, "is for simulated clients; a new site has --data")
     if config.trainer and config.cohort_size > 1:
         remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"
         raise InputError("trainer-options", config.trainer_options, remedy)

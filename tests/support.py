@@ -201,7 +201,7 @@ def finetuned(federation, clients, config=None):
     config = config or federation.config
     personalizer = Personalizer(Experiment(config), federation, [Tuning(config, None)])
     rows = [personalizer.personalize(0, [client])[0] for client in clients]
-    return results(config.algorithm, federation.rounds, rows)
+    return results(config, federation.rounds, rows)
 
 
 MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {

@@ -53,6 +53,7 @@ def finetune(
         normalization="data",
         partitioner="iid",
         num_clients=1,
+        num_new_clients=0,
         min_client_images=1,
     )
     experiment = Experiment(config, ImageClassification(config, federation.constants))
@@ -73,7 +74,7 @@ def finetune(
     with seeded(config.derived_seed("finetuning-draws", 0)):
         (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))
     row = {"client": 0, **outcome.as_row()}
-    written = results(config.algorithm, federation.rounds, [row])  # raises where the model is not finite
+    written = results(config, federation.rounds, [row])  # raises where the model is not finite
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
         line = f"accuracy {100 * evaluation.score:6.2f} %  loss {evaluation.loss:.4f}"
@@ -82,7 +83,7 @@ def finetune(
         module = trainer.with_running_statistics(module, own)
         row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
-        written = results(config.algorithm, federation.rounds, [row])
+        written = results(config, federation.rounds, [row])
     if save_to is not None:
         facts = {"round": federation.server_round, "data": data, "running_statistics": running}
         module.provenance = experiment.provenance("newcomer", **facts)

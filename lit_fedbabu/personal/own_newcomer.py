@@ -38,7 +38,7 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     if not federation.shared:
         raise InputError("checkpoint", config.algorithm, "shares nothing that others could make their own")
     make = imported("--data", data, "must be the import path of a LightningDataModule, as in my_module:MyData")
-    experiment = Experiment(config, OwnTask(dataclasses.replace(config, num_clients=1), make))
+    experiment = Experiment(config, OwnTask(dataclasses.replace(config, num_clients=1, num_new_clients=0), make))
     experiment.check()
     if save_to is not None:
         make_new_folder("--save", save_to)
@@ -48,7 +48,7 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     with seeded(config.derived_seed("finetuning-draws", 0)):
         (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
     score = experiment.task.score
-    written = results(config.algorithm, federation.rounds, [{"client": 0, **outcome.as_row()}], score)
+    written = results(config, federation.rounds, [{"client": 0, **outcome.as_row()}], score)
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
         print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())

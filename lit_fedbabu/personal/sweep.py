@@ -30,7 +30,7 @@ from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.records import tensorboard
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.records.results import read_results, results
+from lit_fedbabu.records.results import everyone, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.system import available_cores
 from lit_fedbabu.workers.pool import Pool
@@ -161,7 +161,7 @@ def sweep(
     outcomes = []
     for tuning, rows_done in zip(tunings, done, strict=True):
         score, rows = personalizer.experiments[0].task.score, [rows_done[client] for client in clients]
-        outcome = results(tuning.config.algorithm, federation.rounds, rows, score)
+        outcome = results(tuning.config, federation.rounds, rows, score)
         write_json(tuning.folder / RESULTS, outcome)
         (tuning.folder / ROWS).unlink(missing_ok=True)
         outcomes.append(outcome)
@@ -178,7 +178,7 @@ def checkpoint_of(folder: Path, client: int) -> Path:
 def _done(tuning: Tuning) -> dict[int, dict[str, Any]]:
     """Entries of the clients that an earlier command has done, and saved if that is asked for."""
     folder = tuning.folder
-    rows = read_results(folder)["clients"] if (folder / RESULTS).exists() else []
+    rows = everyone(read_results(folder)) if (folder / RESULTS).exists() else []
     if (folder / ROWS).exists():
         for line in (folder / ROWS).read_text().splitlines():
             try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import write_json
 from lit_fedbabu.records.run_folder import RESULTS
@@ -17,7 +18,9 @@ from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 INCOMPLETE = "results.incomplete.json"
 """What is known where clients could not be evaluated after the last round."""
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
-"""The keys of a results.json."""
+"""The keys of every results.json."""
+OPTIONAL = ("score", "new_clients")
+"""Keys that it has where the score is no accuracy, and where there are new clients."""
 MEASURES = {
     "fairness (Jain)": ("accuracy", "jain"),
     "calibration error": ("calibration_error", "mean"),
@@ -48,7 +51,7 @@ def spread(values: Sequence[float], higher_is_better: bool = True) -> dict[str, 
 
 
 def results(
-    algorithm: str,
+    config: Config,
     rounds: Sequence[Mapping[str, Any]],
     clients: Sequence[Mapping[str, Any]],
     score: Score = ACCURACY,
@@ -56,7 +59,7 @@ def results(
     """The content of results.json.
 
     Args:
-        algorithm: a name of ``algorithms.ALGORITHMS``.
+        config: the experiment. It says which of the clients are new, and these are apart, unless they are all.
         rounds: the history of the federation, one entry per round, as it is in checkpoints.
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round. What is not a number, as of
             a model that diverged, is None there, and is left out of means; these then say over how many they are.
@@ -72,6 +75,22 @@ def results(
     for client in rows:
         initial, personalized = (client[f"{stage}_{score.name}"] for stage in STAGES)
         client["gain"] = None if None in (initial, personalized) else personalized - initial
+    federated = [row for row in rows if row["client"] < config.num_federated] or rows
+    new = rows[len(federated) :]
+    return {
+        "algorithm": config.algorithm,
+        **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
+        "round": rounds[-1]["round"],
+        "summary": _summary(federated, score),
+        "best_round_on_test_data": best_round(rounds, score),
+        "rounds": list(rounds),
+        "clients": federated,
+        **({"new_clients": {"summary": _summary(new, score), "clients": new}} if new else {}),
+    }
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[str, float]]:
+    """How each measure is spread over clients; raises RunError where no client has a score that is a number."""
     measured = {key: [client[key] for client in rows if client[key] is not None] for key in rows[0]}
     summary: dict[str, dict[str, float]] = {}
     for stage in STAGES:
@@ -85,15 +104,7 @@ def results(
             summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
         if key in summary and len(values) < len(rows):
             summary[key]["clients"] = len(values)
-    return {
-        "algorithm": algorithm,
-        **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
-        "round": rounds[-1]["round"],
-        "summary": summary,
-        "best_round_on_test_data": best_round(rounds, score),
-        "rounds": list(rounds),
-        "clients": rows,
-    }
+    return summary
 
 
 def _is_score(key: str, score: Score) -> bool:
@@ -117,7 +128,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RESULTS
     try:
         outcome = json.loads(path.read_text())
-        return {key: outcome[key] for key in (*CONTENT, *(["score"] if "score" in outcome else []))}
+        return {key: outcome[key] for key in (*CONTENT, *(key for key in OPTIONAL if key in outcome))}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}") from None
 
@@ -147,10 +158,15 @@ def read_incomplete(folder: Path, arrays: str) -> list[dict[str, Any]]:
         return []
     try:
         kept = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = kept["clients"]
+        rows: list[dict[str, Any]] = everyone(kept)
         return rows if kept["arrays"] == arrays else []
     except (ValueError, LookupError, TypeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}; delete it to evaluate all again") from None
+
+
+def everyone(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all clients, new ones at the end."""
+    return [*outcome["clients"], *outcome.get("new_clients", {"clients": []})["clients"]]
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]], score: Score = ACCURACY) -> dict[str, Any] | None:
@@ -174,12 +190,10 @@ def table(outcome: Mapping[str, Any]) -> str:
     lines = [
         f"{outcome['algorithm']} after round {outcome['round']}, over {count} clients",
         f"{score.axis:<16}{'mean ± std':>16}{'worst decile':>16}",
+        *_stages(outcome["summary"], score),
     ]
-    for name in STAGES:
-        over = outcome["summary"][f"{name}_{score.name}"]
-        mean, std, worst = (score.shown(over[key]) for key in ("mean", "std", "worst_decile"))
-        fewer = f"   over {over['clients']}: the others' weights are not finite" if "clients" in over else ""
-        lines.append(f"{name:<16}{f'{mean} ± {std}':>16}{worst:>16}{fewer}")
+    if new := outcome.get("new_clients"):
+        lines += [f"{len(new['clients'])} new clients, which had no part", *_stages(new["summary"], score)]
     measured = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
     if measured:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")
@@ -188,6 +202,17 @@ def table(outcome: Mapping[str, Any]) -> str:
         mean, std = (score.shown(best[f"initial_{score.name}"][key]) for key in ("mean", "std"))
         lines.append(f"best initial {score.name} {mean} ± {std} after round {best['round']}, chosen on test data")
     return "\n".join(lines)
+
+
+def _stages(summary: Mapping[str, Mapping[str, float]], score: Score) -> list[str]:
+    """The score before and after fine-tuning, a line for each."""
+    lines = []
+    for name in STAGES:
+        over = summary[f"{name}_{score.name}"]
+        mean, std, worst = (score.shown(over[key]) for key in ("mean", "std", "worst_decile"))
+        fewer = f"   over {over['clients']}: the others' weights are not finite" if "clients" in over else ""
+        lines.append(f"{name:<16}{f'{mean} ± {std}':>16}{worst:>16}{fewer}")
+    return lines
 
 
 def curve(outcome: Mapping[str, Any]) -> list[dict[str, float]]:

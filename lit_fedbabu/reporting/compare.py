@@ -14,8 +14,8 @@ from lit_fedbabu.reporting.runs import Run, read_run, unfinished
 from lit_fedbabu.tasks.evaluation import Score
 
 DATA = (
-    "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-classes-per-client",
-    "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
+    "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",
+    "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
     "data", "clients", "round",
 )  # fmt: skip
 """Always part of the setting: which data the clients have, and of a fine-tuning its data, clients and round."""
@@ -133,12 +133,12 @@ def compare(found: Sequence[Run], reference: str = "") -> Study:
 def _options(run: Run) -> dict[str, Any]:
     """What tells runs apart, without the seed."""
     clients = len(run.outcome["clients"])
-    every = run.is_newcomers or clients == run.config.num_clients
+    every = run.is_newcomers or clients == run.config.num_federated
     last = run.outcome["round"] == run.config.num_server_rounds
     return {
         **{key: value for key, value in run.config.experiment().items() if key != "seed"},
         "data": run.environment.get("data", "of the clients"),
-        "clients": "all" if every else run.environment.get("clients", f"{clients} of {run.config.num_clients}"),
+        "clients": "all" if every else run.environment.get("clients", f"{clients} of {run.config.num_federated}"),
         "round": "last" if last else str(run.outcome["round"]),
     }
 
@@ -153,7 +153,7 @@ def _is_crossed(key: str, options: Sequence[Mapping[str, Any]]) -> bool:
 
 def tunings_of(run: Run) -> list[Run]:
     """The fine-tunings of all clients after the last round, the run's own among them, the shortest first."""
-    clients, last = run.config.num_clients, run.outcome["round"]
+    clients, last = run.config.num_federated, run.outcome["round"]
     whole = [
         each
         for each in (run, *run.finetunings)

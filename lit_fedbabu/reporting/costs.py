@@ -51,7 +51,7 @@ def _times_seen(config: Config) -> float:
     epochs: int = sum(getattr(config, option) for _, option in algorithm.phases)
     if algorithm.personal:
         epochs += config.num_local_epochs
-    return epochs * (1 if algorithm.pooled else config.clients_per_round / config.num_clients)
+    return epochs * (1 if algorithm.pooled else config.clients_per_round / config.num_federated)
 
 
 def _recorded(folder: Path, rounds: int) -> list[float | None]:

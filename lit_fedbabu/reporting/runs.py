@@ -94,7 +94,7 @@ class Run:
     @cached_property
     def cost(self) -> Cost:
         """What training cost."""
-        images = int(self.partition.train.sum()) if self.partition else None
+        images = int(self.partition.train[: self.config.num_federated].sum()) if self.partition else None
         return cost_of(self.folder, self.config, len(self.outcome["rounds"]), images)
 
     @cached_property

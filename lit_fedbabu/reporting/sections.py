@@ -22,6 +22,10 @@ METHODS = (
     " and over seeds, the interval is of the mean over seeds by Student's t, and the worst decile is the mean of the"
     " weakest tenth of the clients. One seed has no std and no interval over seeds."
 )
+NEW_CLIENTS = (
+    "Clients that had no part in any round. Each starts from what its method gives a newcomer, what is shared over the"
+    " initial model, and is fine-tuned as the others are; it is in no other table and figure."
+)
 COST = (
     "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
     " framing, seconds of rounds without evaluation; both are in TensorBoard's event files, and empty without them."
@@ -104,6 +108,10 @@ def sections(study: Study) -> list[Section]:
                 )
             ),
             drawings=_drawings(figures.clients(study), dots.fairness(study)),
+        ),
+        Section(
+            "New clients",
+            tables=_tables(("new-clients", "New clients", tables.new_client_table(study), NEW_CLIENTS)),
         ),
         Section(
             "Calibration and other measures",

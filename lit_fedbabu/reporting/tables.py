@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.records.results import MEASURES, measure, spread
+from lit_fedbabu.records.results import MEASURES, measure, scaled, spread
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
 from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
@@ -145,6 +145,18 @@ def fairness_table(study: Study) -> list[Row]:
             if score.is_accuracy:  # of scores that may be negative the index means nothing
                 row["fairness (Jain)"] = f"{np.mean([each['jain'] for each in spreads]):.4f}"
             rows.append(row)
+    return rows
+
+
+def new_client_table(study: Study) -> list[Row]:
+    """Clients that had no part in the federation: a row for every method and stage, over clients and over seeds."""
+    rows = []
+    for cell in study.cells:
+        found = [run.outcome["new_clients"] for run in cell.runs if "new_clients" in run.outcome]
+        for stage in STAGES if found else ():
+            spreads = [scaled(each["summary"][f"{stage}_{study.score.name}"], study.score) for each in found]
+            count = {"new clients": len(found[0]["clients"]), study.score.name: stage, "seeds": len(found)}
+            rows.append({**place(study, cell), **count, **_over_seeds(spreads, study.score)})
     return rows
 
 

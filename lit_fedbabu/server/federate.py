@@ -143,7 +143,7 @@ def _save_round(
         save(run_folder.BEST_CHECKPOINT)
     if server_round == experiment.config.num_server_rounds:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
-        outcome = results.results(experiment.config.algorithm, rounds, strategy.clients, experiment.task.score)
+        outcome = results.results(experiment.config, rounds, strategy.clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / results.INCOMPLETE).unlink(missing_ok=True)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")

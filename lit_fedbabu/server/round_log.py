@@ -112,7 +112,17 @@ class RoundLog:
 
         The history keeps a mean of all clients alone, for those of fewer cannot be compared. Sites may be away.
         """
-        count = self.config.num_clients
+        new = [row for row in rows if row["client"] >= self.config.num_federated]
+        for stage in STAGES if new else ():
+            values = [value for row in new if isfinite(value := row[f"{stage}_{self.score.name}"])]
+            if values:
+                self.board.scores(f"{stage}_of_new_clients", server_round, values)
+                over = spread(values, self.score.higher_is_better)
+                mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))
+                said = f"{mean} ± {std}{self.score.unit} over {len(values)} of {len(new)} new clients"
+                self.say(f"round {server_round}  {stage} {self.score.name} {said}")
+        rows = [row for row in rows if row["client"] < self.config.num_federated]
+        count = self.config.num_federated
         for stage in STAGES:
             if (key := f"{stage}_{self.score.name}") not in rows[0]:
                 continue

@@ -16,11 +16,11 @@ def participants(config: Config, server_round: int) -> list[int]:
     if algorithm_of(config).pooled:
         return [0]
     rng = np.random.default_rng(config.derived_seed("sampling", server_round))
-    return sorted(rng.choice(config.num_clients, config.clients_per_round, replace=False).tolist())
+    return sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
 
 
 def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
     """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""
-    rest = sorted(set(range(config.num_clients)) - set(asked))
+    rest = sorted(set(range(config.num_federated)) - set(asked))
     rng = np.random.default_rng(config.derived_seed("sampling", server_round, attempt))
     return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())

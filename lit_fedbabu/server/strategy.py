@@ -60,18 +60,21 @@ class SharedParts(Strategy):
         self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say, experiment.rate_in)
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
+        self._kept: list[dict[str, Any]] = []
+        """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
         self._resumed_after = len(rounds)
 
     def summary(self) -> None:
         """Say what is about to run."""
         config = self.config
-        drawn = f"{len(participants(config, 1))} of {config.num_clients} clients each"
+        drawn = f"{len(participants(config, 1))} of {config.num_federated} clients each"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = config.task or f"{config.dataset} by {config.partitioner}"
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
         self.progress.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
             f" {config.num_local_epochs} local epochs, on {len(self.exchange.nodes)} nodes"
+            + (f"; {config.num_new_clients} new clients have no part" if config.num_new_clients else "")
             + (f"; resumed after round {self._resumed_after}" if self._resumed_after else "")
         )
 
@@ -98,22 +101,24 @@ class SharedParts(Strategy):
         if not self._is_evaluated(server_round):
             return []
         self.exchange.begin(server_round, arrays, grid)
-        clients = self._to_evaluate(self._kept(server_round))
-        if self._is_last(server_round):
+        last = self._is_last(server_round)
+        self._kept = results.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
+        clients = self._to_evaluate(last)
+        if last:
             self.progress.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
-        what = "fine-tuning" if self._is_last(server_round) else f"evaluation after round {server_round}"
+        what = "fine-tuning" if last else f"evaluation after round {server_round}"
         self.progress.begin(self.log.headline(what), len(clients))
-        return self.exchange.evaluation(clients, personalize=self._is_last(server_round))
+        return self.exchange.evaluation(clients, personalize=last)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         server_round += self._resumed_after
         if not self._is_evaluated(server_round):
             return
-        last, kept = self._is_last(server_round), self._kept(server_round)
-        rows = [*kept, *self.exchange.rows(self._to_evaluate(kept), replies, personalize=last)]
-        missing = sorted(set(range(self.config.num_clients)) - {row["client"] for row in rows})
+        last = self._is_last(server_round)
+        rows = [*self._kept, *self.exchange.rows(self._to_evaluate(last), replies, personalize=last)]
+        missing = sorted(set(self._asked(last)) - {row["client"] for row in rows})
         if missing and last and not self.config.on_sites:
-            outcome = results.results(self.config.algorithm, self.log.rounds, rows, self.log.score)
+            outcome = results.results(self.config, self.log.rounds, rows, self.log.score)
             path = results.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
             raise RunError(
                 f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."
@@ -127,15 +132,13 @@ class SharedParts(Strategy):
         if server_round > 0:  # Flower also calls this before the first round
             self.finished(server_round + self._resumed_after, arrays)
 
-    def _kept(self, server_round: int) -> list[dict[str, Any]]:
-        """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
-        if not self._is_last(server_round):
-            return []
-        return results.read_incomplete(self.folder, digest_of(self.exchange.arrays))
+    def _asked(self, last: bool) -> range:
+        """The clients that an evaluation asks: new ones after the last round alone."""
+        return range(self.config.num_clients if last else self.config.num_federated)
 
-    def _to_evaluate(self, kept: Sequence[dict[str, Any]]) -> list[int]:
-        done = {row["client"] for row in kept}
-        return [client for client in range(self.config.num_clients) if client not in done]
+    def _to_evaluate(self, last: bool) -> list[int]:
+        done = {row["client"] for row in self._kept}
+        return [client for client in self._asked(last) if client not in done]
 
     def _is_evaluated(self, server_round: int) -> bool:
         return self._is_last(server_round) or server_round % self.config.evaluate_every == 0

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lit_fedbabu.config import Config
 from lit_fedbabu.files import write_json
 from lit_fedbabu.records import results
 
@@ -21,7 +22,7 @@ def test_clients_as_columns_have_a_value_for_each_client():
 def test_results_are_valid_json_whatever_a_model_became(tmp_path):
     row = {"client": 0, "initial_accuracy": 0.5, "personalized_accuracy": 0.5}
     row |= {"initial_loss": float("nan"), "personalized_loss": float("inf")}
-    outcome = results.results("fedbabu", [{"round": 1, "train_loss": 0.5}], [row])
+    outcome = results.results(Config(), [{"round": 1, "train_loss": 0.5}], [row])
     write_json(tmp_path / "results.json", outcome)
     text = (tmp_path / "results.json").read_text()
     assert not any(word in text for word in ("NaN", "Infinity"))

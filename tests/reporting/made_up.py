@@ -29,7 +29,7 @@ def made_up_run(folder, algorithm="fedbabu", seed=1, epochs=2, rounds=4, last=4,
         row = {"client": client, "initial_accuracy": values[0], "personalized_accuracy": values[-1]}
         clients.append(row | {f"accuracy_epoch_{epoch}": value for epoch, value in enumerate(values)})
     run_folder.write_config(folder, config, facts or {})
-    files.write_json(folder / run_folder.RESULTS, results.results(algorithm, history, clients))
+    files.write_json(folder / run_folder.RESULTS, results.results(config, history, clients))
     (folder / run_folder.PARTITION).write_text(
         "client,split,cat,dog\n0,train,5,0\n1,train,2,3\n0,test,1,0\n1,test,1,1\n"
     )

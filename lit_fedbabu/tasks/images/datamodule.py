@@ -49,7 +49,9 @@ class ClientData(L.LightningDataModule):
         self.client = client
         self.constants = task.constants
         train = task.partition.train
-        self.train_set = self._gather(task.source.train, np.concatenate(train) if pooled else train[client])
+        self.train_set = self._gather(
+            task.source.train, np.concatenate(train[: self.config.num_federated]) if pooled else train[client]
+        )
         self.test_set = self._gather(task.source.test, task.partition.test[client])
         self._test_batch_size = test_batch_size or self.config.test_batch_size
         self._order = torch.Generator().manual_seed(seed)

@@ -110,7 +110,7 @@ class ImageClassification:
         config, parts = self.config, self.partition
         train = [len(images) for images in parts.train]
         return (
-            _extremes([sum(train)] if pooled else train, config.batch_size),
+            _extremes([sum(train[: config.num_federated])] if pooled else train, config.batch_size),
             _extremes([*train, *(len(images) for images in parts.test)], config.test_batch_size),
         )
 

@@ -1,0 +1,64 @@
+"""What follows from the options of an experiment: seeds, rates and counts."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from lit_fedbabu.options import read_trainer
+
+
+class Derived:
+    """The part of ``Config`` that is no option."""
+
+    seed: int
+    task: str
+    partitioner: str
+    class_names: str
+    num_clients: int
+    num_new_clients: int
+    fraction_train: float
+    num_server_rounds: int
+    trainer_options: str
+
+    def derived_seed(self, purpose: str, *ids: int) -> int:
+        """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
+        word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
+        return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Arguments of Lightning's Trainer that the options give."""
+        return read_trainer(self.trainer_options, bool(self.task))
+
+    @property
+    def on_sites(self) -> bool:
+        """Whether every client is a machine of its own with its own images."""
+        return self.partitioner == "sites"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names that the configuration gives; none if it leaves them to the dataset."""
+        return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
+
+    @property
+    def num_federated(self) -> int:
+        """Clients that can be drawn, 0 to this number without it; those after them are new."""
+        return self.num_clients - self.num_new_clients
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients that are drawn for a round: int(f N), at least one."""
+        return max(1, int(self.fraction_train * self.num_federated + 1e-9))
+
+    def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
+        """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""
+        return self.decayed(getattr(self, field), server_round, field)
+
+    def decayed(self, rate: float, server_round: int, field: str = "learning_rate") -> float:
+        """What a learning rate of the first round has become in a round."""
+        factor: float = getattr(self, f"{field}_decay")
+        for milestone in sorted({self.num_server_rounds // 2, self.num_server_rounds * 3 // 4}):
+            if 0 < milestone < server_round:
+                rate *= factor
+        return rate
