@@ -23,6 +23,14 @@ def dataset_folder(dataset: str) -> tuple[Path, str] | None:
     return None
 
 
+def whole_name(dataset: str) -> str:
+    """The name of a dataset with the absolute path of its folder; one without a folder stays as it is."""
+    if place := dataset_folder(dataset):
+        folder, subset = place
+        return f"{folder.resolve()}:{subset}" if subset else str(folder.resolve())
+    return dataset
+
+
 @contextmanager
 def whole(path: Path, written: Callable[[Path], None] = lambda scratch: None) -> Iterator[Path]:
     """A hidden file to write to, which then replaces the file at the path. If anything fails, the old file stays.

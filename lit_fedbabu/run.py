@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
-from lit_fedbabu.files import dataset_folder, from_home, refuse_unwritable
+from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.options import describe, parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.system import program
@@ -140,9 +140,8 @@ def _new(options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     output_dir = from_home(config.output_dir).resolve()
     name = config.run_name or run_folder.default_run_name(config)
     options = {**options, "output-dir": str(output_dir), "run-name": name}
-    if place := dataset_folder(config.dataset):
-        folder, subset = place
-        options["dataset"] = f"{folder.resolve()}:{subset}" if subset else str(folder.resolve())
+    if (dataset := whole_name(config.dataset)) != config.dataset:
+        options["dataset"] = dataset
     run_folder.refuse_existing(output_dir / name)
     refuse_unwritable("output-dir", output_dir)
     return options, output_dir / name

@@ -13,7 +13,14 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.records import seal
-from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, MEMORY, RESULTS, read_config, read_environment
+from lit_fedbabu.records.run_folder import (
+    CONFIG,
+    LAST_CHECKPOINT,
+    MEMORY,
+    RESULTS,
+    read_environment,
+    refuse_other_options,
+)
 
 ON_NODES = "on the nodes' disks"
 """In a run's ``config.toml``: where the memories of its clients are, if not in its folder."""
@@ -109,18 +116,16 @@ def resumable(config: Config) -> Federation | None:
             from is missing or was changed.
     """
     folder = Path(config.resume)
-    begun = read_config(folder).experiment()
-    for key, value in config.experiment().items():
-        if value != begun[key]:
-            raise InputError(key, value, f"the run in {folder} was begun with {begun[key]!r}; give it the same")
+    refuse_other_options(config, folder, "give it the same")
     seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
     federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name)
-    for key, value in federation.config.experiment().items():
+    begun = federation.config.experiment()
+    for key, value in config.experiment().items():
         if value != begun[key]:
-            remedy = f"{folder / CONFIG} was changed: the run was begun with {value!r}; put that back"
-            raise InputError(key, begun[key], remedy)
+            remedy = f"{folder / CONFIG} was changed: the run was begun with {begun[key]!r}; put that back"
+            raise InputError(key, value, remedy)
     seal.check_memories(folder, federation.server_round)
     if len(federation.rounds) >= config.num_server_rounds:
         raise InputError("resume", config.resume, f"the run is finished; see {folder / RESULTS}")

@@ -74,6 +74,20 @@ def read_config(folder: Path) -> Config:
     return Config.from_run_config(values)
 
 
+def refuse_other_options(config: Config, folder: Path, remedy: str) -> None:
+    """Raise InputError where the run in the folder was begun with other options than these, places aside.
+
+    Args:
+        config: the options.
+        folder: of the run.
+        remedy: what to do.
+    """
+    begun = read_config(folder).experiment()
+    for key, value in config.experiment().items():
+        if value != begun[key]:
+            raise InputError(key, value, f"the run in {folder} was begun with {begun[key]!r}; {remedy}")
+
+
 def read_environment(folder: Path) -> dict[str, str]:
     """Versions and hardware of the run in the folder, from its ``config.toml``."""
     environment: dict[str, str] = read_toml(folder / CONFIG).get("environment", {})

@@ -76,7 +76,7 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     nodes = find_nodes(grid, say)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
-        _save_round(experiment, folder, strategy, server_round, arrays)
+        _save_round(experiment, folder, strategy, board, server_round, arrays)
 
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
@@ -103,10 +103,6 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
         evaluate_fn=strategy.end_of_round,
     )
     outcome = results.read_results(folder)
-    board.finish(config, outcome)
-    provenance = experiment.provenance("federation", round=outcome["round"], rounds=outcome["rounds"])
-    last = str(run_folder.LAST_CHECKPOINT)
-    model_card.write(folder, "The body of a federation", provenance, results.measures(outcome), last)
     say(f"results {folder / run_folder.RESULTS}")
     for line in results.table(outcome).splitlines():
         say(line)
@@ -126,7 +122,7 @@ def _refuse_other_split(experiment: Experiment, folder: Path) -> None:
 
 
 def _save_round(
-    experiment: Experiment, folder: Path, strategy: SharedParts, server_round: int, arrays: ArrayRecord
+    experiment: Experiment, folder: Path, strategy: SharedParts, board: Board, server_round: int, arrays: ArrayRecord
 ) -> None:
     """Write the checkpoints of a round and, after the last one, the results."""
     rounds = strategy.log.rounds
@@ -146,6 +142,10 @@ def _save_round(
         outcome = results.results(experiment.config, rounds, strategy.clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / results.INCOMPLETE).unlink(missing_ok=True)
+        board.finish(experiment.config, outcome)
+        last = str(run_folder.LAST_CHECKPOINT)
+        measured = results.measures(outcome)
+        model_card.write(folder, "The body of a federation", module.provenance, measured, last)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
     save(run_folder.LAST_CHECKPOINT)
 

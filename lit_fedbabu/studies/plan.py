@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import PLACES, Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import whole_name
 from lit_fedbabu.options import read_toml
+from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
 
 OWN = ("base", "name", "output-dir", "per")
 """Keys of a study's file that are no options of its runs."""
@@ -46,6 +49,26 @@ class Study:
     folder: Path
     runs: tuple[Run, ...]
 
+    def estimate(self, run: Run, known: Mapping[str, float]) -> float | None:
+        """Seconds that a run takes, by those of its algorithm that are done, else by all; None: none is done.
+
+        Args:
+            run: one of the study.
+            known: seconds that runs took, by their names.
+        """
+        alike = [known[each.name] for each in self.runs if each.name in known]
+        algorithm = run.config.algorithm
+        same = [known[each.name] for each in self.runs if each.name in known and each.config.algorithm == algorithm]
+        return statistics.median(same or alike) if alike else None
+
+
+def refuse_other_studies(study: Study) -> None:
+    """Raise InputError where a run of the study was begun with other options: their results would be mixed."""
+    for run in study.runs:
+        if (run.folder / CONFIG).exists():
+            remedy = "give the study another name, or delete that folder"
+            refuse_other_options(run.config, run.folder, remedy)
+
 
 def read_study(path: Path) -> Study:
     """Read a study's file. An option with a list is an axis: there is a run for every combination of the axes' values.
@@ -68,22 +91,45 @@ def read_study(path: Path) -> Study:
             raise InputError(key, values, "must be different values, at least one")
     if not axes:
         raise InputError("study", str(path), "has no axis; give one or more options lists, as in seed = [1, 2, 3]")
+    if "dataset" in options:
+        options["dataset"] = _whole_names(options["dataset"])
     per = _per(content.get("per", {}), axes)
     folder = Path(str(content.get("output-dir", "tb_logs/studies"))).expanduser().resolve()
     folder /= str(content.get("name", path.stem))
     runs: dict[str, Run] = {}
     for point in itertools.product(*axes.values()):
         place = dict(zip(axes, point, strict=True))
-        own: dict[str, Any] = {**options, **place}
-        for key, value in place.items():
-            own |= per.get(key, {}).get(str(value), {})
+        own: dict[str, Any] = {**options, **place, **_of_point(place, per)}
         name = "-".join(_word(key, value) for key, value in place.items())
         if name in runs:
             raise InputError("study", str(path), f"has two runs of the name {name}; give the values other names")
         config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name})
         algorithm_of(config)
+        if alike := [run.name for run in runs.values() if run.config.experiment() == config.experiment()]:
+            remedy = f"has two runs with the same options, {alike[0]} and {name}; leave one out"
+            raise InputError("study", str(path), remedy)
         runs[name] = Run(name, config)
     return Study(folder, tuple(runs.values()))
+
+
+def _whole_names(dataset: Any) -> Any:
+    """The dataset, or each of a list, with its folder's absolute path: workers may be started elsewhere."""
+    if isinstance(dataset, list):
+        return [_whole_names(each) for each in dataset]
+    return whole_name(dataset) if isinstance(dataset, str) else dataset
+
+
+def _of_point(place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The options of single values of axes that a run has; raises InputError where two of them contradict."""
+    found: dict[str, tuple[str, Any]] = {}
+    for axis, value in place.items():
+        table = f"per.{axis}.{value}"
+        for key, option in per.get(axis, {}).get(str(value), {}).items():
+            if key in found and found[key][1] != option:
+                remedy = f"{found[key][0]} gives the same run {found[key][1]!r}; keep one of them"
+                raise InputError(f"{table}.{key}", option, remedy)
+            found[key] = table, option
+    return {key: option for key, (_, option) in found.items()}
 
 
 def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -98,6 +144,9 @@ def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[st
                 raise InputError(f"per.{axis}.{value}", options, f"the axis has no such value, but {axes[axis]}")
             if wrong := [key for key, option in options.items() if isinstance(option, list) or key in PLACES]:
                 raise InputError(f"per.{axis}.{value}", wrong, "must be single values, and no places")
+            if names := [key for key in options if key in axes]:
+                remedy = "is an axis, and runs are named by its values; leave it out here"
+                raise InputError(f"per.{axis}.{value}.{names[0]}", options[names[0]], remedy)
     return per
 
 

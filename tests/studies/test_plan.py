@@ -49,6 +49,12 @@ def test_a_base_comes_first_and_a_name_is_the_folders(tmp_path):
 
 
 REFUSED = {
+    "seed = [1, 2]\n[per.seed.1]\nseed = 3": "per.seed.1.seed = 3: is an axis, and runs are named by its values",
+    'seed = [1]\nalgorithm = ["fedprox"]\n[per.seed.1]\nmomentum = 0.1\n[per.algorithm.fedprox]\nmomentum = 0.2': (
+        "per.algorithm.fedprox.momentum = 0.2: per.seed.1 gives the same run 0.1"
+    ),
+    "momentum = [1, 1.0]": "must be different values|two runs with the same options",
+    'base = "nowhere.toml"\nseed = [1]': "configuration file = .*nowhere.toml",
     "seed = []": r"seed = \[\]: must be different values, at least one",
     "seed = [1, 1]": "seed = .*must be different values",
     "seed = 1": "has no axis; give one or more options lists",
@@ -81,3 +87,10 @@ def test_the_shipped_studies_are_those_of_their_configurations():
     digits = read_study(folder / "studies" / "digits.toml")
     assert {run.config.algorithm for run in digits.runs} == set(ALGORITHMS)
     assert len(digits.runs) == 10 * len(ALGORITHMS)
+
+
+def test_a_relative_dataset_is_the_same_folder_for_every_worker(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = study(tmp_path, 'dataset = "photos"\nseed = [1]')
+    assert found.runs[0].config.dataset == str(tmp_path / "photos")

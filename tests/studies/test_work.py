@@ -2,7 +2,7 @@
 
 import json
 import os
-import platform
+import pty
 import signal
 import subprocess
 import sys
@@ -14,7 +14,10 @@ import pytest
 from lit_fedbabu import study as door
 from lit_fedbabu.config import Config
 from lit_fedbabu.records.results import read_results
+from lit_fedbabu.records.run_folder import write_config
 from lit_fedbabu.studies import work
+from lit_fedbabu.studies.claims import EXPIRES_S, LOCK
+from lit_fedbabu.studies.plan import read_study
 from tests.support import NARROW, files_that_decide, tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +44,7 @@ def test_a_study_does_every_run_once_to_the_bytes_of_a_run_alone_and_reports(tmp
     assert "4 of 4 runs are done" in told and "4/4" in told
     names = [f"{algorithm}-seed_{seed}" for algorithm in ("fedbabu", "fedper") for seed in (1, 2)]
     left = {each.name for each in folder.iterdir()}
-    assert left == {*names, "report", work.TIMES, "workers.log"} - ({"workers.log"} - left)
+    assert left == {*names, "report", work.TIMES, LOCK, "workers.log"} - ({"workers.log"} - left)
     for algorithm, seed in (("fedbabu", 1), ("fedper", 2)):
         whole, _ = federate(tiny_config(model_name=NARROW, algorithm=algorithm, seed=seed))
         assert files_that_decide(folder / f"{algorithm}-seed_{seed}") == files_that_decide(whole)
@@ -81,48 +84,63 @@ def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys
     ]
 
 
-def test_a_run_is_claimed_by_one_process_and_a_dead_ones_claim_is_free(tmp_path, monkeypatch):
-    claim = tmp_path / "run.claim"
-    with work.claimed(claim) as ours:
-        assert ours
-        with work.claimed(claim) as second:
-            assert not second
-        assert claim.exists()
-    assert not claim.exists()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    claim.write_text(json.dumps({"host": platform.node(), "pid": dead.pid}))
-    with work.claimed(claim) as ours:
-        assert ours
-    claim.write_text(json.dumps({"host": "another machine", "pid": 1}))
-    with work.claimed(claim) as ours:
-        assert not ours, "it may live"
-    old = time.time() - work.EXPIRES_S - 1
-    os.utime(claim, (old, old))
-    with work.claimed(claim) as ours:
-        assert ours
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_claim_shows_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "BEAT_S", 0.05)
-    claim = tmp_path / "run.claim"
-    with work.claimed(claim):
-        os.utime(claim, (0, 0))
-        deadline = time.monotonic() + 10
-        while claim.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert claim.stat().st_mtime > 0
-
-
 def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
     path, folder = write(tmp_path, seed=[1])
     folder.mkdir(parents=True)
-    (folder / "fedper-seed_1.claim").write_text(json.dumps({"host": "another machine", "pid": 1}))
+    (folder / "fedper-seed_1.claim").write_text(json.dumps({"place": "another machine", "pid": 1}))
     assert door.main([str(path), "--worker"]) == 0
     told = capsys.readouterr().out
     assert "1 of 2 runs are done" in told and "1 runs are done by others at this moment: fedper-seed_1" in told
     assert not (folder / "fedper-seed_1").exists() and not (folder / "report").exists()
+
+
+def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(door, "LOOK_S", 0.2)
+    path, folder = write(tmp_path, seed=[1])
+    folder.mkdir(parents=True)
+    claim = folder / "fedper-seed_1.claim"
+    claim.write_text(json.dumps({"place": "another machine", "pid": 1}))
+    old = time.time() - EXPIRES_S + 8  # it is silent, and in eight seconds it counts as dead
+    os.utime(claim, (old, old))
+    assert door.main([str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "waiting for others, who do: fedper-seed_1" in told and "2 of 2 runs are done" in told
+    assert not claim.exists() and (folder / "report").exists()
+
+
+def test_a_study_that_was_changed_is_not_mixed_with_the_old_one(tmp_path, capsys):
+    path, folder = write(tmp_path, seed=[1])
+    (begun, _) = read_study(path).runs
+    begun.folder.mkdir(parents=True)
+    write_config(begun.folder, begun.config, {})
+    before = {each: each.stat().st_mtime_ns for each in tmp_path.rglob("*")}
+    write(tmp_path, seed=[1], learning_rate=0.2)
+    for words in ([], ["--dry-run"], ["--worker"]):
+        assert door.main([str(path), *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: learning-rate = 0.2: the run in ") and told.count("\n") == 1
+        assert "was begun with 0.1; give the study another name" in told
+    del before[path]
+    assert {each: each.stat().st_mtime_ns for each in before} == before
+
+
+def test_a_terminal_has_a_live_table(tmp_path):
+    path, _ = write(tmp_path, seed=[1], num_server_rounds=30, evaluate_every=1)
+    main, end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    command = [sys.executable, "-m", "lit_fedbabu.study", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=end, stderr=end, env=environment)
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main, 65536)
+        except OSError:  # the other end was closed
+            break
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "runs have ended" in text and "of 30" in text and " ± " in text
+    assert "2 of 2 runs are done" in text
 
 
 @pytest.mark.slow

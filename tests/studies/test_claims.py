@@ -1,0 +1,107 @@
+"""Claims to runs: one process at a time, free when it is dead, and never taken twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.studies import claims
+from lit_fedbabu.studies.claims import claimed
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from lit_fedbabu.studies.claims import claimed
+with claimed(Path(sys.argv[1])) as claim:
+    print("ours" if claim else "not ours", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def process(claim, seconds):
+    words = [sys.executable, "-c", HOLDS, str(claim), str(seconds)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def is_free(claim):
+    with claimed(claim) as ours:
+        return ours is not None
+
+
+def written(claim, **changes):
+    """A claim of this process, with changes."""
+    claim.write_text(json.dumps({**claims._identity(), "token": "x", **changes}))
+
+
+def test_a_claim_is_one_processs_and_is_gone_afterwards(tmp_path):
+    claim = tmp_path / "run.claim"
+    with claimed(claim) as ours:
+        assert ours
+        ours.refuse_lost()
+        assert not is_free(claim)
+    assert {path.name for path in tmp_path.iterdir()} == {claims.LOCK}
+
+
+def test_the_claim_of_a_dead_process_is_free_at_once(tmp_path):
+    claim = tmp_path / "run.claim"
+    holder = process(claim, 60)
+    assert holder.stdout.readline() == "ours\n"
+    assert not is_free(claim)
+    holder.send_signal(signal.SIGSTOP)
+    assert not is_free(claim), "it stands still, and is not dead"
+    holder.kill()
+    while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert is_free(claim), "nobody has waited for it: a zombie"
+    holder.wait()
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_has_no_claim(tmp_path):
+    claim = tmp_path / "run.claim"
+    written(claim)
+    assert not is_free(claim)
+    written(claim, started=psutil.Process().create_time() - 100)
+    assert is_free(claim)
+
+
+def test_the_claim_of_another_machine_is_free_when_it_shows_no_life(tmp_path):
+    claim = tmp_path / "run.claim"
+    written(claim, place="another machine", pid=1)
+    assert not is_free(claim)
+    old = time.time() - claims.EXPIRES_S - 1
+    os.utime(claim, (old, old))
+    assert is_free(claim)
+
+
+def test_a_claim_shows_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT_S", 0.05)
+    claim = tmp_path / "run.claim"
+    with claimed(claim):
+        os.utime(claim, (0, 0))
+        deadline = time.monotonic() + 10
+        while claim.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert claim.stat().st_mtime > 0
+
+
+def test_who_lost_a_claim_stops_and_leaves_the_others_alone(tmp_path):
+    claim = tmp_path / "run.claim"
+    with claimed(claim) as ours:
+        written(claim, token="another")
+        with pytest.raises(RunError, match="run was taken over by another process"):
+            ours.refuse_lost()
+    assert json.loads(claim.read_text())["token"] == "another"
+
+
+def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path):
+    claim = tmp_path / "run.claim"
+    written(claim, started=0)
+    several = [process(claim, 3) for _ in range(8)]
+    told = [each.communicate(timeout=60)[0].strip() for each in several]
+    assert sorted(told) == ["not ours"] * 7 + ["ours"]
