@@ -12,6 +12,8 @@ from lit_fedbabu.options import checked, key_of, option, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
+WITHOUT_NUMBERS = (*PLACES, "logger")
+"""Keys that change no number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,9 @@ class Config(Derived):
         " flower is Flower with its SuperLink and Ray, which flwr run always is",
         choices=("local", "flower"),
     )
+    logger: str = option(
+        "", "loggers beside TensorBoard: csv, wandb or mlflow, several with commas between them; they change no number"
+    )
     output_dir: str = option("tb_logs", "folder of run folders")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
     resume: str = option("", "folder of a run that was stopped, to be continued after its last whole round")
@@ -178,4 +183,4 @@ class Config(Derived):
 
     def experiment(self) -> dict[str, Any]:
         """The options that decide numbers: all but those that name places."""
-        return {key: value for key, value in self.to_run_config().items() if key not in PLACES}
+        return {key: value for key, value in self.to_run_config().items() if key not in WITHOUT_NUMBERS}

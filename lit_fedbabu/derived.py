@@ -20,6 +20,7 @@ class Derived:
     fraction_train: float
     num_server_rounds: int
     trainer_options: str
+    logger: str
 
     def derived_seed(self, purpose: str, *ids: int) -> int:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
@@ -40,6 +41,11 @@ class Derived:
     def classes(self) -> tuple[str, ...]:
         """The class names that the configuration gives; none if it leaves them to the dataset."""
         return tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """The loggers beside TensorBoard."""
+        return tuple(dict.fromkeys(name.strip() for name in self.logger.split(","))) if self.logger else ()
 
     @property
     def num_federated(self) -> int:

@@ -14,7 +14,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.options import describe, parse_words
-from lit_fedbabu.records import run_folder
+from lit_fedbabu.records import loggers, run_folder
 from lit_fedbabu.system import program
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -71,6 +71,7 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     resume = from_home(str(options["resume"])) if options.get("resume") else None
     options, folder = _resumed(options, resume) if resume else _new(options)
     config = Config.from_run_config(options)
+    loggers.check(config)
     if config.on_sites:
         raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
     try:

@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run; x is the communication round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.records import plots
+from lit_fedbabu.records.loggers import Loggers
 from lit_fedbabu.records.results import curve, score_of, spread, table
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
@@ -29,10 +30,19 @@ class Board:
         config: the experiment.
         first_round: the round after those that the run has done.
         score: what clients are compared by; its curves are ``accuracy/...`` for images.
+        say: prints a line; told of other loggers that fail.
     """
 
-    def __init__(self, folder: Path, config: Config, first_round: int = 1, score: Score = ACCURACY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        first_round: int = 1,
+        score: Score = ACCURACY,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self._score = score
+        self._loggers = Loggers(config, folder, first_round, say)
         resumed = any(folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(folder), purge_step=first_round if resumed else None)
         self._file_writer = cast(Any, self._writer).file_writer
@@ -56,11 +66,15 @@ class Board:
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, server_round)
         self._writer.flush()
+        self._loggers.log(scalars, server_round)
 
     def scores(self, name: str, server_round: int, values: Sequence[float]) -> None:
         """Scores of all clients: mean, the margin of one std, worst decile, and a histogram."""
-        _add_scores(self._writer, self._score, f"{self._score.name}/{name}", name, values, server_round)
+        tag, over = f"{self._score.name}/{name}", spread(values, self._score.higher_is_better)
+        _add_scores(self._writer, self._score, tag, name, values, server_round)
         self._writer.flush()
+        shown = ("mean", "std", "worst_decile")
+        self._loggers.log({f"{tag}_{statistic}": over[statistic] for statistic in shown}, server_round)
 
     def failure(self, server_round: int, text: str) -> None:
         """A client's failure, as text."""
@@ -80,6 +94,7 @@ class Board:
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
         self._file_writer.add_summary(self._end)
         self._writer.close()
+        self._loggers.finish()
 
 
 def _add_scores(writer: SummaryWriter, score: Score, tag: str, band: str, values: Sequence[float], step: int) -> None:

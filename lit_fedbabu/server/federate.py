@@ -15,7 +15,7 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.records import model_card, results, run_folder, seal
+from lit_fedbabu.records import loggers, model_card, results, run_folder, seal
 from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
@@ -36,6 +36,7 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
     progress = Lines(LOG_MARK)  # so that lines are found in Flower's log
     try:
         experiment = Experiment(Config.from_run_config({**run_config, "engine": "flower"}))
+        loggers.check(experiment.config)
         experiment.check(images=not experiment.config.on_sites)
         federate(grid, experiment, progress)
     except (InputError, RunError) as error:
@@ -72,7 +73,7 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
     shared = begun.shared if begun else experiment.initial_shared()
-    board = Board(folder, config, len(rounds) + 1, experiment.task.score)
+    board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     nodes = find_nodes(grid, say)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:

@@ -89,10 +89,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _identity() -> dict[str, Any]:
     """What tells this process from all others, also from one that gets its number later."""
-    return {"place": _place(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"where": _where(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def _place() -> str:
+def _where() -> str:
     """Where numbers of processes mean the same: this machine, and in it this container."""
     space = Path("/proc/self/ns/pid")
     return f"{platform.node()} {space.stat().st_ino if space.exists() else ''}".strip()
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _is_dead(path: Path) -> bool:
     """Whether the process of a claim is gone. Called under the lock."""
     owner = _read(path)
-    if owner.get("place") != _place():
+    if owner.get("where") != _where():
         return (path.parent / LOCK).stat().st_mtime - path.stat().st_mtime > EXPIRES_S
     try:
         process = psutil.Process(owner["pid"])

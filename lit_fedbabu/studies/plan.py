@@ -13,6 +13,7 @@ from lit_fedbabu.config import PLACES, Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import whole_name
 from lit_fedbabu.options import read_toml
+from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
 
 OWN = ("base", "name", "output-dir", "per")
@@ -105,6 +106,7 @@ def read_study(path: Path) -> Study:
             raise InputError("study", str(path), f"has two runs of the name {name}; give the values other names")
         config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name})
         algorithm_of(config)
+        loggers.check(config)
         if alike := [run.name for run in runs.values() if run.config.experiment() == config.experiment()]:
             remedy = f"has two runs with the same options, {alike[0]} and {name}; leave one out"
             raise InputError("study", str(path), remedy)

@@ -72,7 +72,7 @@ def test_a_process_that_got_the_number_of_a_dead_one_has_no_claim(tmp_path):
 
 def test_the_claim_of_another_machine_is_free_when_it_shows_no_life(tmp_path):
     claim = tmp_path / "run.claim"
-    written(claim, place="another machine", pid=1)
+    written(claim, where="another machine", pid=1)
     assert not is_free(claim)
     old = time.time() - claims.EXPIRES_S - 1
     os.utime(claim, (old, old))

@@ -87,7 +87,7 @@ def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys
 def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
     path, folder = write(tmp_path, seed=[1])
     folder.mkdir(parents=True)
-    (folder / "fedper-seed_1.claim").write_text(json.dumps({"place": "another machine", "pid": 1}))
+    (folder / "fedper-seed_1.claim").write_text(json.dumps({"where": "another machine", "pid": 1}))
     assert door.main([str(path), "--worker"]) == 0
     told = capsys.readouterr().out
     assert "1 of 2 runs are done" in told and "1 runs are done by others at this moment: fedper-seed_1" in told
@@ -99,7 +99,7 @@ def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypa
     path, folder = write(tmp_path, seed=[1])
     folder.mkdir(parents=True)
     claim = folder / "fedper-seed_1.claim"
-    claim.write_text(json.dumps({"place": "another machine", "pid": 1}))
+    claim.write_text(json.dumps({"where": "another machine", "pid": 1}))
     old = time.time() - EXPIRES_S + 8  # it is silent, and in eight seconds it counts as dead
     os.utime(claim, (old, old))
     assert door.main([str(path)]) == 0
