@@ -75,6 +75,12 @@ class Config(Derived):
     lognormal_sigma: float = option(2.0, "spread of the sizes of a class's pieces; read by distribution", low=0)
     natural_id_column: str = option("", "column of the dataset that says whose an image is; read by natural-id")
     min_client_images: int = option(10, "training images that every client must have at least", low=1)
+    validation_fraction: float = option(
+        0.0,
+        "share of each client's training images that is held out of training and takes the place of its test images, to"
+        " choose options without test data; 0: clients are evaluated on their test images",
+        low=0,
+    )
     augmentation: str = option(
         "crop-flip",
         "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",

@@ -28,6 +28,11 @@ def check_together(config: Any) -> None:
         raise InputError("num-new-clients", config.num_new_clients, remedy)
     if config.num_new_clients and config.on_sites:
         raise InputError("num-new-clients", config.num_new_clients, "is for simulated clients; a new site has --data")
+    if config.validation_fraction >= 1:
+        raise InputError("validation-fraction", config.validation_fraction, "must be less than 1, as in 0.2")
+    if config.validation_fraction and config.task:
+        remedy = "is for images; the data of a task make a validation split of their own"
+        raise InputError("validation-fraction", config.validation_fraction, remedy)
     if config.trainer and config.cohort_size > 1:
         remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"
         raise InputError("trainer-options", config.trainer_options, remedy)

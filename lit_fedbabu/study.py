@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,8 +49,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dry_run(study: Study) -> int:
+    from lit_fedbabu.studies.tuning import chosen, tuning_of
     from lit_fedbabu.studies.work import is_done, times  # imports PyTorch, which takes seconds
 
+    tuning = tuning_of(study)
+    if tuning is not None:
+        refuse_other_studies(tuning.study)
+        tried = sum(is_done(run.config) for run in tuning.study.runs)
+        print(f"{tried} of {len(tuning.study.runs)} runs of the tuning are done")
+        if tried < len(tuning.study.runs):
+            print(f"the {len(study.runs)} runs of the study come after the tuning, with the options that it chooses")
+            return 0
+        study, _ = chosen(study, tuning, {})
     refuse_other_studies(study)
     known = times(study.folder)
     todo = []
@@ -76,17 +85,27 @@ def _side_by_side(study: Study) -> int:
 
 
 def _do(study: Study, plain: bool, is_worker: bool) -> int:
-    refuse_other_studies(study)
+    from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
+
+    tuning = tuning_of(study)
+    refuse_other_studies(study if tuning is None else tuning.study)
     most_threads = max(run.config.num_threads for run in study.runs)
     with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
         warm.start()
-        print(f"checking {len(study.runs)} runs", flush=True)
+        print(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs", flush=True)
         _check(study)
-        make_folder("output-dir", study.folder)
-        from lit_fedbabu.studies.work import is_done
-
-        todo = [run for run in study.runs if not is_done(run.config)]
-        failed, elsewhere = _work(study, todo, warm, plain, is_worker)
+        words: dict[str, str] = {}
+        if tuning is not None:
+            _check(tuning.study)
+            print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
+            study, words = chosen(study, tuning, _work(tuning.study, warm, plain)[0])
+            for group, told in {run.group: words[run.name] for run in study.runs}.items():
+                print(f"chosen for {group}: {told}", flush=True)
+            refuse_other_studies(study)
+        failed, elsewhere = _work(study, warm, plain, is_worker)
+        for run in study.runs:
+            if run.name in words and run.name not in failed and run.name not in elsewhere:
+                write_choice(run, words[run.name])
     done = len(study.runs) - len(failed) - len(elsewhere)
     print(f"{done} of {len(study.runs)} runs are done")
     if elsewhere:
@@ -115,10 +134,8 @@ def _check(study: Study) -> None:
             Experiment(run.config).check()
 
 
-def _work(
-    study: Study, todo: Sequence[Run], warm: Warm, plain: bool, is_worker: bool
-) -> tuple[dict[str, str], list[str]]:
-    """Do these runs; returns the failed ones with their reasons, and those that others do.
+def _work(study: Study, warm: Warm, plain: bool, is_worker: bool = False) -> tuple[dict[str, str], list[str]]:
+    """Do the runs that are not done; returns the failed ones with their reasons, and those that others do.
 
     A worker leaves the runs of others to them. The command itself waits for them, and does those whose worker died.
 
@@ -127,10 +144,12 @@ def _work(
     """
     from lit_fedbabu.engines.resources import worker_environments
     from lit_fedbabu.studies.show import shown
-    from lit_fedbabu.studies.work import DONE, ELSEWHERE
+    from lit_fedbabu.studies.work import DONE, ELSEWHERE, is_done
     from lit_fedbabu.workers.pool import Pool
     from lit_fedbabu.workers.worker import StartError
 
+    make_folder("output-dir", study.folder)
+    todo = [run for run in study.runs if not is_done(run.config)]
     size = _side_by_side(study)
     environments = worker_environments(study.runs[0].config)[:size]
     failed: dict[str, str] = {}

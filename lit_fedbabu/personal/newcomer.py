@@ -54,6 +54,7 @@ def finetune(
         partitioner="iid",
         num_clients=1,
         num_new_clients=0,
+        validation_fraction=0.0,
         min_client_images=1,
     )
     experiment = Experiment(config, ImageClassification(config, federation.constants))

@@ -18,6 +18,8 @@ RESULTS = "results.json"
 PARTITION = "partition.csv"
 MEMORY = "memory"
 FAILURES = "failures.jsonl"
+TUNED = "tuned"
+"""In ``config.toml`` beside versions: what a study chose for the run, among what, on what."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 

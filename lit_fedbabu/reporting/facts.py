@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_fedbabu.records.run_folder import TUNED
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.runs import Partition, Run
-from lit_fedbabu.reporting.tables import Row
+from lit_fedbabu.reporting.tables import Row, place
 
 SHOWN_FAILURES = 100
 """Rows of the table of failures; the rest is counted."""
@@ -25,6 +26,14 @@ def name_table(study: Study) -> list[Row]:
         for name, options in named.items()
         if options
     ]
+
+
+def tuning_table(study: Study) -> list[Row]:
+    """What was chosen for each method, among what, and on what."""
+    rows = [
+        {**place(study, cell), "chosen": run.environment.get(TUNED, "")} for cell in study.cells for run in cell.runs
+    ]
+    return [dict(row) for row in dict.fromkeys(tuple(each.items()) for each in rows if each["chosen"])]
 
 
 def splits(study: Study) -> list[tuple[str, Partition, list[Run]]]:

@@ -26,6 +26,7 @@ NEW_CLIENTS = (
     "Clients that had no part in any round. Each starts from what its method gives a newcomer, what is shared over the"
     " initial model, and is fine-tuned as the others are; it is in no other table and figure."
 )
+TUNING = "Chosen before the runs, on training images that were held out; no test image had a part in the choice."
 COST = (
     "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
     " framing, seconds of rounds without evaluation; both are in TensorBoard's event files, and empty without them."
@@ -66,6 +67,7 @@ def sections(study: Study) -> list[Section]:
                     "Mean ± std over seeds.",
                 ),
                 ("methods", "Methods", tables.method_table(study), METHODS),
+                ("tuning", "Options chosen on a validation split", facts.tuning_table(study), TUNING),
                 ("names", "What the names stand for", facts.name_table(study), ""),
             ),
         ),

@@ -16,7 +16,7 @@ from lit_fedbabu.options import read_toml
 from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
 
-OWN = ("base", "name", "output-dir", "per")
+OWN = ("base", "name", "output-dir", "per", "tune")
 """Keys of a study's file that are no options of its runs."""
 
 
@@ -27,10 +27,14 @@ class Run:
     Args:
         name: of its folder, made of its place on the axes.
         config: its options.
+        group: its name without the seed: runs of a group differ in nothing else.
+        given: keys of the options that the study's own file gives it.
     """
 
     name: str
     config: Config
+    group: str = ""
+    given: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -45,10 +49,14 @@ class Study:
     Args:
         folder: of the study, in which they lie.
         runs: in the order of the axes.
+        axes: options with several values.
+        tune: the table of options that are chosen on a validation split.
     """
 
     folder: Path
     runs: tuple[Run, ...]
+    axes: tuple[str, ...] = ()
+    tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def estimate(self, run: Run, known: Mapping[str, float]) -> float | None:
         """Seconds that a run takes, by those of its algorithm that are done, else by all; None: none is done.
@@ -74,7 +82,8 @@ def refuse_other_studies(study: Study) -> None:
 def read_study(path: Path) -> Study:
     """Read a study's file. An option with a list is an axis: there is a run for every combination of the axes' values.
 
-    ``base`` names a file of options that come first, ``[per.AXIS.VALUE]`` has options of the runs with that value.
+    ``base`` names a file of options that come first, ``[per.AXIS.VALUE]`` has options of the runs with that value,
+    ``[tune]`` options that are chosen before the runs, as of ``tuning.tuning_of``.
     ``name`` is the study's folder below ``output-dir``; without it the file's name is.
 
     Raises:
@@ -101,7 +110,8 @@ def read_study(path: Path) -> Study:
     for point in itertools.product(*axes.values()):
         place = dict(zip(axes, point, strict=True))
         own: dict[str, Any] = {**options, **place, **_of_point(place, per)}
-        name = "-".join(_word(key, value) for key, value in place.items())
+        words = {key: folder_word(key, value) for key, value in place.items()}
+        name = "-".join(words.values())
         if name in runs:
             raise InputError("study", str(path), f"has two runs of the name {name}; give the values other names")
         config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name})
@@ -110,8 +120,13 @@ def read_study(path: Path) -> Study:
         if alike := [run.name for run in runs.values() if run.config.experiment() == config.experiment()]:
             remedy = f"has two runs with the same options, {alike[0]} and {name}; leave one out"
             raise InputError("study", str(path), remedy)
-        runs[name] = Run(name, config)
-    return Study(folder, tuple(runs.values()))
+        group = "-".join(word for key, word in words.items() if key != "seed") or "all"
+        given = {*(key for key in content if key not in OWN), *_of_point(place, per)}
+        runs[name] = Run(name, config, group, frozenset(given))
+    tune = content.get("tune", {})
+    if not isinstance(tune, dict):
+        raise InputError("tune", tune, "must be a table of lists, as in [tune]")
+    return Study(folder, tuple(runs.values()), tuple(axes), tune)
 
 
 def _whole_names(dataset: Any) -> Any:
@@ -152,6 +167,7 @@ def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[st
     return per
 
 
-def _word(key: str, value: Any) -> str:
+def folder_word(key: str, value: Any) -> str:
+    """A value of an axis in the name of a folder."""
     word = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name if key == "dataset" else str(value))
     return word if key == "algorithm" else f"{key}_{word}"

@@ -191,7 +191,7 @@ def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_i
     folder = lab.folder / "server" / "killed"
     failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert {failure["client"] for failure in failures} == {1}
-    assert all("Node Unavailable" in failure["reason"] for failure in failures)
+    assert all("Node Unavailable" in failure["reason"] for failure in failures), failures
     rounds = {failure["round"] for failure in failures}
     assert 2 in rounds and 6 not in rounds, "it was back for the last round at least"
     assert [row["client"] for row in results.read_results(folder)["clients"]] == [0, 1, 2], told

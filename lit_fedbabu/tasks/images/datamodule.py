@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 
 from lit_fedbabu.tasks.images.decoding import with_channels
+from lit_fedbabu.tasks.images.partition import evaluation_split
 from lit_fedbabu.tasks.images.partitioners import Indices
 from lit_fedbabu.tasks.images.tables import Split
 from lit_fedbabu.tasks.images.transforms import crop, draw, normalize
@@ -52,7 +53,7 @@ class ClientData(L.LightningDataModule):
         self.train_set = self._gather(
             task.source.train, np.concatenate(train[: self.config.num_federated]) if pooled else train[client]
         )
-        self.test_set = self._gather(task.source.test, task.partition.test[client])
+        self.test_set = self._gather(evaluation_split(self.config, task.source), task.partition.test[client])
         self._test_batch_size = test_batch_size or self.config.test_batch_size
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
@@ -76,6 +77,8 @@ class ClientData(L.LightningDataModule):
     def others(self) -> TensorDataset:
         """Test images of classes that the client has no training image of: as many as its own, drawn by the seed."""
         test = self.task.source.test
+        if self.config.validation_fraction:  # test images are not looked at, and others' training images are trained on
+            return self._gather(test, np.zeros(0, dtype=np.int64))
         foreign = np.flatnonzero(~np.isin(test.labels, self.train_set.tensors[1].numpy()))
         rng = np.random.default_rng(self.config.derived_seed("others", self.client))
         return self._gather(test, np.sort(rng.permutation(foreign)[: len(self.test_set)]))

@@ -9,10 +9,13 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
 from lit_fedbabu.tasks.images.sources import Source
+from lit_fedbabu.tasks.images.tables import Split
 
 
 def deal(config: Config, source: Source) -> Partition:
     """Deal the dataset to the clients. Train and test follow one class assignment.
+
+    With a ``validation-fraction`` the test part of each client are images of the training split, held out of training.
 
     Depends on the dataset, the partitioner and its parameters, the number of clients and the seed alone.
 
@@ -29,15 +32,34 @@ def deal(config: Config, source: Source) -> Partition:
     if config.num_classes_per_client > classes and config.partitioner in ("classes", "pathological", "distribution"):
         raise InputError("num-classes-per-client", config.num_classes_per_client, f"the dataset has {classes} classes")
     dealt = PARTITIONERS[config.partitioner](config, source)
+    if config.validation_fraction:
+        dealt = _with_validation(config, dealt)
     for split, parts, least in (("training", dealt.train, config.min_client_images), ("test", dealt.test, 1)):
         poor = [client for client, part in enumerate(parts) if len(part) < least]
         if poor:
             who = f"{len(poor)} clients (the first is {poor[0]})"
             remedy = f"{who} would have fewer {split} images than {least}; {REMEDY}"
-            if split == "test" and (untested := _untested(source)):
+            if split == "test" and not config.validation_fraction and (untested := _untested(source)):
                 remedy += f"; the test split has no image of the classes {', '.join(untested)}"
             raise InputError("num-clients", config.num_clients, remedy)
     return dealt
+
+
+def _with_validation(config: Config, dealt: Partition) -> Partition:
+    """Hold out a share of every client's training images, at least one, drawn by (seed, client)."""
+    train, held_out = [], []
+    for client, images in enumerate(dealt.train):
+        rng = np.random.default_rng(config.derived_seed("validation", client))
+        count = max(1, round(config.validation_fraction * len(images)))
+        mixed = rng.permutation(images)
+        held_out.append(np.sort(mixed[:count]))
+        train.append(np.sort(mixed[count:]))
+    return Partition(tuple(train), tuple(held_out))
+
+
+def evaluation_split(config: Config, source: Source) -> Split:
+    """The split that the test part of a partition is of."""
+    return source.train if config.validation_fraction else source.test
 
 
 def _untested(source: Source) -> list[str]:
@@ -58,12 +80,12 @@ def summary(config: Config, source: Source, dealt: Partition) -> str:
     return f"{config.num_clients} clients with {ranges[0]}, {ranges[1]} and {ranges[2]} each"
 
 
-def class_counts(source: Source, dealt: Partition) -> str:
+def class_counts(config: Config, source: Source, dealt: Partition) -> str:
     """The split as CSV: for every client and split, the number of images of each class."""
-    file = io.StringIO()
+    file, evaluated = io.StringIO(), evaluation_split(config, source)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["client", "split", *source.class_names])
-    for name, split, parts in (("train", source.train, dealt.train), ("test", source.test, dealt.test)):
+    for name, split, parts in (("train", source.train, dealt.train), ("test", evaluated, dealt.test)):
         for client, part in enumerate(parts):
             counts = np.bincount(split.labels[part], minlength=len(source.class_names))
             writer.writerow([client, name, *counts.tolist()])

@@ -122,7 +122,7 @@ class ImageClassification:
 
     def class_counts(self) -> str:
         """The split as CSV: for every client and split, the number of images of each class."""
-        return class_counts(self.source, self.partition)
+        return class_counts(self.config, self.source, self.partition)
 
 
 def _extremes(counts: Sequence[int], batch_size: int) -> list[int]:

@@ -1,0 +1,88 @@
+"""Options chosen on images that are held out of training, and never on test images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lit_fedbabu import study as door
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.results import read_results
+from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment
+from lit_fedbabu.studies.plan import read_study
+from lit_fedbabu.studies.tuning import tuning_of
+from tests.studies.test_work import write
+from tests.support import client_data, partition, tiny_config
+
+
+def test_held_out_images_are_training_images_of_the_same_client():
+    config, plain = tiny_config(validation_fraction=0.25), partition(tiny_config())
+    held_out = partition(config)
+    for client in range(6):
+        both = np.concatenate([held_out.train[client], held_out.test[client]])
+        assert np.array_equal(np.sort(both), plain.train[client])
+        assert len(held_out.test[client]) == round(0.25 * len(both))
+    data = client_data(config, 2)
+    labels = data.test_set.tensors[1].numpy()
+    assert np.array_equal(labels, data.task.source.train.labels[held_out.test[2]])
+    assert len(data.others) == 0 and len(client_data(tiny_config(), 2).others) > 0
+
+
+def test_test_images_have_no_part_in_a_choice(tmp_path, federate, monkeypatch):
+    whole = federate(tiny_config(validation_fraction=0.25))[0]
+    source = client_data(tiny_config(), 0).task.source
+    from lit_fedbabu.tasks.images.task import ImageClassification
+
+    other = type(source)(
+        source.train, type(source.test)(source.test.images[::-1], source.test.labels[:1].repeat(100)),
+        source.class_names, source.mean, source.std, source.notes,
+    )  # fmt: skip
+    monkeypatch.setattr(ImageClassification, "source", other)
+    changed = federate(tiny_config(validation_fraction=0.25))[0]
+    assert (changed / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+def test_the_best_on_held_out_images_is_run_on_all_and_reported(tmp_path, capsys):
+    path, folder = write(tmp_path, seed=[1, 2], algorithm=["fedbabu", "fedper"])
+    path.write_text(path.read_text() + "\n[tune]\nfinetune-learning-rate = [1e-9, 0.05]\nvalidation-fraction = 0.25\n")
+    assert door.main([str(path), "--dry-run"]) == 0
+    assert "0 of 8 runs of the tuning are done" in capsys.readouterr().out
+    assert door.main([str(path)]) == 0
+    told = capsys.readouterr().out
+    for method in ("fedbabu", "fedper"):
+        means = {}
+        for value in ("1e-09", "0.05"):
+            names = [f"{method}-seed_{seed}-finetune-learning-rate_{value}" for seed in (1, 2)]
+            outcomes = [read_results(folder / "tune" / name) for name in names]
+            means[float(value)] = np.mean([each["summary"]["personalized_accuracy"]["mean"] for each in outcomes])
+        best = max(means, key=lambda value: means[value])
+        for seed in (1, 2):
+            run = folder / f"{method}-seed_{seed}"
+            config = read_config(run)
+            assert (config.finetune_learning_rate, config.validation_fraction) == (best, 0.0)
+            assert f"finetune-learning-rate={best} of 1e-09, 0.05 by the mean" in read_environment(run)[TUNED]
+        assert f"chosen for {method}: finetune-learning-rate={best}" in told
+    assert "over 2 seeds on 25 % of the training images, held out" in told
+    page = (folder / "report" / "report.html").read_text()
+    assert "no test image had a part in the choice" in page and "on 25 % of the training images" in page
+    before = {each: each.stat().st_mtime_ns for each in folder.rglob("*.ckpt")}
+    assert door.main([str(path)]) == 0
+    assert {each: each.stat().st_mtime_ns for each in folder.rglob("*.ckpt")} == before, "nothing was done again"
+
+
+REFUSED = {
+    "[tune]\nseed = [1, 2]": "tune.seed = .*cannot be tuned",
+    "[tune]\nmomentum = [0.1]": "tune.momentum = .*two different values or more",
+    "[tune]\nvalidation-fraction = 0.3": "tune = .*names no option",
+    "[tune]\nvalidation-fraction = 1.5\nmomentum = [0.1, 0.2]": "validation-fraction = 1.5: must be less than 1",
+    "[tune]\nlearning-rate = [0.1, 0.2]\n[per.seed.1]\nlearning-rate = 0.3": "seed_1 has a value for it already",
+    "[tune]\nlearning-rates = [0.1, 0.2]": "learning-rates = .*no such key",
+}
+
+
+@pytest.mark.parametrize(("table", "told"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_tuned_is_refused_by_its_key(table, told, tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(f'dataset = "digits"\nseed = [1]\noutput-dir = {json.dumps(str(tmp_path))}\n{table}\n')
+    with pytest.raises(InputError, match=told):
+        tuning_of(read_study(path))
