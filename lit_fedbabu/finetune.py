@@ -158,10 +158,11 @@ def _in_settings(
 ) -> list[dict[str, Any]]:
     from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds: first the cheap checks
     from lit_fedbabu.personal.settings import results_folder
-    from lit_fedbabu.personal.sweep import Personalizer, Tuning, checkpoint_of, sweep
+    from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
     from lit_fedbabu.records.results import curve, everyone, measures, table
+    from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
     experiment = Experiment(configs[0])
     _check(experiment, federation)
@@ -174,7 +175,7 @@ def _in_settings(
     tunings = []
     for config in configs:
         folder = results_folder(checkpoint, config, facts)
-        save_to = folder / "personal" if request.save else None
+        save_to = folder / PERSONAL if request.save else None
         tunings.append(Tuning(config, folder, save_to, request.running_statistics))
     with shown(request.plain) as progress:
         outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients, warm, progress)
@@ -191,7 +192,7 @@ def _in_settings(
             provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
             provenance["config"] = tuning.config.experiment()
             saved = next(row["client"] for row in everyone(outcome) if row[key] is not None)
-            example = checkpoint_of(Path("personal"), saved)
+            example = checkpoint_of(Path(PERSONAL), saved)
             title = "Personal models of a federation's clients"
             model_card.write(tuning.folder, title, provenance, measures(outcome), str(example))
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:

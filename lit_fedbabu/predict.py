@@ -1,9 +1,10 @@
-"""``python -m lit_fedbabu.predict CHECKPOINT IMAGE...``: classes of images by a saved model, or the model exported."""
+"""``python -m lit_fedbabu.predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
 
 import argparse
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lit_fedbabu.errors import InputError, one_line_errors
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.classifier import Classifier
+    from lit_fedbabu.tasks.preprocessing import Named
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -19,47 +21,71 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lit_fedbabu.predict",
-        description="Print class and probability of images by a saved model, or write the model for other programs.",
+        description="Print class and probability of images by a saved model, or write the model for other programs."
+        " What cannot be read as an image is told, and the others are predicted; the exit status is then 2.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file")
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="an image file")
+    what = "a .ckpt file, the folder of a saved model, or a run's folder with saved personal models"
+    parser.add_argument("model", type=Path, metavar="MODEL", help=what)
+    what = "a file, a folder, a pattern as in 'photos/*.png', or - for an image on standard input"
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=what)
+    parser.add_argument("--client", type=int, metavar="NUMBER", help="of a run's folder, whose model predicts")
     parser.add_argument("--json", action="store_true", help="one JSON object per image, with all probabilities")
     parser.add_argument("--export", choices=SUFFIXES, help="write the model as ONNX, or as a program of torch.export")
-    parser.add_argument("--out", type=Path, help="the file of --export; otherwise beside the checkpoint")
+    parser.add_argument("--out", type=Path, help="the file of --export; otherwise beside the model")
     parser.add_argument("--model-name", default="", help="the checkpoint's model if it is an import path: it is run")
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.images or arguments.export):
         raise InputError("IMAGE", "", "give one image or more, or --export")
-    from lit_fedbabu.algorithms.table import ALGORITHMS  # these import PyTorch: first the cheap checks
-    from lit_fedbabu.learning.classifier import load_model
-    from lit_fedbabu.learning.parts import parts_of
-    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_images
+    from lit_fedbabu.learning.classifier import load_model  # these import PyTorch: first the cheap checks
+    from lit_fedbabu.records.saved import find_model
+    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_named
 
-    model = load_model(arguments.checkpoint, arguments.model_name)
-    images = read_images(arguments.images, model.channels) if arguments.images else None
+    path, note = find_model(arguments.model, arguments.client)
+    model = load_model(path, arguments.model_name)
+    named = read_named(arguments.images, model.channels)
+    if arguments.images and not named.names:
+        for refused in named.refused[:-1]:
+            print(f"error: {refused}", file=sys.stderr)
+        raise named.refused[-1]
     if arguments.export:
-        path = arguments.out or arguments.checkpoint.with_suffix(SUFFIXES[arguments.export])
-        export(model, arguments.export, path)
-        print(f"wrote {path}: float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
+        out = arguments.out or path.with_suffix(SUFFIXES[arguments.export])
+        export(model, arguments.export, out)
+        print(f"wrote {out}: float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
+    if named.names:
+        _print(model, named, arguments.json)
+    for each in (note, *named.notes, *_notes(model)):
+        if each:
+            print(f"note: {each}", file=sys.stderr)
+    for refused in named.refused:
+        print(f"error: {refused}", file=sys.stderr)
+    return 2 if named.refused else 0
+
+
+def _print(model: "Classifier", named: "Named", as_json: bool) -> None:
+    """A line for each image, in the order in which they were named."""
     names = model.class_names
-    rows = [] if images is None else model.probabilities_of_pixels(images).tolist()
-    for path, row in zip(arguments.images, rows, strict=True):
+    for image, row in zip(named.names, model.probabilities_of(named.images).tolist(), strict=True):
         best = max(range(len(names)), key=row.__getitem__)
-        row_of_image: dict[str, Any] = {"image": str(path), "class": names[best], "probability": row[best]}
-        if arguments.json:
+        row_of_image: dict[str, Any] = {"image": image, "class": names[best], "probability": row[best]}
+        if as_json:
             print(json.dumps({**row_of_image, "probabilities": dict(zip(names, row, strict=True))}))
         else:
-            print(f"{path}  {names[best]}  {row[best]:.4f}")
+            print(f"{image}  {names[best]}  {row[best]:.4f}")
+
+
+def _notes(model: "Classifier") -> Iterator[str]:
+    """What a person should know of the model's predictions."""
+    from lit_fedbabu.algorithms.table import ALGORITHMS
+    from lit_fedbabu.learning.parts import parts_of
+
     algorithm = ALGORITHMS[model.provenance["config"]["algorithm"]]
     if model.kind == "federation" and "head" not in parts_of(algorithm.shared):
-        print("note: this is a federation's body under a head that nobody trained; fine-tune it first", file=sys.stderr)
+        yield "this is a federation's body under a head that nobody trained; fine-tune it first"
     if model.normalizes_by_batch:
-        print(
-            "note: this model normalizes by the batch, so that each prediction depends on the other images given;"
-            " fine-tune with --running-statistics for one that does not",
-            file=sys.stderr,
+        yield (
+            "this model normalizes by the batch, so that each prediction depends on the other images given;"
+            " fine-tune with --running-statistics for one that does not"
         )
-    return 0
 
 
 def export(model: "Classifier", form: str, path: Path) -> None:

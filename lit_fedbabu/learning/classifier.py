@@ -49,15 +49,22 @@ class Classifier(nn.Module):
         return logits
 
     def probabilities(self, images: Sequence[ImageLike]) -> Tensor:
-        """Probabilities (N, num_classes) of images of any size, all of them in one batch.
+        """Probabilities (N, num_classes) of images of any size.
+
+        Batches are as large as those of test images in training (``test-batch-size``, 1000 by default).
 
         Raises:
             InputError: a file cannot be read as an image.
         """
-        return self.probabilities_of_pixels(np.stack([self._pixels(image) for image in images]))
+        return self.probabilities_of([self._pixels(image) for image in images])
 
-    def probabilities_of_pixels(self, images: Pixels) -> Tensor:
-        """Probabilities (N, num_classes) of images (N, 32, 32, C) of uint8, all of them in one batch."""
+    def probabilities_of(self, images: Sequence[Pixels]) -> Tensor:
+        """The same of images (H, W, C) of uint8, of the size and the channels that the model takes."""
+        size: int = self.provenance["config"]["test-batch-size"]
+        batches = [images[first : first + size] for first in range(0, len(images), size)]
+        return torch.cat([self._of_batch(np.stack(batch)) for batch in batches])
+
+    def _of_batch(self, images: Pixels) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         with torch.inference_mode():
             batch = normalize(torch.from_numpy(images), self.provenance["mean"], self.provenance["std"], dtype)

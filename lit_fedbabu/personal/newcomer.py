@@ -16,11 +16,10 @@ from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
+from lit_fedbabu.records.saved import NEWCOMER
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
 from lit_fedbabu.tasks.seeding import seeded
-
-CHECKPOINT = "personal.ckpt"
 
 
 def finetune(
@@ -94,7 +93,7 @@ def finetune(
 
 def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: Path) -> None:
     provenance = module.provenance
-    checkpoint.save(module, folder / CHECKPOINT)
+    checkpoint.save(module, folder / NEWCOMER)
     write_config(folder, config, {"data": provenance["data"]})
     write_json(folder / RESULTS, outcome)
     accuracies = {
@@ -103,5 +102,5 @@ def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: P
         if name.endswith("_accuracy") and value is not None
     }
     title = f"A personal model for {Path(provenance['data']).name}"
-    model_card.write(folder, title, {**provenance, "config": config.experiment()}, accuracies, CHECKPOINT)
-    print(f"saved {folder / CHECKPOINT}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
+    model_card.write(folder, title, {**provenance, "config": config.experiment()}, accuracies, NEWCOMER)
+    print(f"saved {folder / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")

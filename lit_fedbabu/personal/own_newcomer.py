@@ -11,11 +11,11 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.options import imported
-from lit_fedbabu.personal.newcomer import CHECKPOINT
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import measures, results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
+from lit_fedbabu.records.saved import NEWCOMER
 from lit_fedbabu.tasks.own import OwnTask
 from lit_fedbabu.tasks.seeding import seeded
 
@@ -54,10 +54,10 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
         print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
     if save_to is not None:
         module.provenance = experiment.provenance("newcomer", round=federation.server_round, data=data)
-        checkpoint.save(module, save_to / CHECKPOINT)
+        checkpoint.save(module, save_to / NEWCOMER)
         write_config(save_to, federation.config, {"data": data})
         write_json(save_to / RESULTS, written)
         title = f"A personal model for {data}"
-        model_card.write(save_to, title, module.provenance, measures(written), CHECKPOINT)
-        print(f"saved {save_to / CHECKPOINT}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
+        model_card.write(save_to, title, module.provenance, measures(written), NEWCOMER)
+        print(f"saved {save_to / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written

@@ -32,6 +32,7 @@ from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import everyone, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.records.saved import checkpoint_of
 from lit_fedbabu.system import available_cores
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm
@@ -168,11 +169,6 @@ def sweep(
     for place in dict.fromkeys(place for place, _ in todo):
         personalizer.show(place, outcomes[place])
     return outcomes
-
-
-def checkpoint_of(folder: Path, client: int) -> Path:
-    """Where a client's model is saved."""
-    return folder / f"client_{client:04d}.ckpt"
 
 
 def _done(tuning: Tuning) -> dict[int, dict[str, Any]]:

@@ -1,4 +1,7 @@
+import io
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -177,3 +180,91 @@ def test_an_export_alone_warns_of_a_model_that_depends_on_its_batch(tmp_path, ca
     saved_model, _ = saved(tmp_path, False)
     assert predict.main([str(saved_model), "--export", "torch", "--out", str(tmp_path / "model.pt2")]) == 0
     assert "note: this model normalizes by the batch" in capsys.readouterr().err
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two images in it, one below it, and a file that is none."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ("a.png", "b.png", "more/c.png"):
+        pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def names_of(rows):
+    return [row["image"] for row in rows]
+
+
+def test_folders_patterns_and_standard_input_name_images(personal, photos, capsys, monkeypatch):
+    paths = [str(photos / name) for name in ("a.png", "b.png", "more/c.png")]
+    rows = predicted(capsys, personal, *paths)
+    assert predict.main([str(personal), str(photos), "--json"]) == 0
+    told = capsys.readouterr()
+    assert [json.loads(line) for line in told.out.splitlines()] == rows and names_of(rows) == paths
+    assert f"note: left out, for they are no images: {photos / 'notes.txt'}" in told.err
+    assert names_of(predicted(capsys, personal, photos / "*.png")) == paths[:2]
+    content = SimpleNamespace(buffer=io.BytesIO((photos / "a.png").read_bytes()))
+    monkeypatch.setattr("sys.stdin", content)
+    (row,) = predicted(capsys, personal, "-")
+    (alone,) = predicted(capsys, personal, paths[0])
+    assert row == {**alone, "image": "-"}
+
+
+def test_a_bad_file_is_told_and_does_not_stop_the_others(personal, photos, capsys):
+    (photos / "broken.png").write_bytes(b"no image")
+    command = [str(personal), "nowhere.png", str(photos), str(photos / "*.gif"), "--json"]
+    assert predict.main(command) == 2
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 3
+    errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
+    assert [error.split(": ", 2)[1] for error in errors] == [
+        'IMAGE = "nowhere.png"', f'IMAGE = "{photos / "broken.png"}"', f'IMAGE = "{photos / "*.gif"}"'
+    ]  # fmt: skip
+
+
+def test_many_images_are_predicted_in_batches_as_large_as_in_training(tmp_path, capsys):
+    (tmp_path / "small").mkdir()
+    saved_model, config = saved(tmp_path / "small", test_batch_size=2)
+    paths = write_test_images(config, tmp_path)[:4]
+    together = predicted(capsys, saved_model, *paths)
+    by_two = [*predicted(capsys, saved_model, *paths[:2]), *predicted(capsys, saved_model, *paths[2:])]
+    assert together == by_two
+
+
+def test_a_runs_folder_predicts_by_the_model_of_a_client_and_says_which(finished, tmp_path, photos, capsys):
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("finetune"))
+    image = str(photos / "a.png")
+    assert predict.main([str(run), image]) == 2
+    assert f"make some: lit-fedbabu finetune {run} --clients 0 --save" in capsys.readouterr().err
+    assert finetune([str(run), "--clients", "1,4", "--save", "--epochs", "1"]) == 0
+    place = run / "finetune" / "full-1epochs-lr0.001"
+    capsys.readouterr()
+    assert predict.main([str(run), image]) == 0
+    told = capsys.readouterr()
+    saved_model = place / "personal" / "client_0001.ckpt"
+    note = f"note: the model is that of client 1, the first of 2; --client NUMBER takes another: {saved_model}"
+    assert note in told.err
+    assert predict.main([str(saved_model), image]) == 0 and capsys.readouterr().out == told.out
+    assert predict.main([str(run), image, "--client", "4"]) == 0
+    assert "the model is that of client" not in capsys.readouterr().err
+    assert predict.main([str(run), image, "--client", "2"]) == 2
+    assert "those of 1, 4 are there" in capsys.readouterr().err
+    assert finetune([str(run), "--clients", "1", "--save", "--epochs", "0"]) == 0
+    assert predict.main([str(run), image]) == 2
+    assert "has models of several fine-tunings; name one: " in capsys.readouterr().err
+    assert predict.main([str(place), image]) == 0
+
+
+def test_a_run_that_shares_its_head_predicts_without_fine_tuning(federate, photos, capsys):
+    run, _ = federate(tiny_config(algorithm="fedavg", num_server_rounds=1, num_clients=2))
+    capsys.readouterr()
+    assert predict.main([str(run), str(photos / "a.png")]) == 0
+    assert "note: the model is the federation's, which no client has fine-tuned" in capsys.readouterr().err
+
+
+def test_a_client_is_asked_of_a_run_alone(personal, photos, capsys):
+    assert predict.main([str(personal), str(photos), "--client", "1"]) == 2
+    assert "is for a run's folder" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Where saved models lie: the file that a path stands for."""
+
+from pathlib import Path
+
+from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.parts import parts_of
+from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
+
+PERSONAL = "personal"
+"""The folder of clients' models, in that of a fine-tuning's results."""
+NEWCOMER = "personal.ckpt"
+"""The model in a folder of someone who had no part in the federation."""
+
+
+def checkpoint_of(folder: Path, client: int) -> Path:
+    """Where a client's model is saved."""
+    return folder / f"client_{client:04d}.ckpt"
+
+
+def find_model(source: Path, client: int | None) -> tuple[Path, str]:
+    """The model that a path stands for, and a note where it is one of several.
+
+    Args:
+        source: a checkpoint, the folder of a saved model, or a run's folder.
+        client: of a run, whose model it shall be; None: the first one that was saved.
+
+    Raises:
+        InputError: the folder has no model that predicts, several settings have one, or the client has none.
+    """
+    if not source.is_dir() or (source / NEWCOMER).is_file():
+        if client is not None:
+            raise InputError("--client", client, f"is for a run's folder, and {source} is one model")
+        return (source / NEWCOMER if source.is_dir() else source), ""
+    folders = [folder for folder in (source, *sorted(source.glob("finetune/*"))) if _clients(folder)]
+    if len(folders) > 1:
+        remedy = f"has models of several fine-tunings; name one: {', '.join(map(str, folders))}"
+        raise InputError("MODEL", str(source), remedy)
+    if not folders:
+        return _of_federation(source, client)
+    saved = _clients(folders[0])
+    if client is None:
+        others = f", the first of {len(saved)}; --client NUMBER takes another" if len(saved) > 1 else ""
+        return saved[0], f"the model is that of client {_number(saved[0])}{others}: {saved[0]}"
+    path = checkpoint_of(folders[0] / PERSONAL, client)
+    if path not in saved:
+        remedy = f"has no model in {folders[0]}; those of {', '.join(str(_number(each)) for each in saved)} are there"
+        raise InputError("--client", client, remedy)
+    return path, ""
+
+
+def _clients(folder: Path) -> list[Path]:
+    return sorted((folder / PERSONAL).glob("client_*.ckpt"))
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("client_"))
+
+
+def _of_federation(run: Path, client: int | None) -> tuple[Path, str]:
+    """The model that a federation shares, where its head is shared and so was trained."""
+    if not (run / CONFIG).is_file():
+        raise InputError("MODEL", str(run), "has no saved model in it")
+    algorithm = algorithm_of(read_config(run))
+    whole = "head" in parts_of(algorithm.shared) and "body" in parts_of(algorithm.shared)
+    if not whole or client is not None or not (run / LAST_CHECKPOINT).is_file():
+        remedy = f"has no saved personal model; make some: lit-fedbabu finetune {run} --clients {client or 0} --save"
+        raise InputError("MODEL", str(run), remedy)
+    return run / LAST_CHECKPOINT, "the model is the federation's, which no client has fine-tuned"

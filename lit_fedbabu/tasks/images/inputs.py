@@ -1,0 +1,79 @@
+"""Images to be predicted, as a person names them: files, folders, patterns, and standard input."""
+
+import dataclasses
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.decoding import Pixels, decode, with_channels
+from lit_fedbabu.tasks.images.folders import files_below, is_image, some
+
+STANDARD_INPUT = "-"
+
+
+@dataclasses.dataclass
+class Named:
+    """Images with their names.
+
+    Args:
+        names: of the images that could be read.
+        images: the same, (H, W, C) each.
+        refused: an error for each file, folder or pattern that gave none.
+        notes: what was left out.
+    """
+
+    names: list[str] = dataclasses.field(default_factory=list)
+    images: list[Pixels] = dataclasses.field(default_factory=list)
+    refused: list[InputError] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_named(words: Sequence[str], channels: int) -> Named:
+    """All images that words name, decoded as training images are. What cannot be read does not stop the others.
+
+    Args:
+        words: paths of files, of folders (all images below them), patterns as in "photos/*.png", or "-" for the content
+            of an image on standard input.
+        channels: of the images, 1 or 3.
+    """
+    named = Named()
+    for word in words:
+        try:
+            for name, file in _found(word, named.notes):
+                _read(name, file, channels, named)
+        except InputError as error:
+            named.refused.append(error)
+    return named
+
+
+def _read(name: str, file: Path | bytes, channels: int, named: Named) -> None:
+    try:
+        named.images.append(with_channels(decode(file)[None], channels)[0])
+        named.names.append(name)
+    except ValueError as error:
+        missing = isinstance(file, Path) and not file.is_file()
+        reason = "is no file" if missing else f"cannot be read as an image: {error}"
+        named.refused.append(InputError("IMAGE", name, reason))
+
+
+def _found(word: str, notes: list[str]) -> Iterator[tuple[str, Path | bytes]]:
+    """Names and files, or contents, that a word stands for; raises InputError where it stands for none."""
+    path = Path(word)
+    if word == STANDARD_INPUT:
+        yield word, sys.stdin.buffer.read()
+    elif path.is_dir():
+        files = list(files_below(path))
+        if others := [each for each in files if not is_image(each)]:
+            notes.append(f"left out, for they are no images: {some(map(str, others))}")
+        if len(others) == len(files):
+            raise InputError("IMAGE", word, "is a folder without an image")
+        yield from ((str(each), each) for each in files if is_image(each))
+    elif not path.exists() and glob.has_magic(word):
+        matches = sorted(each for each in glob.glob(word, recursive=True) if not Path(each).is_dir())
+        if not matches:
+            raise InputError("IMAGE", word, "is a pattern that no file matches")
+        yield from ((each, Path(each)) for each in matches)
+    else:
+        yield word, path
