@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
+        begins = "goes on from here" if arguments["data"] is None else "begins again"
+        words = [system.program("lit-fedbabu"), "finetune", *(sys.argv[1:] if argv is None else argv)]
+        raise KeyboardInterrupt(f"the same command {begins}: {shlex.join(words)}") from None
     return 0
 
 

@@ -5,6 +5,7 @@ SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
 """
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -78,12 +79,17 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
         return folder, _locally(config, folder, plain) if config.engine == "local" else _by_flower(config, folder)
     except KeyboardInterrupt:
         if (folder / run_folder.CONFIG).exists():
-            raise KeyboardInterrupt(f"the run goes on with --resume {folder}") from None
+            raise KeyboardInterrupt(f"the run goes on with: {_resuming(folder)}") from None
         raise
     except OSError as error:
         if (folder / run_folder.CONFIG).exists():
-            raise RunError(of_system(error, f"go on with --resume {folder}")) from None
+            raise RunError(of_system(error, f"go on with: {_resuming(folder)}")) from None
         raise
+
+
+def _resuming(folder: Path) -> str:
+    """The command that a run goes on with."""
+    return shlex.join([program("lit-fedbabu"), "run", "--resume", str(folder)])
 
 
 def _by_flower(config: Config, folder: Path) -> int:

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, cast
 
@@ -23,7 +23,13 @@ from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalizati
 NAN = float("nan")
 AUTOMATIC_COHORT = 10
 """Clients trained together on a GPU where the configuration leaves it open: one round of the reference experiment."""
+Say = Callable[[Sequence[Evaluation]], None]
+"""Is told of the evaluations of a module: before training, and after every epoch until now."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _silent(curve: Sequence[Evaluation]) -> None:
+    """Nobody listens."""
 
 
 @cache
@@ -81,6 +87,7 @@ def fit(
     learning_rate: float,
     curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
+    say: Say = _silent,
 ) -> list[float]:
     """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
 
@@ -92,6 +99,7 @@ def fit(
         learning_rate: of SGD.
         curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
         callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
+        say: is told of the first curve after every epoch.
 
     Returns:
         For every client the mean training loss over all images seen, in nats; nan if there was no epoch.
@@ -103,7 +111,7 @@ def fit(
     module.hparams["learning_rate"] = learning_rate
     if epochs == 0:
         return [NAN] * len(modules)
-    watch = [_Curves(curves, datamodule)] if curves else []
+    watch = [_Curves(curves, datamodule, say)] if curves else []
     trainer = new_trainer(
         datamodule.config,
         max_epochs=epochs,
@@ -125,12 +133,22 @@ def evaluate(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[
 
 
 def personalize(
-    modules: Sequence[LitFedBABU], data: Sequence[ClientData], *, part: str, epochs: int, learning_rate: float
+    modules: Sequence[LitFedBABU],
+    data: Sequence[ClientData],
+    *,
+    part: str,
+    epochs: int,
+    learning_rate: float,
+    say: Say = _silent,
 ) -> list[Personalization]:
-    """Fine-tune a part of the modules in place; evaluate before, and after every epoch."""
+    """Fine-tune a part of the modules in place; evaluate before, and after every epoch.
+
+    ``say`` is told of the first module before training and after every epoch, as soon as it is known.
+    """
     curves = [[evaluation] for evaluation in evaluate(modules, data)]
+    say(curves[0])
     before = probe(modules, data)
-    fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves)
+    fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves, say=say)
     after = probe(modules, data)
     personalized = []
     for module, curve, *probes in zip(modules, curves, before, after, strict=True):
@@ -184,14 +202,16 @@ class _Estimation(L.Callback):
 class _Curves(L.Callback):
     """Adds an evaluation of every client after every epoch."""
 
-    def __init__(self, curves: Sequence[list[Evaluation]], datamodule: ClientData | CohortData) -> None:
+    def __init__(self, curves: Sequence[list[Evaluation]], datamodule: ClientData | CohortData, say: Say) -> None:
         self.curves = curves
         self.datamodule = datamodule
+        self.say = say
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         evaluations = _evaluations(cast(PartModule, module), self.datamodule)
         for curve, evaluation in zip(self.curves, evaluations, strict=True):
             curve.append(evaluation)
+        self.say(self.curves[0])
 
 
 def _together(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> tuple[PartModule, ClientData | CohortData]:

@@ -1,6 +1,7 @@
 """The body of a federation, fine-tuned on images of someone who had no part in it, under a fresh head."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.records.saved import NEWCOMER
 from lit_fedbabu.tasks.data import ImageClassification
+from lit_fedbabu.tasks.evaluation import Evaluation
 from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
 from lit_fedbabu.tasks.seeding import seeded
 
@@ -69,21 +71,25 @@ def finetune(
     own = experiment.client_data(0, config.derived_seed("finetune", 0))
     print(
         f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
-        f" {len(names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}"
+        f" {len(names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}",
+        flush=True,
     )
+
+    def say(curve: Sequence[Evaluation]) -> None:
+        epoch, now = len(curve) - 1, curve[-1]
+        stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
+        line = f"accuracy {100 * now.score:6.2f} %  loss {now.loss:.4f}"
+        print(f"epoch {epoch}  {line}  {stage}".rstrip(), flush=True)
+
     with seeded(config.derived_seed("finetuning-draws", 0)):
-        (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))
+        (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=say)
     row = {"client": 0, **outcome.as_row()}
-    written = results(config, federation.rounds, [row])  # raises where the model is not finite
-    for epoch, evaluation in enumerate(outcome.curve):
-        stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
-        line = f"accuracy {100 * evaluation.score:6.2f} %  loss {evaluation.loss:.4f}"
-        print(f"epoch {epoch}  {line}  {stage}".rstrip())
+    written = results(config, [], [row], server_round=federation.server_round)  # raises where it is not finite
     if running:
         module = trainer.with_running_statistics(module, own)
         row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
-        written = results(config, federation.rounds, [row])
+        written = results(config, [], [row], server_round=federation.server_round)
     if save_to is not None:
         facts = {"round": federation.server_round, "data": data, "running_statistics": running}
         module.provenance = experiment.provenance("newcomer", **facts)

@@ -48,7 +48,7 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     with seeded(config.derived_seed("finetuning-draws", 0)):
         (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
     score = experiment.task.score
-    written = results(config, federation.rounds, [{"client": 0, **outcome.as_row()}], score)
+    written = results(config, [], [{"client": 0, **outcome.as_row()}], score, federation.server_round)
     for epoch, evaluation in enumerate(outcome.curve):
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
         print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())

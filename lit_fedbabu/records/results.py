@@ -11,12 +11,9 @@ import numpy as np
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.files import write_json
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
-INCOMPLETE = "results.incomplete.json"
-"""What is known where clients could not be evaluated after the last round."""
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
 """The keys of every results.json."""
 OPTIONAL = ("score", "new_clients")
@@ -55,15 +52,18 @@ def results(
     rounds: Sequence[Mapping[str, Any]],
     clients: Sequence[Mapping[str, Any]],
     score: Score = ACCURACY,
+    server_round: int | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         config: the experiment. It says which of the clients are new, and these are apart, unless they are all.
-        rounds: the history of the federation, one entry per round, as it is in checkpoints.
+        rounds: the history of the federation, one entry per round, as it is in checkpoints; none where the results are
+            of someone who had no part in it.
         clients: every client's accuracies (0 to 1) and losses (nats) after the last round. What is not a number, as of
             a model that diverged, is None there, and is left out of means; these then say over how many they are.
         score: what clients are compared by.
+        server_round: that the weights are of; None: the last one.
 
     Raises:
         RunError: no client has a score that is a number, before or after fine-tuning.
@@ -80,7 +80,7 @@ def results(
     return {
         "algorithm": config.algorithm,
         **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
-        "round": rounds[-1]["round"],
+        "round": rounds[-1]["round"] if server_round is None else server_round,
         "summary": _summary(federated, score),
         "best_round_on_test_data": best_round(rounds, score),
         "rounds": list(rounds),
@@ -131,37 +131,6 @@ def read_results(folder: str | Path) -> dict[str, Any]:
         return {key: outcome[key] for key in (*CONTENT, *(key for key in OPTIONAL if key in outcome))}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}") from None
-
-
-def write_incomplete(folder: Path, outcome: Mapping[str, Any], missing: Sequence[int], arrays: str) -> Path:
-    """Keep the results of the clients that were evaluated after the last round, for a run that is to be resumed.
-
-    Args:
-        folder: the run's.
-        outcome: of ``results``, of these clients.
-        missing: the clients that were not evaluated.
-        arrays: digest of the shared weights that they are of.
-    """
-    path = folder / INCOMPLETE
-    write_json(path, {"missing": list(missing), "arrays": arrays, **outcome})
-    return path
-
-
-def read_incomplete(folder: Path, arrays: str) -> list[dict[str, Any]]:
-    """The clients' entries that ``write_incomplete`` kept; none where they are of other weights.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = folder / INCOMPLETE
-    if not path.exists():
-        return []
-    try:
-        kept = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = everyone(kept)
-        return rows if kept["arrays"] == arrays else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError("results", str(path), f"cannot be read: {error!r}; delete it to evaluate all again") from None
 
 
 def everyone(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:

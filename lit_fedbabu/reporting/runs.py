@@ -161,7 +161,8 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} of a client is not from 0 to 1")
             if not all(map(math.isfinite, finite)):
                 raise ValueError(f"{key} of a client is not finite")
-        if not outcome["clients"] or not outcome["rounds"] or outcome["round"] < 1:
+        best = outcome["best_round_on_test_data"]  # every federation has one, and nobody who had no part in it
+        if not outcome["clients"] or bool(outcome["rounds"]) != bool(best) or outcome["round"] < 1:
             raise ValueError("there is no client or no round")
         if len({row["client"] for row in outcome["clients"]}) < len(outcome["clients"]):
             raise ValueError("a client is there twice")
@@ -169,7 +170,6 @@ def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
             raise ValueError("a number of the summary is not finite")
         for spread in curve(outcome):
             check(spread)
-        best = outcome["best_round_on_test_data"]
         for entry in [*outcome["rounds"], *([best] if best else [])]:
             if entry["round"] < 1:
                 raise ValueError(f"round {entry['round']}")

@@ -180,7 +180,7 @@ def cost_table(study: Study) -> list[Row]:
             {
                 **place(study, cell),
                 "seeds": len(cell.runs),
-                "rounds": "/".join(sorted({str(len(run.outcome["rounds"])) for run in cell.runs})),
+                "rounds": "/".join(sorted({str(run.outcome["round"]) for run in cell.runs})),
                 "images seen (million)": mean("images", 1e6),
                 "sent by clients (MB)": mean("bytes_up", 1e6),
                 "sent to clients (MB)": mean("bytes_down", 1e6),

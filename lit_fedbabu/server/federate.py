@@ -15,7 +15,7 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.records import loggers, model_card, results, run_folder, seal
+from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
 from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
@@ -142,7 +142,7 @@ def _save_round(
         # Before last.ckpt: a run that is stopped here still has to do its last round.
         outcome = results.results(experiment.config, rounds, strategy.clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
-        (folder / results.INCOMPLETE).unlink(missing_ok=True)
+        (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
         board.finish(experiment.config, outcome)
         last = str(run_folder.LAST_CHECKPOINT)
         measured = results.measures(outcome)

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.records import results
+from lit_fedbabu.records import incomplete, results
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import average, digest_of
@@ -102,7 +102,7 @@ class SharedParts(Strategy):
             return []
         self.exchange.begin(server_round, arrays, grid)
         last = self._is_last(server_round)
-        self._kept = results.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
+        self._kept = incomplete.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
         clients = self._to_evaluate(last)
         if last:
             self.progress.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
@@ -119,7 +119,7 @@ class SharedParts(Strategy):
         missing = sorted(set(self._asked(last)) - {row["client"] for row in rows})
         if missing and last and not self.config.on_sites:
             outcome = results.results(self.config, self.log.rounds, rows, self.log.score)
-            path = results.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
+            path = incomplete.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
             raise RunError(
                 f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."
                 f" Resume the run to ask them again. The last: {self.exchange.failures.last}"

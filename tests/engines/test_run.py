@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
+from lit_fedbabu.system import program
 from tests.engines import soak
 from tests.engines.deadly import FEW
 from tests.support import NARROW, curves, failures_of, files_that_decide, of_folder, ours, partition, tiny_config
@@ -185,7 +187,7 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     if status == 1:
         assert told.startswith("error: ") and told.count("\n") == 1, told
     if status == 130:
-        assert told == f"stopped; the run goes on with --resume {folder}\n"
+        assert told == f"stopped; the run goes on with: {program('lit-fedbabu')} run --resume {folder}\n"
     wait_for(lambda: not left_in(temp), 30)
     assert left_in(temp) == []
     assert not (folder / "results.json").exists()
@@ -310,3 +312,15 @@ def test_five_hundred_rounds_leak_nothing_and_lose_no_failure(tmp_path):
             assert grown, f"no {kind} was seen"
             for mean, slope in grown:
                 assert 100 * slope < share * mean, f"{kind}: {what} grow by {100 * slope:.2f} in 100 rounds"
+
+
+def test_a_stopped_run_prints_the_command_that_goes_on(tmp_path, capsys, monkeypatch):
+    def stopped(config, folder, plain):
+        run_folder.create(config)
+        raise KeyboardInterrupt
+
+    door = importlib.import_module("lit_fedbabu.run")
+    monkeypatch.setattr(door, "_locally", stopped)
+    assert door.main(["dataset=digits", f"output-dir={tmp_path}", "run-name=my run"]) == 130
+    told = capsys.readouterr().err
+    assert told == f"stopped; the run goes on with: {program('lit-fedbabu')} run --resume '{tmp_path / 'my run'}'\n"

@@ -7,8 +7,10 @@ from PIL import Image
 
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.personal import newcomer
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.report import main as report
+from lit_fedbabu.system import program
 from lit_fedbabu.tasks.images import sources
 from tests.support import tiny_config
 
@@ -58,7 +60,9 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     for name, value in federation.model.body.state_dict().items():
         assert torch.equal(module.model.body.state_dict()[name], value), "--part head leaves the body alone"
     assert module.model.head.weight.shape == (3, 256)
-    (row,) = json.loads((out / "results.json").read_text())["clients"]
+    outcome = json.loads((out / "results.json").read_text())
+    (row,) = outcome["clients"]
+    assert (outcome["round"], outcome["rounds"], outcome["best_round_on_test_data"]) == (1, [], None), "its own alone"
     assert f"accuracy {100 * row['personalized_accuracy']:6.2f} %" in told[4]
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name:") and f"{100 * row['personalized_accuracy']:.2f} %" in card
@@ -71,6 +75,20 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     again = tmp_path / "again"
     assert finetune([*command[:4], str(again), *command[5:]]) == 0
     assert (again / "personal.ckpt").read_bytes() == before[out / "personal.ckpt"], "the same bytes every time"
+
+
+def test_epochs_are_told_as_they_end_and_a_stop_tells_the_command(finished, tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(newcomer, "results", stopped)
+    command = [str(finished), "--data", str(paint(tmp_path / "my photos"))]
+    capsys.readouterr()
+    assert finetune(command) == 130
+    told = capsys.readouterr()
+    assert [line.split()[:2] for line in told.out.splitlines()[1:]] == [["epoch", str(each)] for each in range(3)]
+    words = f"{finished} --data '{tmp_path / 'my photos'}'"
+    assert told.err == f"stopped; the same command begins again: {program('lit-fedbabu')} finetune {words}\n"
 
 
 def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):

@@ -16,7 +16,7 @@ from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.handshake import PLACE
-from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records import incomplete, results, run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server.sampling import participants, substitutes
 from tests.support import (
@@ -210,7 +210,7 @@ def test_a_client_that_fails_in_the_last_evaluation_loses_nothing(cohort_size, f
     with pytest.raises(RunError, match=r"clients \[3\] were not evaluated, and .*results.incomplete.json has .*boom"):
         federate(config)
     folder = tmp_path / "run2"
-    kept = json.loads((folder / results.INCOMPLETE).read_text())
+    kept = json.loads((folder / incomplete.INCOMPLETE).read_text())
     assert kept["missing"] == [3] and [row["client"] for row in kept["clients"]] == [0, 1, 2, 4, 5]
     (failure,) = failures_of(folder)
     assert (failure["client"], failure["reason"]) == (3, "RuntimeError('boom')") and "broken" in failure["traceback"]
@@ -219,7 +219,7 @@ def test_a_client_that_fails_in_the_last_evaluation_loses_nothing(cohort_size, f
     resumed, grid = federate(dataclasses.replace(config, resume=str(folder)))
     asked = [message for message in grid.messages if message.metadata.message_type == "evaluate"]
     assert asked[-1].content["config"]["clients"] == [3]
-    assert not (folder / results.INCOMPLETE).exists()
+    assert not (folder / incomplete.INCOMPLETE).exists()
     if cohort_size == 1:  # with cohorts the last bits depend on who is evaluated together
         assert files_that_decide(resumed) == files_that_decide(whole)
     assert len(results.read_results(resumed)["clients"]) == config.num_clients
@@ -232,7 +232,7 @@ def test_kept_results_of_other_weights_are_not_used(federate, monkeypatch, tmp_p
     with pytest.raises(RunError):
         federate(config)
     monkeypatch.undo()
-    path = tmp_path / "run2" / results.INCOMPLETE
+    path = tmp_path / "run2" / incomplete.INCOMPLETE
     kept = json.loads(path.read_text())
     kept["arrays"] = "others"
     kept["clients"][0]["personalized_accuracy"] = 0.123
