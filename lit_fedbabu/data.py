@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_folder, write_whole
 from lit_fedbabu.options import parse_words
 from lit_fedbabu.records.run_folder import PARTITION
@@ -23,8 +23,11 @@ def main(argv: list[str] | None = None) -> int:
         description="Deal the dataset as a run with these options would, print the split and draw it.",
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
+    parser.add_argument("--clean", action="store_true", help="remove the cache of decoded images instead, and say what")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.clean:
+        return _clean(arguments.words)
     config = Config.from_run_config(parse_words(arguments.words))
     from lit_fedbabu.experiment import Experiment  # imports PyTorch, which takes seconds: first refuse bad options
 
@@ -43,6 +46,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     for path in (arguments.out / PARTITION, *draw_split(counts, arguments.out)):
         print(path)
+    return 0
+
+
+def _clean(words: list[str]) -> int:
+    """Remove all decoded images; they are decoded again where they are needed."""
+    from lit_fedbabu.tasks.cache import clean, folder
+
+    if words:
+        raise InputError("--clean", " ".join(words), "removes the whole cache; leave the options out")
+    removed, kept = clean()
+    for name, size in removed:
+        print(f"removed {name}  {size / 1e6:.1f} MB")
+    for name in kept:
+        print(f"note: {name} is being written by a process, and stays")
+    total = sum(size for _, size in removed) / 1e6
+    print(f"{folder()}: removed {len(removed)} decoded datasets, {total:.1f} MB")
     return 0
 
 

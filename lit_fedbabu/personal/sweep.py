@@ -28,6 +28,7 @@ from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.records import tensorboard
+from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import everyone, read_results, results
@@ -39,8 +40,6 @@ from lit_fedbabu.workers.worker import StartError, Warm
 
 ROWS = "clients.jsonl"
 """The clients that are done. With it an interrupted fine-tuning is continued."""
-CLIENTS_SHOWN, IMAGES_SHOWN = 20, 25
-"""Clients in the PROJECTOR tab, the first ones, and test images of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +119,9 @@ class Personalizer:
             _, logits, labels = of_test_images(module, row["client"])
             matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
             confusions[title] = (f"client {row['client']}, the {title}", matrix)
-        points = []
-        for row in finite[:CLIENTS_SHOWN]:
-            module = own_module(experiment, row["client"], *self.received)
-            features, _, labels = of_test_images(module, row["client"])
-            shown = zip(features[:IMAGES_SHOWN], labels[:IMAGES_SHOWN], strict=True)
-            points += [(feature, names[label]) for feature, label in shown]
-        features = torch.stack([feature for feature, _ in points])
-        tensorboard.write_finetuning(folder, outcome, names, confusions, (features, [name for _, name in points]))
+        clients = (row["client"] for row in finite)
+        own = ((client, own_module(experiment, client, *self.received)) for client in clients)
+        tensorboard.write_finetuning(folder, outcome, names, confusions, features_of(experiment, own))
 
 
 def sweep(

@@ -1,6 +1,7 @@
 """What a federation left: read from the checkpoint of a run, to be fine-tuned or resumed."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lit_fedbabu.records.run_folder import (
     LAST_CHECKPOINT,
     MEMORY,
     RESULTS,
+    read_config,
     read_environment,
     refuse_other_options,
 )
@@ -111,22 +113,46 @@ def _memories_on_nodes(folder: Path) -> bool:
 def resumable(config: Config) -> Federation | None:
     """What the run at ``config.resume`` has done; None if it was stopped before its first round was over.
 
+    It may be given more rounds than it was begun with, where the rounds that it has done would have been the same.
+
     Raises:
         InputError: there is no such run, it is finished, it was begun with other options, or a file that it goes on
             from is missing or was changed.
     """
     folder = Path(config.resume)
-    refuse_other_options(config, folder, "give it the same")
+    refuse_other_options(_with_rounds(config, read_config(folder)), folder, "give it the same")
     seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
     federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name)
     begun = federation.config.experiment()
-    for key, value in config.experiment().items():
+    for key, value in _with_rounds(config, federation.config).experiment().items():
         if value != begun[key]:
             remedy = f"{folder / CONFIG} was changed: the run was begun with {begun[key]!r}; put that back"
             raise InputError(key, value, remedy)
     seal.check_memories(folder, federation.server_round)
     if len(federation.rounds) >= config.num_server_rounds:
-        raise InputError("resume", config.resume, f"the run is finished; see {folder / RESULTS}")
+        remedy = f"the run is finished; see {folder / RESULTS}, or give it more rounds than {config.num_server_rounds}"
+        raise InputError("resume", config.resume, remedy)
+    _refuse_other_schedule(config, federation.config, len(federation.rounds))
     return federation
+
+
+def _with_rounds(config: Config, other: Config) -> Config:
+    """A configuration with as many rounds as the other one."""
+    return dataclasses.replace(config, num_server_rounds=other.num_server_rounds)
+
+
+def _refuse_other_schedule(config: Config, begun: Config, done: int) -> None:
+    """Raise InputError where a run of other rounds would have had another learning rate in a round that is done."""
+    fields = ("learning_rate", "inner_learning_rate") if config.algorithm == "per-fedavg" else ("learning_rate",)
+    for server_round, field in itertools.product(range(1, done + 1), fields):
+        rate = getattr(config, field) or 1.0  # with 0 the rate is that of a task's module, times the same factor
+        was, would = (each.decayed(rate, server_round, field) for each in (begun, config))
+        if was != would:
+            remedy = (
+                f"the run was begun with {begun.num_server_rounds}, and the rate decays after half and three quarters"
+                f" of the rounds: round {server_round} of {config.num_server_rounds} has {would:g}, and it had {was:g};"
+                " begin a new run"
+            )
+            raise InputError("num-server-rounds", config.num_server_rounds, remedy)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -17,7 +18,16 @@ from lit_fedbabu.records.results import curve, score_of, spread, table
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 BAND = "band"
-"""The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean."""
+"""The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean; of accuracies within
+0 and 1."""
+
+
+SHOWN = ("algorithm", "dataset", "finetune-part", "learning-rate", "seed")
+"""Options that the HPARAMS tab opens with: it shows the first five."""
+
+
+Features = tuple[Tensor, Sequence[str]]
+"""Of the body, (N, F), and the class of each."""
 
 
 class Board:
@@ -48,6 +58,7 @@ class Board:
         self._file_writer = cast(Any, self._writer).file_writer
         measures = {f"{score.name}/{name}_mean": 0.0 for name in STAGES}
         experiment, start, self._end = hparams(config.experiment(), measures)  # type: ignore[no-untyped-call]
+        _first(SHOWN, experiment.value[0].metadata.plugin_data)
         if resumed:
             return
         options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
@@ -86,15 +97,24 @@ class Board:
         with plots.style():
             self._writer.add_figure("split/training_images", plots.heat_map(class_counts), 0)
 
-    def finish(self, config: Config, outcome: Mapping[str, Any]) -> None:
-        """Fine-tuning as a figure, the summary as text; marks the run as finished for HPARAMS and closes the file."""
+    def finish(self, config: Config, outcome: Mapping[str, Any], features: Features | None = None) -> None:
+        """Fine-tuning as a figure, the summary as text, features; marks the run as finished and closes the file."""
         with plots.style():
             figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate, self._score)
             self._writer.add_figure(f"finetuning/{self._score.name}_over_epochs", figure, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
+        _add_features(self._writer, features, outcome["round"])
         self._file_writer.add_summary(self._end)
         self._writer.close()
         self._loggers.finish()
+
+
+def _first(names: Sequence[str], experiment: Any) -> None:
+    """Let the HPARAMS tab, whose plugin data these are, put options of these names first, as if they alone differed."""
+    content = HParamsPluginData.FromString(experiment.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    experiment.content = content.SerializeToString()
 
 
 def _add_scores(writer: SummaryWriter, score: Score, tag: str, band: str, values: Sequence[float], step: int) -> None:
@@ -102,10 +122,20 @@ def _add_scores(writer: SummaryWriter, score: Score, tag: str, band: str, values
     over = spread(values, score.higher_is_better)
     writer.add_scalar(f"{tag}_mean", over["mean"], step)
     writer.add_scalar(f"{tag}_worst_decile", over["worst_decile"], step)
-    writer.add_scalar(f"{BAND}/{band}_minus_std", over["mean"] - over["std"], step)
-    writer.add_scalar(f"{BAND}/{band}_plus_std", over["mean"] + over["std"], step)
+    edges = over["mean"] - over["std"], over["mean"] + over["std"]
+    low, high = (min(max(edge, 0.0), 1.0) if score.is_accuracy else edge for edge in edges)
+    writer.add_scalar(f"{BAND}/{band}_minus_std", low, step)
+    writer.add_scalar(f"{BAND}/{band}_plus_std", high, step)
     bins: Any = np.linspace(0, 1, 21) if score.is_accuracy else "auto"
     writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=bins)
+
+
+def _add_features(writer: SummaryWriter, features: Features | None, step: int) -> None:
+    """Replace what the PROJECTOR tab shows of this folder."""
+    if features is not None:
+        folder = Path(writer.log_dir)
+        (folder / "projector_config.pbtxt").unlink(missing_ok=True)  # else a second entry of the same name is added
+        writer.add_embedding(features[0], metadata=list(features[1]), global_step=step, tag="body_features")
 
 
 def write_finetuning(
@@ -113,7 +143,7 @@ def write_finetuning(
     outcome: Mapping[str, Any],
     class_names: Sequence[str] = (),
     confusions: Mapping[str, tuple[str, np.ndarray]] = MappingProxyType({}),
-    features: tuple[Tensor, Sequence[str]] | None = None,
+    features: Features | None = None,
 ) -> None:
     """An event file of a fine-tuning, in which x is its epoch.
 
@@ -122,7 +152,7 @@ def write_finetuning(
         outcome: the content of its results.json.
         class_names: of the dataset.
         confusions: for "worst" and "best" client a title, and images (classes, classes) by true and predicted class.
-        features: of the body, (N, F), and the class of each, for the PROJECTOR tab; None: there are no classes.
+        features: for the PROJECTOR tab; None: there are no classes.
     """
     for old in (*folder.glob("events.out.tfevents.*"), *folder.glob("projector_config.pbtxt")):
         old.unlink()  # of the same fine-tuning, before clients were done again
@@ -137,7 +167,6 @@ def write_finetuning(
     with plots.style():
         for which, (title, matrix) in confusions.items():
             writer.add_figure(f"confusion/{which}_client", plots.confusion(matrix, class_names, title))
-    if features is not None:
-        writer.add_embedding(features[0], metadata=list(features[1]), tag="body_features")
+    _add_features(writer, features, 0)
     writer.add_text("results", f"```\n{table(outcome)}\n```")
     writer.close()

@@ -1,8 +1,9 @@
 """A whole federation on the server: nodes, rounds, checkpoints, results."""
 
+import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import write_json, write_whole
 from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
+from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
@@ -84,7 +87,8 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     strategy = SharedParts(experiment, [node.id for node in nodes], folder, memory, board, keep, progress, rounds)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
-    facts = {"trains-on": trains_on, **({"memory": ON_NODES} if own_disks else {}), **_privacy(config, say)}
+    privacy = _privacy(config, say)
+    facts = {"trains-on": trains_on, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
         if not config.on_sites:
             counts = experiment.task.class_counts()
@@ -92,8 +96,12 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
             board.split(counts)
         environment = run_folder.read_environment(folder)
         run_folder.write_config(folder, run_folder.read_config(folder), {**environment, **facts})
-    elif (before := run_folder.read_environment(folder).get("trains-on", trains_on)) != trains_on:
+    elif config.num_server_rounds != run_folder.read_config(folder).num_server_rounds:
+        say(f"note: the run gets {config.num_server_rounds} rounds, of which {len(rounds)} are done")
+    if begun is not None and (before := run_folder.read_environment(folder).get("trains-on", trains_on)) != trains_on:
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
+    if config.resume:
+        _more_rounds(folder, config, privacy)
     strategy.start(
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
@@ -122,6 +130,17 @@ def _refuse_other_split(experiment: Experiment, folder: Path) -> None:
         raise InputError("dataset", experiment.config.dataset, remedy)
 
 
+def _more_rounds(folder: Path, config: Config, facts: Mapping[str, str]) -> None:
+    """Write down that a run gets other rounds than it was begun with; results that it had are kept beside."""
+    begun = run_folder.read_config(folder)
+    if begun.num_server_rounds != config.num_server_rounds:
+        whole = dataclasses.replace(begun, num_server_rounds=config.num_server_rounds)
+        run_folder.write_config(folder, whole, {**run_folder.read_environment(folder), **facts})
+    path = folder / run_folder.RESULTS
+    if path.exists() and (done := results.read_results(folder)["round"]) < config.num_server_rounds:
+        path.rename(path.with_stem(f"{path.stem}_round_{done:04d}"))
+
+
 def _save_round(
     experiment: Experiment, folder: Path, strategy: SharedParts, board: Board, server_round: int, arrays: ArrayRecord
 ) -> None:
@@ -143,12 +162,21 @@ def _save_round(
         outcome = results.results(experiment.config, rounds, strategy.clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
-        board.finish(experiment.config, outcome)
+        board.finish(experiment.config, outcome, _features(experiment, received))
         last = str(run_folder.LAST_CHECKPOINT)
         measured = results.measures(outcome)
         model_card.write(folder, "The body of a federation", module.provenance, measured, last)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
     save(run_folder.LAST_CHECKPOINT)
+
+
+def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]] | None:
+    """What a shared body makes of clients' test images, where the server has them."""
+    config = experiment.config
+    if config.task or config.on_sites or "body" not in parts_of(experiment.algorithm.shared):
+        return None
+    clients = range(config.num_clients)
+    return features_of(experiment, ((client, experiment.received_module(received)) for client in clients))
 
 
 def _privacy(config: Config, say: Callable[[str], None]) -> dict[str, str]:

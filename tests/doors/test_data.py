@@ -1,5 +1,7 @@
 import csv
 import importlib
+import os
+import time
 import warnings
 
 import numpy as np
@@ -10,6 +12,7 @@ from lit_fedbabu import data
 from lit_fedbabu.config import Config
 from lit_fedbabu.records.plots import fonts_for
 from lit_fedbabu.records.run_folder import default_run_name
+from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.task import ImageClassification
 
 run = importlib.import_module("lit_fedbabu.run")
@@ -106,3 +109,24 @@ def test_names_without_a_font_are_numbers_in_figures_and_told_once(tmp_path, cap
         assert shown.count("note: ") == 1 and "no font here has the characters of the class names" in shown
         svg = (tmp_path / "partition.svg").read_text()
         assert "class (order of partition.csv)" in svg and "猫" not in svg
+
+
+def test_the_cache_of_decoded_images_is_removed_and_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data.main(["--clean"]) == 0
+    assert f"{tmp_path / 'lit_fedbabu'}: removed 0 decoded datasets, 0.0 MB" in capsys.readouterr().out
+    ImageClassification(Config(dataset="digits")).source  # noqa: B018 - decoded here
+    (digits,) = cache.folder().iterdir()
+    size = sum(file.stat().st_size for file in digits.iterdir())
+    now, left = cache.folder() / ".decoding-now", cache.folder() / ".decoding-left"
+    for place, age in ((now, 60), (left, 7200)):
+        place.mkdir()
+        os.utime(place, (time.time() - age,) * 2)
+    assert data.main(["--clean", "dataset=digits"]) == 2 and digits.exists()
+    capsys.readouterr()
+    assert data.main(["--clean"]) == 0
+    told = capsys.readouterr().out
+    assert f"removed {digits.name}  {size / 1e6:.1f} MB" in told and size > 1e6
+    assert "note: .decoding-now is being written by a process, and stays" in told
+    assert f"removed 2 decoded datasets, {size / 1e6:.1f} MB" in told
+    assert list(cache.folder().iterdir()) == [now]

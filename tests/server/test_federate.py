@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from examples import shapes
 from lit_fedbabu import server_app
@@ -17,8 +18,9 @@ from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.handshake import PLACE
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records import results, run_folder, tensorboard
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import (
     MEASURES,
     NARROW,
@@ -26,6 +28,7 @@ from tests.support import (
     curves,
     files_that_decide,
     finetuned,
+    tiny,
     tiny_config,
 )
 
@@ -87,6 +90,8 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
         "config.toml",
         "partition.csv",
         "results.json",
+        "projector_config.pbtxt",
+        *(f"00002/body_features/{name}.tsv" for name in ("metadata", "tensors")),
         *CHECKPOINTS,
     }
     saved = tomllib.loads((folder / "config.toml").read_text())
@@ -138,6 +143,33 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
     body_bytes = 4 * (115_658 - 2_570)
     assert events.Scalars("communication/bytes_up")[0].value == 3 * body_bytes
     assert events.Scalars("communication/bytes_down")[0].value == body_bytes
+
+
+def test_hparams_open_with_the_seed_and_the_projector_with_the_bodys_features(federate):
+    folder, _ = federate(tiny_config(num_server_rounds=1))
+    events = EventAccumulator(str(folder)).Reload()
+    plugin = events.SummaryMetadata("_hparams_/experiment").plugin_data
+    infos = HParamsPluginData.FromString(plugin.content).experiment.hparam_infos
+    assert {info.name for info in infos if info.differs} == {*tensorboard.SHOWN} and "seed" in tensorboard.SHOWN
+    experiment = tiny()
+    module = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT)
+    images, _ = experiment.client_data(0, 0).test_set.tensors
+    with torch.no_grad():
+        expected = module.model.body(normalize(images, *experiment.task.constants))
+    shown = np.loadtxt(folder / "00001" / "body_features" / "tensors.tsv")
+    np.testing.assert_allclose(shown[: len(images)], expected, rtol=1e-4, atol=1e-5)
+    names = (folder / "00001" / "body_features" / "metadata.tsv").read_text().split()
+    assert len(names) == len(shown) == 60 and set(names) == set(experiment.task.class_names)
+
+
+def test_bands_of_accuracies_stay_between_0_and_1(tmp_path):
+    board = tensorboard.Board(tmp_path, tiny_config())
+    board.scores("initial", 1, [0.0, 0.0, 1.0, 1.0, 1.0])
+    board.scores("initial", 2, [0.0, 0.0, 0.0, 0.0, 1.0])
+    board.failure(2, "")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    low, high = ([event.value for event in events.Scalars(f"band/initial_{edge}_std")] for edge in ("minus", "plus"))
+    assert low == pytest.approx([0.6 - 0.24**0.5, 0]) and high == pytest.approx([1, 0.2 + 0.4])
 
 
 def test_an_existing_run_folder_is_not_touched(federate, tmp_path):
@@ -207,6 +239,38 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
         with pytest.raises(InputError, match=words):
             federate(tiny_config(**changes))
     assert files_that_decide(folder) == before
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_finished_run_with_more_rounds_is_the_run_that_had_them_from_the_start(stopped, federate):
+    config = tiny_config(algorithm="fedper", model_name=NARROW, num_head_epochs=1, learning_rate_decay=1.0)
+    whole, _ = federate(dataclasses.replace(config, num_server_rounds=4))
+    folder, _ = federate(config)
+    short = files_that_decide(folder)
+    more = dataclasses.replace(config, num_server_rounds=4, resume=str(folder))
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            federate(more, StoppedGrid(more, "evaluate", 4))
+        assert not (folder / run_folder.RESULTS).exists(), "no results of other rounds than config.toml has"
+        more = dataclasses.replace(run_folder.read_config(folder), resume=str(folder))
+        assert more.num_server_rounds == 4
+    federate(more)
+    long = files_that_decide(folder)
+    assert long.pop("checkpoints/round_0002.ckpt") == short["checkpoints/round_0002.ckpt"]
+    assert long == files_that_decide(whole)
+    assert curves(folder)["accuracy/initial_mean"] == curves(whole)["accuracy/initial_mean"]
+    assert (folder / "results_round_0002.json").read_bytes() == short["results.json"]
+    assert run_folder.read_config(folder).num_server_rounds == 4
+
+
+@pytest.mark.parametrize("changes", [{}, {"algorithm": "per-fedavg", "learning_rate_decay": 1.0}])
+def test_more_rounds_that_would_have_had_other_learning_rates_are_refused(changes, federate):
+    config = tiny_config(num_finetune_epochs=0, **changes)
+    folder, _ = federate(config)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"num-server-rounds = 4: .* round 2 of 4 has 0.1, and it had 0.01; begin a"):
+        federate(dataclasses.replace(config, num_server_rounds=4, resume=str(folder)))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "lg-fedavg"])

@@ -12,6 +12,7 @@ from PIL import Image
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import trainer
+from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images import hub, sources
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import tiny, tiny_config
@@ -198,10 +199,10 @@ def test_imagenets_constants_are_refused_for_grey_images():
 def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     Path(root / "train/dog/2.png").write_bytes(b"no image")
-    before = set(sources._cache_root().iterdir())
+    before = set(cache.folder().iterdir())
     with pytest.raises(InputError, match="split .train. cannot be read: .*2.png"):
         sources.load(str(root))
-    assert set(sources._cache_root().iterdir()) == before
+    assert set(cache.folder().iterdir()) == before
 
 
 def test_a_hub_out_of_reach_is_within_reach_the_next_time(monkeypatch):

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder, from_home
+from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.decoding import Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, some
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
@@ -60,7 +60,7 @@ def load(dataset: str, label_column: str = "", owner_column: str = "", classes: 
     Raises:
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
     """
-    folder = _cache_root() / _cache_key(dataset, label_column, owner_column)
+    folder = cache.folder() / _cache_key(dataset, label_column, owner_column)
     if not folder.exists():
         _decode(folder, dataset, label_column, owner_column)
     about = json.loads((folder / "about.json").read_text())
@@ -94,11 +94,6 @@ def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Sourc
     if absent := [name for name in classes if name not in source.class_names]:
         notes += (f"without an image in {dataset}: the classes {some(absent)} of class-names",)
     return dataclasses.replace(source, train=train, test=test, class_names=classes, notes=notes)
-
-
-def _cache_root() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lit_fedbabu"
 
 
 def _cache_key(dataset: str, *columns: str) -> str:
@@ -149,7 +144,7 @@ def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) ->
     mean, std = _statistics(decoded.train.images)
     about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=cache.BEING_WRITTEN))
     try:
         for name, split in (("train", decoded.train), ("test", decoded.test)):
             for what, values in vars(split).items():

@@ -1,0 +1,36 @@
+"""The cache of decoded images: a folder for each dataset. It can be removed at any time."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+BEING_WRITTEN = ".decoding-"
+"""How the name of a folder begins that a process writes."""
+ABANDONED_S = 3600
+"""Seconds after which such a folder, in which nothing was written, was left by a process that was killed."""
+
+
+def folder() -> Path:
+    """Where the cache is: ``$XDG_CACHE_HOME/lit_fedbabu``, or below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lit_fedbabu"
+
+
+def clean() -> tuple[list[tuple[str, int]], list[str]]:
+    """Remove all decoded datasets.
+
+    Returns:
+        Names and bytes of what was removed, and names of what another process is writing, which stays.
+    """
+    removed, kept = [], []
+    for place in sorted(folder().glob("*/")):
+        files = [file for file in place.rglob("*") if file.is_file()]
+        newest = max([place.stat().st_mtime, *(file.stat().st_mtime for file in files)])
+        if place.name.startswith(BEING_WRITTEN) and time.time() - newest < ABANDONED_S:
+            kept.append(place.name)
+            continue
+        size = sum(file.stat().st_size for file in files)
+        shutil.rmtree(place)
+        removed.append((place.name, size))
+    return removed, kept
