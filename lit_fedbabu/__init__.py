@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lit_fedbabu.errors import InputError, RunError
     from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.finetune import finetune
-    from lit_fedbabu.learning.classifier import Classifier, load_model
     from lit_fedbabu.learning.module import LitFedBABU
+    from lit_fedbabu.records.classifier import Classifier, load_model
     from lit_fedbabu.records.results import as_columns, read_results
     from lit_fedbabu.run import run
     from lit_fedbabu.server.strategy import SharedParts
@@ -27,7 +27,7 @@ __version__ = "0.2.0.dev0"
 
 _HOME = {
     "ALGORITHMS": "algorithms.table",
-    "Classifier": "learning.classifier",
+    "Classifier": "records.classifier",
     "ClientData": "tasks.data",
     "Config": "config",
     "Experiment": "experiment",
@@ -39,7 +39,7 @@ _HOME = {
     "Task": "tasks.own",
     "as_columns": "records.results",
     "finetune": "finetune",
-    "load_model": "learning.classifier",
+    "load_model": "records.classifier",
     "read_results": "records.results",
     "run": "run",
 }

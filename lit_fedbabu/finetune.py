@@ -123,7 +123,7 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.records.federation import find_checkpoint, read_federation
 
     checkpoint = find_checkpoint(request.source)
-    federation = read_federation(checkpoint, request.task or request.model_name)
+    federation = read_federation(checkpoint, request.task or request.model_name, personal=request.data is not None)
     configs = list(request.configs(federation.config))
     if request.running_statistics and federation.config.task:
         raise InputError("--running-statistics", True, "is for models of images; a task's module has its own layers")
@@ -164,7 +164,7 @@ def _in_settings(
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
-    from lit_fedbabu.records.results import curve, everyone, measures, table
+    from lit_fedbabu.records.results import curve, everyone, table
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
     experiment = Experiment(configs[0])
@@ -197,7 +197,7 @@ def _in_settings(
             saved = next(row["client"] for row in everyone(outcome) if row[key] is not None)
             example = checkpoint_of(Path(PERSONAL), saved)
             title = "Personal models of a federation's clients"
-            model_card.write(tuning.folder, title, provenance, measures(outcome), str(example))
+            model_card.write(tuning.folder, title, provenance, outcome, str(example))
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             print(f"note: models of clients {diverged} are not finite; they are left out and not saved")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lit_fedbabu.errors import InputError, one_line_errors
 
 if TYPE_CHECKING:
-    from lit_fedbabu.learning.classifier import Classifier
+    from lit_fedbabu.records.classifier import Classifier
     from lit_fedbabu.tasks.preprocessing import Named
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.images or arguments.export):
         raise InputError("IMAGE", "", "give one image or more, or --export")
-    from lit_fedbabu.learning.classifier import load_model  # these import PyTorch: first the cheap checks
+    from lit_fedbabu.records.classifier import load_model  # these import PyTorch: first the cheap checks
     from lit_fedbabu.records.saved import find_model
     from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_named
 

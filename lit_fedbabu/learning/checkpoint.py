@@ -1,4 +1,4 @@
-"""The one checkpoint format: save, read, load. Reading runs no code that a file may contain, and needs no Lightning."""
+"""Checkpoints: save, read, load. Reading runs no code that a file may contain, and needs no Lightning."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
+from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
 
@@ -102,17 +103,14 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     """Read a checkpoint, without running any code that it may contain.
 
     Args:
-        path: of the file.
+        path: of the file, or of a folder as ``pretrained`` writes it.
         trusted: the import path of the user's own model or task that may be imported.
 
     Raises:
         InputError: the file is damaged, not of this version of the package, or names a model that is code.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"its part {damaged} is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = pretrained.read(path) if path.is_dir() else _of_file(path)
         provenance, options = content["lit_fedbabu"], content.get("hyper_parameters", {})
         task = _task_of(provenance)
         missing = (
@@ -153,6 +151,14 @@ def load(path: Path, trusted: str = "") -> LitFedBABU:
     load_state(module.model, checkpoint.state)
     module.provenance = checkpoint.provenance
     return module.eval()
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"its part {damaged} is damaged")
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
 
 
 def _kind_of_0_1(provenance: dict[str, Any]) -> str:

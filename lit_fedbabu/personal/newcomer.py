@@ -1,7 +1,7 @@
 """The body of a federation, fine-tuned on images of someone who had no part in it, under a fresh head."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
-from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning import pretrained, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
-from lit_fedbabu.records.saved import NEWCOMER
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.evaluation import Evaluation
-from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
+from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, some
 from lit_fedbabu.tasks.seeding import seeded
+
+TUNED = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "precision")
+"""Options that a fine-tuning may have other than the federation."""
 
 
 def finetune(
@@ -30,7 +32,7 @@ def finetune(
     """Fine-tune and print; save the model with its card, configuration and results.
 
     Args:
-        federation: whose body it is.
+        federation: whose body it is, or a personal model that is tuned further.
         config: of the federation, with what fine-tuning trains, for how many epochs and at which rate.
         data: a folder, a hub name or "digits".
         label_column: of the data, where it has several.
@@ -43,13 +45,15 @@ def finetune(
     Raises:
         InputError: the federation shares no body, the data cannot be used, or the folder is taken.
     """
-    body = select(federation.shared, ["body"])
-    if not body:
+    further = federation.kind != "federation"
+    start = federation.shared if further else select(federation.shared, ["body"])
+    if not start:
         raise InputError("checkpoint", config.algorithm, "shares no body that others could make their own")
     config = dataclasses.replace(  # one client that has it all
         config,
         dataset=data,
         label_column=label_column,
+        class_names="",
         natural_id_column="",
         normalization="data",
         partitioner="iid",
@@ -59,6 +63,9 @@ def finetune(
         min_client_images=1,
     )
     experiment = Experiment(config, ImageClassification(config, federation.constants))
+    if further:
+        experiment = _with_classes(experiment, federation)
+        config = experiment.config
     names = experiment.task.class_names
     if len(names) < 2:
         raise InputError("--data", data, f"has one class, {names[0]}; give two or more")
@@ -67,7 +74,7 @@ def finetune(
         print(f"note: {note}")
     if save_to is not None:
         make_new_folder("--save", save_to)
-    module = experiment.new_module(body)
+    module = experiment.new_module(start)
     own = experiment.client_data(0, config.derived_seed("finetune", 0))
     print(
         f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
@@ -91,22 +98,46 @@ def finetune(
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
         written = results(config, [], [row], server_round=federation.server_round)
     if save_to is not None:
-        facts = {"round": federation.server_round, "data": data, "running_statistics": running}
-        module.provenance = experiment.provenance("newcomer", **facts)
-        _save(module, federation.config, written, save_to)
+        facts = {"round": federation.server_round, "data": data}
+        facts["running_statistics"] = running or bool(federation.provenance.get("running_statistics"))
+        if further:
+            facts["earlier"] = [*federation.provenance.get("earlier", []), _earlier(federation.provenance)]
+        options = {name: getattr(config, name) for name in TUNED}
+        trained = dataclasses.replace(federation.config, **options)
+        module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
+        _save(module, trained, written, save_to)
     return written
+
+
+def _with_classes(experiment: Experiment, federation: Federation) -> Experiment:
+    """The experiment with the classes of a model that is tuned further, of which the data may have some alone.
+
+    Raises:
+        InputError: the data have a class that the model does not know.
+    """
+    config, found, classes = experiment.config, experiment.task.class_names, federation.class_names
+    if unknown := [name for name in found if name not in classes]:
+        remedy = f"has the classes {some(unknown)}, and the model knows {some(classes)}; fine-tune a federation's body"
+        raise InputError("--data", config.dataset, remedy)
+    if tuple(found) == tuple(classes):
+        return experiment
+    if commas := [name for name in classes if "," in name]:
+        remedy = f"lacks images of some of the model's classes, of which one has a comma in its name: {commas[0]}"
+        raise InputError("--data", config.dataset, remedy)
+    config = dataclasses.replace(config, class_names=",".join(classes))
+    return Experiment(config, ImageClassification(config, federation.constants))
+
+
+def _earlier(provenance: Mapping[str, Any]) -> str:
+    """What a personal model was tuned on before."""
+    return str(provenance["data"]) if "data" in provenance else f"client {provenance.get('client')}"
 
 
 def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: Path) -> None:
     provenance = module.provenance
-    checkpoint.save(module, folder / NEWCOMER)
+    pretrained.write(folder, provenance, module.hparams, module.model.state_dict())
     write_config(folder, config, {"data": provenance["data"]})
     write_json(folder / RESULTS, outcome)
-    accuracies = {
-        name.replace("_", " "): f"{100 * value:.2f} %"
-        for name, value in outcome["clients"][0].items()
-        if name.endswith("_accuracy") and value is not None
-    }
     title = f"A personal model for {Path(provenance['data']).name}"
-    model_card.write(folder, title, {**provenance, "config": config.experiment()}, accuracies, NEWCOMER)
-    print(f"saved {folder / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
+    model_card.write(folder, title, provenance, outcome, folder.name)
+    print(f"saved {folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG}, {model_card.NAME}, {CONFIG} and {RESULTS}")

@@ -13,7 +13,7 @@ from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.options import imported
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
-from lit_fedbabu.records.results import measures, results
+from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.records.saved import NEWCOMER
 from lit_fedbabu.tasks.own import OwnTask
@@ -58,6 +58,6 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
         write_config(save_to, federation.config, {"data": data})
         write_json(save_to / RESULTS, written)
         title = f"A personal model for {data}"
-        model_card.write(save_to, title, module.provenance, measures(written), NEWCOMER)
+        model_card.write(save_to, title, module.provenance, written, NEWCOMER)
         print(f"saved {save_to / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written

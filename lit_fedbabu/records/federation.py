@@ -13,6 +13,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import (
     CONFIG,
@@ -39,6 +40,7 @@ class Federation:
         provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
+        kind: one of ``checkpoint.KINDS``; of personal models all weights are in ``shared``.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Federation:
     provenance: Mapping[str, Any]
     memories: Path | None = None
     site: int | None = None
+    kind: str = "federation"
 
     @property
     def class_names(self) -> list[str]:
@@ -62,7 +65,7 @@ class Federation:
     @property
     def server_round(self) -> int:
         """The last round, from 1."""
-        number: int = self.rounds[-1]["round"]
+        number: int = self.provenance["round"]
         return number
 
 
@@ -72,24 +75,33 @@ def find_checkpoint(source: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    path = source / LAST_CHECKPOINT if source.is_dir() else source
-    if not path.is_file():
-        raise InputError("RUN_OR_CHECKPOINT", str(source), "has no checkpoint; give a run's folder or a .ckpt file")
+    path = source / LAST_CHECKPOINT if source.is_dir() and not is_saved(source) else source
+    if not path.exists():
+        remedy = "has no checkpoint; give a run's folder, a .ckpt file, or the folder of a saved model"
+        raise InputError("RUN_OR_CHECKPOINT", str(source), remedy)
     return path
 
 
-def read_federation(path: Path, trusted: str = "") -> Federation:
+def read_federation(path: Path, trusted: str = "", personal: bool = False) -> Federation:
     """Read a federation from a checkpoint; arguments and errors as of ``checkpoint.read``.
+
+    Args:
+        path: of the checkpoint.
+        trusted: the import path of the user's own model or task that may be imported.
+        personal: whether it may be a personal model; all of its weights are then taken for shared.
 
     Raises:
         InputError: also where the checkpoint is not that of a federation.
     """
     content = checkpoint.read(path, trusted)
     provenance = content.provenance
-    if content.kind != "federation":
-        remedy = f"is a {content.kind} model; give the checkpoint of a federation"
+    if content.kind != "federation" and not personal:
+        remedy = f"is a {content.kind} model; give the checkpoint of a federation, or tune it further with --data"
         raise InputError("checkpoint", str(path), remedy)
     config = content.config()
+    if content.kind != "federation":
+        config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
+        return Federation(config, [], content.state, provenance, kind=content.kind)
     algorithm = algorithm_of(config)
     folder = path.resolve().parent.parent
     memories = folder / MEMORY

@@ -1,110 +1,198 @@
-"""The README.md beside a saved model, in the form that model hubs show: what it is, whence, and how to use it."""
+"""The README.md beside a saved model, in the form of model hubs: what it is, whence, and how to use it."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.files import write_whole
+from lit_fedbabu.files import dataset_folder, write_whole
 from lit_fedbabu.learning.parts import parts_of
-from lit_fedbabu.records.run_folder import CONFIG, RESULTS
+from lit_fedbabu.records.results import measures, score_of
+from lit_fedbabu.tasks.evaluation import STAGES
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 NAME = "README.md"
+LICENSE = "apache-2.0"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
     "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "norm", "finetune-part",
     "num-finetune-epochs", "finetune-learning-rate", "seed",
 )  # fmt: skip
-
 OF_IMAGES = ("partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "norm")
 """Of them those that a task has no use for."""
+CLASSES_SHOWN = 20
 
+TEMPLATE = """---
+{{ card_data }}
+---
 
-def write(folder: Path, title: str, provenance: Mapping[str, Any], results: Mapping[str, str], checkpoint: str) -> None:
-    """Write the card.
+# {{ title }}
 
-    Args:
-        folder: where the model is.
-        title: what it is, in a few words.
-        provenance: of its checkpoint, see ``Experiment.provenance``.
-        results: names of measures and their values, as people read them.
-        checkpoint: the checkpoint's place in the folder, as it is written in the example.
-    """
-    config = provenance["config"]
-    dataset = config["dataset"]
-    method = ALGORITHMS[config["algorithm"]].title
-    head = {
-        "library_name": "lit_fedbabu",
-        **({} if config.get("task") else {"pipeline_tag": "image-classification"}),
-        "tags": ["federated-learning", "personalized-federated-learning", config["algorithm"], "pytorch-lightning"],
-        "metrics": [provenance["score"]["name"] if config.get("task") else "accuracy"],
-        **({"datasets": [dataset.partition(":")[0]]} if not config.get("task") and _is_hub_name(dataset) else {}),
-    }
-    front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items())
-    what, use = _of_task(config, checkpoint) if config.get("task") else _of_images(config, provenance, checkpoint)
-    write_whole(
-        folder / NAME,
-        f"""---
-{front}---
-
-# {title}
-
-{what.format(method=method)}
+{{ what }}
 
 ## Training
 
-Federated on `{config.get("task") or dataset}` for {provenance["round"]} rounds.{_finetuned(provenance)}
+Federated on `{{ dataset }}` for {{ provenance.round }} rounds.{{ finetuned }}
 
 | option | value |
 |---|---|
-{"".join(f"| `{key}` | {config[key]} |{chr(10)}" for key in SETTINGS if not (config.get("task") and key in OF_IMAGES))}
-All options, versions and hardware are in `{CONFIG}`.
-
-## Results
+{% for key, value in settings.items() %}| `{{ key }}` | {{ value }} |
+{% endfor %}
+{% if results %}## Results
 
 | measure | value |
 |---|---|
-{"".join(f"| {name} | {value} |{chr(10)}" for name, value in results.items())}
-*Initial* is the model as received, *personalized* after fine-tuning on a client's own data. More is in
-`{RESULTS}`.
+{% for name, value in results.items() %}| {{ name }} | {{ value }} |
+{% endfor %}
+*Initial* is the model as received, *personalized* after fine-tuning on a client's own data. Accuracies in the head of
+this file are between 0 and 1. More is in `results.json`, where it is beside this file.
 
-## Use
+{% endif %}## Use
 
-{use}
-""",
+{{ use }}
+
+## Licence
+
+{{ license }} is the licence of lit_fedbabu. Whoever publishes this model changes it where its training data ask for
+another.
+"""
+
+
+def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] | None, path: str) -> ModelCard:
+    """The card of a model.
+
+    Args:
+        title: what it is, in a few words.
+        provenance: of its checkpoint, see ``Experiment.provenance``.
+        outcome: the content of its results.json; None: it has none.
+        path: the model's place beside the card, as it is written in the example.
+    """
+    from huggingface_hub import ModelCard
+
+    config = provenance["config"]
+    method = ALGORITHMS[config["algorithm"]].title
+    what, use = _of_task(config, path) if config.get("task") else _of_images(config, provenance, path)
+    settings = {key: config[key] for key in SETTINGS if not (config.get("task") and key in OF_IMAGES)}
+    made: ModelCard = ModelCard.from_template(
+        _metadata(title, provenance, outcome),
+        template_str=TEMPLATE,
+        title=title,
+        what=f"{what[0]}, by {method}{what[1]}",
+        use=use,
+        dataset=config.get("task") or config["dataset"],
+        provenance=provenance,
+        settings=settings,
+        finetuned=_finetuned(provenance),
+        results=_results(provenance, outcome) if outcome else {},
+        license=LICENSE,
+    )
+    return made
+
+
+def write(
+    folder: Path, title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] | None, path: str
+) -> None:
+    """Write the card into a folder; arguments as of ``card``."""
+    write_whole(folder / NAME, str(card(title, provenance, outcome, path)))
+
+
+def _metadata(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> ModelCardData:
+    """What hubs read: licence, tags, and the scores."""
+    from huggingface_hub import ModelCardData
+
+    config = provenance["config"]
+    task, data = config.get("task"), _data(provenance)
+    found = _scores(provenance, outcome) if outcome else []
+    return ModelCardData(
+        license=LICENSE,
+        library_name="lit_fedbabu",
+        tags=["federated-learning", "personalized-federated-learning", config["algorithm"], "pytorch-lightning"],
+        metrics=[provenance["score"]["name"] if task else "accuracy"],
+        model_name=title,
+        ignore_metadata_errors=False,
+        pipeline_tag=None if task else "image-classification",
+        datasets=[data.partition(":")[0]] if not task and _is_hub_name(data) else None,
+        eval_results=found or None,
     )
 
 
-def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], checkpoint: str) -> tuple[str, str]:
-    """What a classifier of images is, and how it is used."""
+def _scores(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[EvalResult]:
+    """Mean scores over clients, before and after fine-tuning."""
+    from huggingface_hub import EvalResult
+
+    score, clients, data = score_of(outcome), len(outcome["clients"]), _data(provenance)
+    over = f", mean over {clients} clients" if clients > 1 else ""
+    place = dataset_folder(data)
+    return [
+        EvalResult(
+            task_type="other" if provenance["config"].get("task") else "image-classification",
+            dataset_type=data if _is_hub_name(data) else "own",
+            dataset_name=place[0].name if place else data,
+            metric_type=score.name,
+            metric_name=f"{stage} {score.name}{over}",
+            metric_value=round(outcome["summary"][f"{stage}_{score.name}"]["mean"], 6),
+        )
+        for stage in STAGES
+    ]
+
+
+def _results(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, str]:
+    if provenance["kind"] != "newcomer" or provenance["config"].get("task"):
+        return measures(outcome)
+    return {
+        name.replace("_", " "): f"{100 * value:.2f} %"
+        for name, value in outcome["clients"][0].items()
+        if name.endswith("_accuracy") and value is not None
+    }
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    """What the results are measured on: a newcomer's data, or the federation's."""
+    config = provenance["config"]
+    return str(provenance.get("data") or config.get("task") or config["dataset"])
+
+
+def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], path: str) -> tuple[tuple[str, str], str]:
+    """What a classifier of images is, around its method, and how it is used."""
     classes = list(provenance["class_names"])
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
-    what = f"A {config['model-name']} of a body and a head, by {{method}}, for images of {len(classes)} classes: "
+    more = len(classes) - CLASSES_SHOWN
+    shown = ", ".join(classes[:CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    what = f"A {config['model-name']} of a body and a head", f", for images of {len(classes)} classes: {shown}."
     return (
-        what + shown.replace("{", "{{").replace("}", "}}") + ".",
+        what,
         f"""```python
 import lit_fedbabu
 
-model = lit_fedbabu.load_model("{checkpoint}")
+model = lit_fedbabu.load_model("{path}")
 model.predict(["image.png"])  # images of any size: paths, PIL images or arrays
 ```
-
+{_from_hub(provenance)}
 The model resizes images to 32 x 32, {"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and
 normalizes them by the mean
 {_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}""",
     )
 
 
-def _of_task(config: Mapping[str, Any], checkpoint: str) -> tuple[str, str]:
-    """What a module of a task is, and how it is used."""
+def _from_hub(provenance: Mapping[str, Any]) -> str:
+    """How it is loaded where it was published, if it is a whole folder."""
+    if provenance["kind"] != "newcomer":
+        return ""
+    return '\nFrom a hub: `lit_fedbabu.Classifier.from_pretrained("owner/name")`.\n'
+
+
+def _of_task(config: Mapping[str, Any], path: str) -> tuple[tuple[str, str], str]:
+    """What a module of a task is, around its method, and how it is used."""
     module = config["task"].partition(":")[0]
     return (
-        "The LightningModule of a task, a body and a head, by {method}.",
+        ("The LightningModule of a task, a body and a head", "."),
         f"""```python
 from {module} import task
 
-model = type(task.module()).load_from_checkpoint("{checkpoint}", weights_only=True)
+model = type(task.module()).load_from_checkpoint("{path}", weights_only=True)
 ```
 
 A federation's checkpoint has the head as it was before the first round unless the head is shared.""",
@@ -112,6 +200,8 @@ A federation's checkpoint has the head as it was before the first round unless t
 
 
 def _finetuned(provenance: Mapping[str, Any]) -> str:
+    if earlier := provenance.get("earlier"):
+        return f" It was then fine-tuned on {', '.join(f'`{each}`' for each in (*earlier, provenance['data']))}."
     if provenance["kind"] == "newcomer":
         return f" The body then got a fresh head and was fine-tuned on `{provenance['data']}`, which had no part in it."
     if provenance["kind"] == "personal":

@@ -5,12 +5,13 @@ from pathlib import Path
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.parts import parts_of
+from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
 
 PERSONAL = "personal"
 """The folder of clients' models, in that of a fine-tuning's results."""
 NEWCOMER = "personal.ckpt"
-"""The model in a folder of someone who had no part in the federation."""
+"""The module of a task, in a folder of someone who had no part in the federation."""
 
 
 def checkpoint_of(folder: Path, client: int) -> Path:
@@ -28,10 +29,10 @@ def find_model(source: Path, client: int | None) -> tuple[Path, str]:
     Raises:
         InputError: the folder has no model that predicts, several settings have one, or the client has none.
     """
-    if not source.is_dir() or (source / NEWCOMER).is_file():
+    if not source.is_dir() or is_saved(source):
         if client is not None:
             raise InputError("--client", client, f"is for a run's folder, and {source} is one model")
-        return (source / NEWCOMER if source.is_dir() else source), ""
+        return source, ""
     folders = [folder for folder in (source, *sorted(source.glob("finetune/*"))) if _clients(folder)]
     if len(folders) > 1:
         remedy = f"has models of several fine-tunings; name one: {', '.join(map(str, folders))}"

@@ -164,8 +164,7 @@ def _save_round(
         (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
         board.finish(experiment.config, outcome, _features(experiment, received))
         last = str(run_folder.LAST_CHECKPOINT)
-        measured = results.measures(outcome)
-        model_card.write(folder, "The body of a federation", module.provenance, measured, last)
+        model_card.write(folder, "The body of a federation", module.provenance, outcome, last)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
     save(run_folder.LAST_CHECKPOINT)
 

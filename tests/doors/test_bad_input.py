@@ -120,7 +120,7 @@ CASES = [
     ("finetune {run} --data {here}/good --lr 0.1,0.2", "takes one --part and one --lr"),
     ("finetune {run} --data {here}/good --clients 3", "are those of the federation"),
     # checkpoints and runs
-    ("finetune nowhere", 'RUN_OR_CHECKPOINT = "nowhere": has no checkpoint; give a run\'s folder or a .ckpt file'),
+    ("finetune nowhere", 'RUN_OR_CHECKPOINT = "nowhere": has no checkpoint; give a run\'s folder'),
     ("finetune {here}/empty", "has no checkpoint"),
     ("finetune {here}/truncated.ckpt", "is not one that lit_fedbabu wrote"),
     ("finetune {here}/flipped.ckpt", "is damaged"),
@@ -134,7 +134,10 @@ CASES = [
     ("finetune {here}/named.ckpt", "is code that the checkpoint names; give --model-name to trust it"),
     ("finetune {here}/old.ckpt", "another version of lit_fedbabu: it does not say class_names, mean"),
     ("finetune {here}/newer.ckpt", "another version of lit_fedbabu: warp-factor = 9: no such key"),
-    ("finetune {here}/personal.ckpt", "is a personal model; give the checkpoint of a federation"),
+    (
+        "finetune {here}/personal.ckpt",
+        "is a personal model; give the checkpoint of a federation, or tune it",
+    ),
     ("predict {here}/truncated.ckpt {here}/image.png", "is not one that lit_fedbabu wrote"),
     ("predict {here}/code.ckpt {here}/image.png", "is not one that lit_fedbabu wrote"),
     ("predict {here}/headless.ckpt {here}/image.png", "has weights of another model"),
@@ -386,7 +389,7 @@ def test_a_full_disk_in_other_commands_names_the_file_and_the_next_step(tiny_dis
     (tiny_disk / "ballast").write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 8192))
     checkpoint = str(finished / "checkpoints" / "last.ckpt")
     refused = {
-        f"finetune {finished} --data digits --epochs 1 --save {tiny_disk}/me": "me/personal.ckpt",
+        f"finetune {finished} --data digits --epochs 1 --save {tiny_disk}/me": "me/model.safetensors",
         f"predict {checkpoint} --export torch --out {tiny_disk}/model.pt2": "model.pt2",
         f"credentials {tiny_disk}/keys --sites 3": "keys/",
     }

@@ -7,8 +7,8 @@ import torch
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning import checkpoint, trainer
-from lit_fedbabu.learning.classifier import load_model
 from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
 from tests.support import state_digest

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.personal import newcomer
 from lit_fedbabu.records import run_folder
@@ -50,7 +52,7 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     assert told[0] == f"{images}: 24 training and 6 test images of 3 classes, resized to 32 x 32"
     assert [line.split()[:2] for line in told[1:5]] == [["epoch", str(epoch)] for epoch in range(4)]
     assert told[1].endswith("initial") and told[4].endswith("personalized")
-    module = LitFedBABU.load_from_checkpoint(out / "personal.ckpt")
+    module = checkpoint.load(out)
     assert tuple(module.provenance["class_names"]) == ("blue", "green", "red")
     federation = LitFedBABU.load_from_checkpoint(finished / run_folder.LAST_CHECKPOINT)
     assert (module.provenance["mean"], module.provenance["std"]) == (
@@ -65,7 +67,10 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     assert (outcome["round"], outcome["rounds"], outcome["best_round_on_test_data"]) == (1, [], None), "its own alone"
     assert f"accuracy {100 * row['personalized_accuracy']:6.2f} %" in told[4]
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name:") and f"{100 * row['personalized_accuracy']:.2f} %" in card
+    assert (
+        card.startswith("---\nlibrary_name: lit_fedbabu\nlicense: apache-2.0\n")
+        and f"{100 * row['personalized_accuracy']:.2f} %" in card
+    )
     assert (out / "config.toml").exists()
     assert report([str(out), "--out", str(tmp_path / "report")]) == 0, "a report of one model has a row for it"
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -74,7 +79,45 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     again = tmp_path / "again"
     assert finetune([*command[:4], str(again), *command[5:]]) == 0
-    assert (again / "personal.ckpt").read_bytes() == before[out / "personal.ckpt"], "the same bytes every time"
+    for name in (pretrained.WEIGHTS, pretrained.CONFIG):
+        assert (again / name).read_bytes() == before[out / name], "the same bytes every time"
+
+
+def test_a_saved_model_is_tuned_further_on_some_of_its_classes(finished, tmp_path, capsys):
+    first, second = paint(tmp_path / "colours"), paint(tmp_path / "more", classes=("green", "blue"))
+    me, again = tmp_path / "me", tmp_path / "again"
+    options = ["--epochs", "2", "--lr", "0.05"]
+    assert finetune([str(finished), "--data", str(first), "--save", str(me), "--running-statistics", *options]) == 0
+    assert finetune([str(me), "--data", str(second), "--save", str(again), *options, "--part", "head"]) == 0
+    before, after = checkpoint.load(me), checkpoint.load(again)
+    assert tuple(after.provenance["class_names"]) == ("blue", "green", "red")
+    for name, value in before.model.body.state_dict().items():
+        assert torch.equal(after.model.body.state_dict()[name], value), "it begins where it was, with its statistics"
+    assert not torch.equal(after.model.head.weight, before.model.head.weight)
+    capsys.readouterr()
+    assert finetune([str(me), "--data", str(second), "--epochs", "0", "--save", str(tmp_path / "same")]) == 0
+    for name, value in checkpoint.load(tmp_path / "same").model.state_dict().items():
+        assert torch.equal(value, before.model.state_dict()[name]), "head and body are the saved ones"
+    assert f"It was then fine-tuned on `{first}`, `{second}`." in (again / "README.md").read_text()
+    assert finetune([str(me), "--data", str(paint(tmp_path / "other", classes=("green", "pink")))]) == 2
+    assert "has the classes pink, and the model knows blue, green, red" in capsys.readouterr().err
+    assert finetune([str(me)]) == 2
+    assert "or tune it further with --data" in capsys.readouterr().err
+
+
+def test_the_card_has_licence_and_scores_in_the_form_of_hubs(finished, tmp_path):
+    assert finetune([str(finished), "--data", str(paint(tmp_path / "colours")), "--save", str(tmp_path / "me")]) == 0
+    (row,) = json.loads((tmp_path / "me" / "results.json").read_text())["clients"]
+    for folder, name in ((tmp_path / "me", "colours"), (finished, tiny_config().dataset.rpartition("/")[2])):
+        data = ModelCard.load(folder / "README.md").data
+        assert (data.license, data.library_name, data.pipeline_tag) == (
+            "apache-2.0",
+            "lit_fedbabu",
+            "image-classification",
+        )
+        assert [result.dataset_name for result in data.eval_results] == [name, name]
+    found = [result.metric_value for result in ModelCard.load(tmp_path / "me" / "README.md").data.eval_results]
+    assert found == pytest.approx([row["initial_accuracy"], row["personalized_accuracy"]], abs=1e-6)
 
 
 def test_epochs_are_told_as_they_end_and_a_stop_tells_the_command(finished, tmp_path, capsys, monkeypatch):

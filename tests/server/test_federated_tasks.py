@@ -11,7 +11,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune_main
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.classifier import load_model
+from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main

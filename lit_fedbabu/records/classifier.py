@@ -2,23 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.files import write_whole
+from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.checkpoint import Checkpoint
+from lit_fedbabu.records import model_card
 from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
 
+FILES = [pretrained.CONFIG, pretrained.WEIGHTS, model_card.NAME]
+"""Of a saved model."""
 ImageLike = Image.Image | Pixels | str | Path
 """An image of PIL, an array (H, W), (H, W, 1) or (H, W, 3) of uint8, or the path of an image file."""
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ModelHubMixin):
     """A saved model with its preprocessing, in evaluation mode.
+
+    As of ``huggingface_hub.ModelHubMixin`` it has ``save_pretrained(folder)``, ``from_pretrained(folder or hub name)``
+    and ``push_to_hub(name)``. Such a folder is what ``finetune --data --save`` writes, and ``load_model`` reads it too.
 
     Args:
         saved: what a checkpoint holds.
@@ -29,6 +38,7 @@ class Classifier(nn.Module):
         if saved.task:
             remedy = f"is of the task {saved.task}; load it with load_from_checkpoint of its own LightningModule"
             raise InputError("checkpoint", str(saved.path), remedy)
+        self._saved = saved
         self.model = saved.build()
         self.provenance = saved.provenance
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])
@@ -75,6 +85,43 @@ class Classifier(nn.Module):
         """The most probable class of each image."""
         return [self.class_names[index] for index in self.probabilities(images).argmax(1).tolist()]
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        saved, card = self._saved, self._saved.path / model_card.NAME
+        text = card.read_text() if card.is_file() else str(self._card(save_directory.name))
+        pretrained.write(save_directory, saved.provenance, saved.hyper_parameters, self.model.state_dict())
+        write_whole(save_directory / model_card.NAME, text)
+
+    def generate_model_card(self, *_: object, **__: object) -> ModelCard:
+        """The card of this model, without results."""
+        return self._card(".")
+
+    def _card(self, path: str) -> ModelCard:
+        titles = {"federation": "The model of a federation", "personal": "A personal model of a federation's client"}
+        title = titles.get(self.kind) or f"A personal model for {Path(self.provenance.get('data', '')).name}"
+        return model_card.card(title, self.provenance, None, path)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        trusted_model: str = "",
+        **unknown: Any,
+    ) -> Self:
+        if unknown:
+            raise TypeError(f"from_pretrained has no argument {', '.join(unknown)}")
+        folder = Path(model_id)
+        if not folder.is_dir():
+            options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download}
+            options |= {"local_files_only": local_files_only, "token": token}
+            folder = Path(snapshot_download(model_id, allow_patterns=FILES, **options))
+        return cls(checkpoint.read(folder, trusted_model))
+
     def _pixels(self, image: ImageLike) -> Pixels:
         if isinstance(image, str | Path):
             read: Pixels = read_images([Path(image)], self.channels)[0]
@@ -89,7 +136,7 @@ def load_model(path: str | Path, trusted_model: str = "") -> Classifier:
     """A saved model, ready to predict.
 
     Args:
-        path: of a checkpoint, as of ``finetune`` with ``save``.
+        path: of a saved model's folder or of a checkpoint, as of ``finetune`` with ``save``.
         trusted_model: the import path of a model of your own that the checkpoint may import.
 
     Raises:
