@@ -1,7 +1,6 @@
 """``python -m lit_fedbabu.predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -31,14 +30,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--client", type=int, metavar="NUMBER", help="of a run's folder, whose model predicts")
     parser.add_argument("--json", action="store_true", help="one JSON object per image, with all probabilities")
     parser.add_argument("--export", choices=SUFFIXES, help="write the model as ONNX, or as a program of torch.export")
+    what = "with --export: take raw images of any size, resizing inside; else of the model's size, between 0 and 1"
+    parser.add_argument("--raw", action="store_true", help=what)
     parser.add_argument("--out", type=Path, help="the file of --export; otherwise beside the model")
     parser.add_argument("--model-name", default="", help="the checkpoint's model if it is an import path: it is run")
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.images or arguments.export):
         raise InputError("IMAGE", "", "give one image or more, or --export")
+    if arguments.raw and not arguments.export:
+        raise InputError("--raw", True, "is for --export; images that are predicted are resized anyway")
     from lit_fedbabu.records.classifier import load_model  # these import PyTorch: first the cheap checks
     from lit_fedbabu.records.saved import find_model
-    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_named
+    from lit_fedbabu.tasks.preprocessing import read_named
 
     path, note = find_model(arguments.model, arguments.client)
     model = load_model(path, arguments.model_name)
@@ -48,9 +51,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {refused}", file=sys.stderr)
         raise named.refused[-1]
     if arguments.export:
-        out = arguments.out or path.with_suffix(SUFFIXES[arguments.export])
-        export(model, arguments.export, out)
-        print(f"wrote {out}: float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
+        suffix = SUFFIXES[arguments.export]
+        out = arguments.out or (path / f"model{suffix}" if path.is_dir() else path.with_suffix(suffix))
+        from lit_fedbabu.records.export import export
+
+        print(f"wrote {out}: {export(model, arguments.export, out, arguments.raw)}")
     if named.names:
         _print(model, named, arguments.json)
     for each in (note, *named.notes, *_notes(model)):
@@ -86,52 +91,6 @@ def _notes(model: "Classifier") -> Iterator[str]:
             "this model normalizes by the batch, so that each prediction depends on the other images given;"
             " fine-tune with --running-statistics for one that does not"
         )
-
-
-def export(model: "Classifier", form: str, path: Path) -> None:
-    """Write the model with its normalization, for any number of images at a time.
-
-    Args:
-        model: a saved model.
-        form: "onnx" or "torch" (a program that ``torch.export.load`` reads).
-        path: the file; an existing one is left alone.
-
-    Raises:
-        InputError: the file exists, cannot be written, or a package is missing.
-    """
-    import torch
-
-    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
-
-    if path.exists():
-        raise InputError("--out", str(path), "exists and is not overwritten; take another name")
-    if not path.parent.is_dir():
-        raise InputError("--out", str(path), f"there is no folder {path.parent}")
-    model = model.float()
-    example = torch.rand(2, model.channels, IMAGE_SIZE, IMAGE_SIZE)
-    sizes = ({0: torch.export.Dim("images")},)
-    scratch = path.with_name(f".{path.name}")
-    try:
-        if form == "torch":
-            content = io.BytesIO()  # PyTorch's own writing ends the process where the disk is full
-            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), content)
-            scratch.write_bytes(content.getvalue())
-        else:
-            program = torch.onnx.export(
-                model, (example,), dynamo=True, dynamic_shapes=sizes, verbose=False,
-                input_names=["images"], output_names=["logits"],
-            )  # fmt: skip
-            if program is None:
-                raise RuntimeError("PyTorch exported no ONNX program")
-            program.save(scratch)
-        scratch.replace(path)
-    except ImportError as error:
-        remedy = f"needs the package {error.name}: pip install onnx onnxscript"
-        raise InputError("--export", form, remedy) from None
-    except OSError as error:
-        raise InputError("--out", str(path), f"cannot be written: {error.strerror}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

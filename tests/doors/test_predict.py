@@ -16,6 +16,7 @@ from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import client_data, partition, tiny_config
 
@@ -130,6 +131,31 @@ def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys):
     before = path.read_bytes()
     assert predict.main([str(saved_model), "--export", form, "--out", str(path)]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_an_exported_raw_model_resizes_images_of_any_size_and_says_its_classes(form, tmp_path, capsys):
+    saved_model, _ = saved(tmp_path, running=True)
+    path = tmp_path / f"raw.{form}"
+    assert predict.main([str(saved_model), "--export", form, "--raw", "--out", str(path)]) == 0
+    assert f"wrote {path}: uint8 images (N, height, width, 3) of any size" in capsys.readouterr().out
+    model = load_model(saved_model)
+    about = {"lit_fedbabu.json": ""}
+    if form == "torch":
+        program = torch.export.load(path, extra_files=about).module()
+        about = json.loads(about["lit_fedbabu.json"])
+    else:
+        session = onnxruntime.InferenceSession(path)
+        about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["class_names"]) == list("abcdefghij") and about["resizing"] == "inside"
+    ramp = (np.indices((70, 50, 3)).sum(0) * 9).astype(np.uint8)
+    for size in ((32, 32), (45, 70), (20, 17)):
+        images = np.stack([np.resize(each, (*size, 3)) for each in (ramp, 255 - ramp)])
+        logits = program(torch.from_numpy(images)) if form == "torch" else session.run(None, {"images": images})[0]
+        expected = model.probabilities(list(images))
+        torch.testing.assert_close(torch.as_tensor(logits).softmax(1), expected, rtol=0, atol=4e-3)
+    assert predict.main([str(saved_model), "image.png", "--raw"]) == 2
+    assert "--raw = true: is for --export" in capsys.readouterr().err
 
 
 def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistics(federate, capsys):
