@@ -6,11 +6,12 @@ import sys
 COMMANDS = {
     "run": "run a federation on this machine",
     "finetune": "make personal models from a federation's",
+    "body": "save what a federation shares, for others to fine-tune",
     "predict": "classify images by a saved model, or export it",
     "study": "do many runs that differ in a few options, and compare them",
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
-    "configs": "list the configurations that come with the package",
+    "configs": "list the configurations and bodies that come with the package",
     "credentials": "make certificates and keys for real nodes",
 }
 

@@ -1,10 +1,10 @@
-"""``lit-fedbabu configs``: the configurations that come with the package; ``lit-fedbabu run NAME`` takes one."""
+"""``lit-fedbabu configs``: the configurations and the bodies that come with the package."""
 
 import argparse
 import sys
 
 from lit_fedbabu.errors import one_line_errors
-from lit_fedbabu.system import configs_folder
+from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 
 
 @one_line_errors
@@ -15,6 +15,9 @@ def main(argv: list[str] | None = None) -> int:
         first = path.read_text().partition("\n")[0]
         print(f"{path.stem:<14} {first.removeprefix('#').strip()}")
     print(f"they lie in {configs_folder()}, those of studies in studies/")
+    print("bodies to begin with, as in: lit-fedbabu finetune cifar10 --data my_photos --save me")
+    for name, folder in shipped_bodies().items():
+        print(f"{name:<14} {title_of(folder)}")
     return 0
 
 

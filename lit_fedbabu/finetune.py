@@ -46,7 +46,7 @@ def finetune(source: str | Path, **options: Any) -> list[dict[str, Any]]:
     """Fine-tune clients of a federation on their own data, or its body on data that had no part in it.
 
     Args:
-        source: a run's folder, or a checkpoint.
+        source: a run's folder, a checkpoint, the folder of a saved model, or the name of a body of this package.
         options: as of ``personal.settings.Request``: part, epochs, lr, clients, data, save, save_to, and so on.
 
     Returns:
@@ -55,6 +55,8 @@ def finetune(source: str | Path, **options: Any) -> list[dict[str, Any]]:
     Raises:
         InputError: an option is wrong, or the checkpoint or the data cannot be used.
     """
+    if options.get("save_to") is not None:
+        options["save_to"] = Path(options["save_to"])
     return _finetune(_request(source=Path(source), **options))
 
 
@@ -69,8 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lit_fedbabu.finetune",
         description="Fine-tune clients of a federation on their own data, or its body on data that had no part in it."
         " What is not given is as in the federation. An interrupted command goes on where it stopped.",
+        epilog=f"Bodies that come with the package: {', '.join(system.shipped_bodies())}.",
     )
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a .ckpt file")
+    what = "a run's folder, a .ckpt file, the folder of a saved model, or the name of a body of this package"
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help=what)
     parser.add_argument("--part", help="what trains: head, body or full; several as in head,full")
     parser.add_argument("--epochs", type=int, help="epochs on a client's training images")
     parser.add_argument("--lr", help="learning rate; several as in 1e-3,1e-2")
@@ -120,9 +124,9 @@ def _finetune(request: Request) -> list[dict[str, Any]]:
 
 def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.learning.precision import resolve_precision
-    from lit_fedbabu.records.federation import find_checkpoint, read_federation
+    from lit_fedbabu.records.federation import read_federation
 
-    checkpoint = find_checkpoint(request.source)
+    checkpoint = request.checkpoint()
     federation = read_federation(checkpoint, request.task or request.model_name, personal=request.data is not None)
     configs = list(request.configs(federation.config))
     if request.running_statistics and federation.config.task:

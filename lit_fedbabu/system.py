@@ -38,6 +38,17 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else package_folder().parent / "configs"
 
 
+def shipped_bodies() -> dict[str, Path]:
+    """The bodies that come with the package, by their names: folders as ``lit-fedbabu body`` writes them."""
+    return {folder.name: folder for folder in sorted((package_folder() / "bodies").glob("*/"))}
+
+
+def title_of(folder: Path) -> str:
+    """The title of the model card in the folder of a saved model."""
+    lines = (folder / "README.md").read_text().splitlines()
+    return next(line.removeprefix("# ") for line in lines if line.startswith("# "))
+
+
 @cache
 def source_digest() -> str:
     """A digest of this package's source files. It differs where two machines run different code."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.federation import Federation
+from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
+from lit_fedbabu.system import shipped_bodies, title_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,20 @@ class Request:
     model_name: str = ""
     task: str = ""
     plain: bool = False
+
+    def checkpoint(self) -> Path:
+        """The checkpoint that is fine-tuned; prints what it is where it comes with this package.
+
+        Raises:
+            InputError: there is none, or it is a body of this package without ``data``.
+        """
+        found = find_checkpoint(self.source)
+        if found in shipped_bodies().values():
+            if self.data is None:
+                remedy = "comes with this package, and its clients do not: give images of your own with --data"
+                raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
+            print(f"{self.source}: {title_of(found)}, from this package")
+        return found
 
     def configs(self, config: Config) -> Iterator[Config]:
         """The federation's configuration with every combination of part and learning rate.

@@ -24,6 +24,7 @@ from lit_fedbabu.records.run_folder import (
     read_environment,
     refuse_other_options,
 )
+from lit_fedbabu.system import shipped_bodies
 
 ON_NODES = "on the nodes' disks"
 """In a run's ``config.toml``: where the memories of its clients are, if not in its folder."""
@@ -70,12 +71,14 @@ class Federation:
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a run's folder or a file's path stands for.
+    """The checkpoint that a run's folder, a file's path or the name of a body of this package stands for.
 
     Raises:
         InputError: there is none.
     """
     path = source / LAST_CHECKPOINT if source.is_dir() and not is_saved(source) else source
+    if not path.exists() and str(source) in (bodies := shipped_bodies()):
+        return bodies[str(source)]
     if not path.exists():
         remedy = "has no checkpoint; give a run's folder, a .ckpt file, or the folder of a saved model"
         raise InputError("RUN_OR_CHECKPOINT", str(source), remedy)

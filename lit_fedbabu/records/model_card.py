@@ -36,7 +36,7 @@ TEMPLATE = """---
 
 ## Training
 
-Federated on `{{ dataset }}` for {{ provenance.round }} rounds.{{ finetuned }}
+Federated on `{{ dataset }}` for {{ provenance.round }} rounds{{ trained_on }}.{{ finetuned }}
 
 | option | value |
 |---|---|
@@ -86,6 +86,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
         dataset=config.get("task") or config["dataset"],
         provenance=provenance,
         settings=settings,
+        trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
         finetuned=_finetuned(provenance),
         results=_results(provenance, outcome) if outcome else {},
         license=LICENSE,
@@ -167,7 +168,7 @@ def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], path: s
         f"""```python
 import lit_fedbabu
 
-model = lit_fedbabu.load_model("{path}")
+{_first(provenance, path)}
 model.predict(["image.png"])  # images of any size: paths, PIL images or arrays
 ```
 {_from_hub(provenance)}
@@ -175,6 +176,15 @@ The model resizes images to 32 x 32, {"grey" if len(provenance["mean"]) == 1 els
 normalizes them by the mean
 {_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}""",
     )
+
+
+def _first(provenance: Mapping[str, Any], path: str) -> str:
+    """How the model in the example is made: it is loaded, or it is a body that is fine-tuned first."""
+    shared = parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared)
+    if provenance["kind"] != "federation" or "head" in shared or path.endswith(".ckpt"):
+        return f'model = lit_fedbabu.load_model("{path}")'
+    tuned = f'lit_fedbabu.finetune("{path}", data="my_photos", save_to="me")  # a folder with a folder for each class'
+    return f'{tuned}\nmodel = lit_fedbabu.load_model("me")'
 
 
 def _from_hub(provenance: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
+from lit_fedbabu.system import shipped_bodies
 
 PERSONAL = "personal"
 """The folder of clients' models, in that of a fine-tuning's results."""
@@ -23,12 +24,15 @@ def find_model(source: Path, client: int | None) -> tuple[Path, str]:
     """The model that a path stands for, and a note where it is one of several.
 
     Args:
-        source: a checkpoint, the folder of a saved model, or a run's folder.
+        source: a checkpoint, the folder of a saved model, the name of a body of this package, or a run's folder.
         client: of a run, whose model it shall be; None: the first one that was saved.
 
     Raises:
         InputError: the folder has no model that predicts, several settings have one, or the client has none.
     """
+    bodies = shipped_bodies()
+    if not source.exists() and str(source) in bodies:
+        source = bodies[str(source)]
     if not source.is_dir() or is_saved(source):
         if client is not None:
             raise InputError("--client", client, f"is for a run's folder, and {source} is one model")
