@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from dp_accounting.privacy_loss_distribution import PrivacyLossDistribution
 from scipy import stats
 
 from lit_fedbabu.algorithms import memory, privacy
@@ -99,6 +100,17 @@ def test_epsilon_is_the_least_that_the_gaussian_mechanism_has(noise_multiplier, 
 
     assert delta(found) == pytest.approx(privacy.DELTA, rel=1e-2)
     assert privacy.epsilon(noise_multiplier, participations + 1) > found
+
+
+@pytest.mark.parametrize(("noise_multiplier", "participations"), [(1.0, 1), (2.0, 3), (3.0, 8), (5.0, 20), (10.0, 80)])
+def test_epsilon_is_that_of_googles_accountant(noise_multiplier, participations):
+    """Its numbers are rounded up: by an interval at most for each round."""
+    interval, found = 1e-4, privacy.epsilon(noise_multiplier, participations)
+    once = PrivacyLossDistribution.from_gaussian_mechanism(
+        noise_multiplier, sensitivity=2.0, value_discretization_interval=interval
+    )
+    whole = once.self_compose(participations) if participations > 1 else once
+    assert found - 1e-6 <= whole.get_epsilon_for_delta(privacy.DELTA) <= found + participations * interval
 
 
 def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):
