@@ -207,7 +207,7 @@ def finetuned(federation, clients, config=None):
 MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {
     f"{name}_{kind}"
     for name in ("initial", "personalized")
-    for kind in ("accuracy", "loss", "calibration_error", "template_accuracy", "other_classes_accuracy")
+    for kind in ("accuracy", "loss", "calibration_error", "template_accuracy", "other_classes_accuracy", "f1", "auroc")
 }
 """Entries of a client in results.json, for one epoch of fine-tuning, beside its number and that of its images."""
 

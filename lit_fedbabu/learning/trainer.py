@@ -154,7 +154,7 @@ def personalize(
     for module, curve, *probes in zip(modules, curves, before, after, strict=True):
         if not_finite(module.model.state_dict()):  # what is measured of such a model means nothing
             curve[-1] = Evaluation(NAN, NAN, NAN, curve[-1].count)
-            probes[-1] = FeatureProbe(NAN, NAN)
+            probes[-1] = FeatureProbe(NAN, NAN, NAN, NAN)
         personalized.append(Personalization(tuple(curve), (probes[0], probes[1])))
     return personalized
 

@@ -21,6 +21,8 @@ OPTIONAL = ("score", "new_clients")
 MEASURES = {
     "fairness (Jain)": ("accuracy", "jain"),
     "calibration error": ("calibration_error", "mean"),
+    "F1, mean over classes": ("f1", "mean"),
+    "AUROC, mean over classes": ("auroc", "mean"),
     "accuracy without head": ("template_accuracy", "mean"),
     "accuracy on absent classes": ("other_classes_accuracy", "mean"),
 }

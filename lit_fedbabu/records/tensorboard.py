@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from lit_fedbabu.config import Config
 from lit_fedbabu.records import plots
 from lit_fedbabu.records.loggers import Loggers
-from lit_fedbabu.records.results import curve, score_of, spread, table
+from lit_fedbabu.records.results import MEASURES, curve, score_of, spread, table
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 BAND = "band"
@@ -104,6 +104,10 @@ class Board:
             self._writer.add_figure(f"finetuning/{self._score.name}_over_epochs", figure, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
         _add_features(self._writer, features, outcome["round"])
+        for kind, _ in MEASURES.values():
+            for key in (f"{stage}_{kind}" for stage in STAGES if not kind.endswith("accuracy")):
+                if key in outcome["summary"]:
+                    self._writer.add_scalar(f"measures/{key}_mean", outcome["summary"][key]["mean"], outcome["round"])
         self._file_writer.add_summary(self._end)
         self._writer.close()
         self._loggers.finish()

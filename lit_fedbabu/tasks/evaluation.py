@@ -134,17 +134,22 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureProbe:
-    """What a model knows beyond its head and its client's own classes; accuracies from 0 to 1.
+    """What predictions say beyond loss and accuracy; from 0 to 1.
 
     Args:
         template_accuracy: on the client's test images without the head. The predicted class is the one whose mean
             feature over the client's training images is nearest, by Euclidean distance (paper: "without classifier").
         other_classes_accuracy: on test images of the classes that the client has no training image of; nan if it has
             images of all classes.
+        f1: on the client's test images, the mean over classes that they have or are taken for.
+        auroc: on the client's test images, one class against the others, the mean over the classes that they have; nan
+            if that is one class.
     """
 
     template_accuracy: float
     other_classes_accuracy: float
+    f1: float
+    auroc: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +182,7 @@ class Personalization:
         stages = dict(zip(STAGES, (self.initial, self.personalized), strict=True))
         for measure in self.initial.measures:
             row |= {f"{stage}_{measure}": evaluation.measures[measure] for stage, evaluation in stages.items()}
-        for measure in ("template_accuracy", "other_classes_accuracy") if self.probes else ():
+        for measure in (field.name for field in dataclasses.fields(FeatureProbe)) if self.probes else ():
             probes = zip(STAGES, self.probes, strict=True)
             row |= {f"{stage}_{measure}": getattr(probe, measure) for stage, probe in probes}
         return row | {f"{self.name}_epoch_{epoch}": evaluation.score for epoch, evaluation in enumerate(self.curve)}

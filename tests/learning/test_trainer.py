@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities import registry
+from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from torch.nn import functional
 
@@ -13,6 +15,7 @@ from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.tasks.evaluation import Evaluation
+from lit_fedbabu.tasks.images.measures import auroc
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import client_data, state_digest, tiny_config
 
@@ -116,6 +119,23 @@ def test_reach_is_nearest_templates_and_a_look_at_other_classes():
         module.model.head.bias[other_labels[0]] = 1e6  # says this class, whatever it sees
     expected = (other_labels == other_labels[0]).double().mean().item()
     assert trainer.probe([module], [data])[0].other_classes_accuracy == expected > 0
+
+
+def test_f1_and_auroc_are_those_of_scikit_learn():
+    config = tiny_config()
+    module, data = Experiment(config).new_module(), client_data(config, 2, 0)
+    images, labels = data.test_set.tensors
+    with torch.no_grad():
+        module.model.head.bias[labels.unique()] += 10  # it takes images for both classes
+    found = trainer.probe([module], [data])[0]
+    with torch.no_grad():
+        logits = module(normalize(images, *data.constants))
+    probabilities = logits.softmax(1).numpy()
+    present = labels.unique().tolist()
+    areas = [roc_auc_score(labels == label, probabilities[:, label]) for label in present]
+    assert len(present) == 2 and found.auroc == pytest.approx(np.mean(areas), abs=1e-6)
+    assert found.f1 == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"), abs=1e-6)
+    assert math.isnan(auroc(logits, torch.zeros_like(labels))), "one class has no curve"
 
 
 def test_a_client_of_all_classes_has_no_other_ones():

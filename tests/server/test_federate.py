@@ -133,6 +133,11 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
         "time/seconds_per_round": each_round,
         **{tag.format("initial"): each_round for tag in over_clients},
         **{tag.format("personalized"): last for tag in over_clients},
+        **{
+            f"measures/{stage}_{measure}_mean": last
+            for stage in ("initial", "personalized")
+            for measure in ("calibration_error", "f1", "auroc")
+        },
     }
     assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
     assert set(events.Tags()["images"]) == {"split/training_images", "finetuning/accuracy_over_epochs"}

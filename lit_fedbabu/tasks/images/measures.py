@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
 
 from lit_fedbabu.tasks.evaluation import FeatureProbe
 
@@ -19,12 +20,33 @@ def feature_probe(predicted: Sequence[Predicted]) -> FeatureProbe:
         predicted: of the client's training images, of its test images and, if there are classes that it does not have,
             of test images of those.
     """
-    (features, _, labels), (test_features, _, test_labels), *absent = predicted
+    (features, _, labels), (test_features, logits, test_labels), *absent = predicted
     classes: Tensor = torch.unique(labels)
     templates = torch.stack([features[labels == label].mean(0) for label in classes])
     nearest = classes[torch.cdist(test_features, templates).argmin(1)]
-    others = [share_equal(logits.argmax(1), foreign) for _, logits, foreign in absent]
-    return FeatureProbe(share_equal(nearest, test_labels), others[0] if others else math.nan)
+    others = [share_equal(found.argmax(1), foreign) for _, found, foreign in absent]
+    f1 = multiclass_f1_score(logits, test_labels, logits.shape[1], average="macro").item()
+    without_head = share_equal(nearest, test_labels)
+    return FeatureProbe(without_head, others[0] if others else math.nan, f1, auroc(logits, test_labels))
+
+
+def auroc(logits: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve, one class against the others, the mean over the classes that there are.
+
+    Args:
+        logits: (N, num_classes).
+        labels: (N,).
+
+    Returns:
+        0 to 1; nan if all labels are one class.
+    """
+    there: Tensor = torch.unique(labels)
+    present = there.tolist()
+    if len(present) < 2 or not logits.isfinite().all():
+        return math.nan
+    probabilities = logits.softmax(1)
+    areas = [binary_auroc(probabilities[:, each], (labels == each).long()) for each in present]
+    return torch.stack(areas).double().mean().item()
 
 
 def share_equal(predicted: Tensor, labels: Tensor) -> float:
