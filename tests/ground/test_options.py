@@ -42,5 +42,7 @@ def test_a_shipped_configuration_is_named_without_a_path_and_later_words_win(mon
 def test_configs_are_listed_with_a_line_each(capsys):
     assert configs.main([]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in told[:-1]} == {path.stem for path in configs_folder().glob("*.toml")}
+    place = next(place for place, line in enumerate(told) if line.startswith("they lie in"))
+    assert {line.split()[0] for line in told[:place]} == {path.stem for path in configs_folder().glob("*.toml")}
+    assert [line.split()[0] for line in told[place + 2 :]] == ["cifar10", "cifar10-fedavg"]
     assert "demo           scikit-learn's digits" in "\n".join(told)

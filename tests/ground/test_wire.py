@@ -188,8 +188,9 @@ KEYS = {
 ELSEWHERE = {
     "client/handlers": {"place"},  # names of handlers
     "client_app": {"place"},
-    "records/tensorboard": {"failures"},  # a tag
-    "records/model_card": {"metrics", "learning-rate"},  # of a model hub, and an option
+    "records/tensorboard": {"failures", "learning-rate"},  # a tag, and an option
+    "records/model_card": {"learning-rate"},  # an option
+    "body": {"trains-on"},  # of config.toml
     "server/federate": {"trains-on"},  # of config.toml
     "reporting/runs": {"trains-on"},  # of config.toml
     "reporting/facts": {"trains-on", "failures"},  # of config.toml, and a column
