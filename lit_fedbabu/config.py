@@ -56,6 +56,7 @@ class Config(Derived):
         " as in the paper's code",
         choices=("data", "imagenet"),
     )
+    image_size: int = option(32, "height and width in pixels that every image is resized to", low=8, high=1024)
     partitioner: str = option(
         "classes",
         "how images are dealt to clients, as classes, shards, dirichlet or iid; with sites every SuperNode is a client"
@@ -77,7 +78,8 @@ class Config(Derived):
     min_client_images: int = option(10, "training images that every client must have at least", low=1)
     augmentation: str = option(
         "crop-flip",
-        "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",
+        "of training images, also while fine-tuning: random crop with padding of an eighth of image-size,"
+        " horizontal flip",
         choices=("crop-flip", "crop", "none"),
     )
     num_server_rounds: int = option(80, "K: communication rounds", low=1)

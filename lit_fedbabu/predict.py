@@ -33,14 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     from lit_fedbabu.algorithms.table import ALGORITHMS  # these import PyTorch: first the cheap checks
     from lit_fedbabu.learning.classifier import load_model
     from lit_fedbabu.learning.parts import parts_of
-    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, read_images
+    from lit_fedbabu.tasks.preprocessing import read_images
 
     model = load_model(arguments.checkpoint, arguments.model_name)
-    images = read_images(arguments.images, model.channels) if arguments.images else None
+    images = read_images(arguments.images, model.channels, model.image_size) if arguments.images else None
     if arguments.export:
         path = arguments.out or arguments.checkpoint.with_suffix(SUFFIXES[arguments.export])
         export(model, arguments.export, path)
-        print(f"wrote {path}: float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1")
+        shape = f"(N, {model.channels}, {model.image_size}, {model.image_size})"
+        print(f"wrote {path}: float32 images {shape} in 0..1")
     names = model.class_names
     rows = [] if images is None else model.probabilities_of_pixels(images).tolist()
     for path, row in zip(arguments.images, rows, strict=True):
@@ -75,14 +76,12 @@ def export(model: "Classifier", form: str, path: Path) -> None:
     """
     import torch
 
-    from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
-
     if path.exists():
         raise InputError("--out", str(path), "exists and is not overwritten; take another name")
     if not path.parent.is_dir():
         raise InputError("--out", str(path), f"there is no folder {path.parent}")
     model = model.float()
-    example = torch.rand(2, model.channels, IMAGE_SIZE, IMAGE_SIZE)
+    example = torch.rand(2, model.channels, model.image_size, model.image_size)
     sizes = ({0: torch.export.Dim("images")},)
     scratch = path.with_name(f".{path.name}")
     try:

@@ -34,6 +34,7 @@ class Classifier(nn.Module):
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])
         self.normalizes_by_batch: bool = saved.hyper_parameters["norm"] == "batch"
         self.kind = saved.kind
+        self.image_size = saved.image_size
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(saved.provenance[name], dtype=torch.float32)[:, None, None])
         self.eval()
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
         return len(self.provenance["mean"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, 32, 32) in 0..1, which are normalized here."""
+        """Logits (N, num_classes) of images (N, C, S, S) in 0..1, S being ``image_size``, which are normalized here."""
         logits: Tensor = self.model((images - self.get_buffer("mean")) / self.get_buffer("std"))
         return logits
 
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
         return self.probabilities_of_pixels(np.stack([self._pixels(image) for image in images]))
 
     def probabilities_of_pixels(self, images: Pixels) -> Tensor:
-        """Probabilities (N, num_classes) of images (N, 32, 32, C) of uint8, all of them in one batch."""
+        """Probabilities (N, num_classes) of images (N, S, S, C) of uint8, all of them in one batch."""
         dtype = next(self.model.parameters()).dtype
         with torch.inference_mode():
             batch = normalize(torch.from_numpy(images), self.provenance["mean"], self.provenance["std"], dtype)
@@ -70,11 +71,11 @@ class Classifier(nn.Module):
 
     def _pixels(self, image: ImageLike) -> Pixels:
         if isinstance(image, str | Path):
-            read: Pixels = read_images([Path(image)], self.channels)[0]
+            read: Pixels = read_images([Path(image)], self.channels, self.image_size)[0]
             return read
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
-        pixels: Pixels = with_channels(to_array(image)[None], self.channels)[0]
+        pixels: Pixels = with_channels(to_array(image, self.image_size)[None], self.channels)[0]
         return pixels
 
 

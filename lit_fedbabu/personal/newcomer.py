@@ -17,7 +17,6 @@ from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.data import ImageClassification
-from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
 from lit_fedbabu.tasks.seeding import seeded
 
 CHECKPOINT = "personal.ckpt"
@@ -69,7 +68,7 @@ def finetune(
     own = experiment.client_data(0, config.derived_seed("finetune", 0))
     print(
         f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
-        f" {len(names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}"
+        f" {len(names)} classes, resized to {config.image_size} x {config.image_size}"
     )
     with seeded(config.derived_seed("finetuning-draws", 0)):
         (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment))

@@ -13,11 +13,13 @@ from lit_fedbabu.records.run_folder import CONFIG, RESULTS
 NAME = "README.md"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
-    "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "norm", "finetune-part",
-    "num-finetune-epochs", "finetune-learning-rate", "seed",
+    "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
+    "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "seed",
 )  # fmt: skip
 
-OF_IMAGES = ("partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "norm")
+OF_IMAGES = (
+    "partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
+)  # fmt: skip
 """Of them those that a task has no use for."""
 
 
@@ -90,8 +92,8 @@ model = lit_fedbabu.load_model("{checkpoint}")
 model.predict(["image.png"])  # images of any size: paths, PIL images or arrays
 ```
 
-The model resizes images to 32 x 32, {"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and
-normalizes them by the mean
+The model resizes images to {" x ".join(2 * [str(config["image-size"])])},
+{"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and normalizes them by the mean
 {_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}""",
     )
 

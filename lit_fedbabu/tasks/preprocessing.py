@@ -1,6 +1,6 @@
 """How images become what models take. Light to import: it leaves Lightning out."""
 
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, read_images, to_array, with_channels
+from lit_fedbabu.tasks.images.decoding import Pixels, read_images, to_array, with_channels
 from lit_fedbabu.tasks.images.transforms import normalize
 
-__all__ = ["IMAGE_SIZE", "Pixels", "normalize", "read_images", "to_array", "with_channels"]
+__all__ = ["Pixels", "normalize", "read_images", "to_array", "with_channels"]

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from lit_fedbabu.tasks.images.transforms import augment, normalize
+from lit_fedbabu.tasks.images.transforms import augment, crop, draw, normalize
 from tests.support import tiny
 
 
@@ -52,3 +52,13 @@ def test_normalization_is_torchvisions():
     ours = normalize(images, *constants)
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padding_and_crop_grow_with_the_image():
+    images = torch.randint(0, 256, (300, 64, 64, 1), dtype=torch.uint8)
+    places = draw(300, 64, "crop", torch.Generator().manual_seed(1))
+    assert places.shape == (2, 300, 64)
+    assert [places[axis, :, 0].unique().tolist() for axis in (0, 1)] == [list(range(17))] * 2, "8 of 64, as 4 of 32"
+    padded = torch.nn.functional.pad(images, (0, 0, 8, 8, 8, 8))
+    for image, result, top, left in zip(padded, crop(images, places), *places[:, :, 0], strict=True):
+        assert torch.equal(result, image[top : top + 64, left : left + 64])

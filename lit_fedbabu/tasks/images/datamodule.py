@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class ClientData(L.LightningDataModule):
     """One client's images as batches: raw uint8 up to the device, augmented and normalized there.
 
-    A batch is images (B, 32, 32, C) of uint8 and labels (B,). After its transfer to the device the images are
-    (B, C, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+    A batch is images (B, S, S, C) of uint8, S being ``image-size``, and labels (B,). After its transfer to the device
+    the images are (B, C, S, S), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
 
     Args:
         task: whose dataset and split it is, as in ``Experiment(config).task``.
@@ -87,10 +87,10 @@ class ClientData(L.LightningDataModule):
 
     def draw(self, count: int) -> Tensor | None:
         """Places for the augmentation of the next ``count`` training images, as ``transforms.crop`` takes them."""
-        return draw(count, self.config.augmentation, self._augmentation)
+        return draw(count, self.config.image_size, self.config.augmentation, self._augmentation)
 
     def prepare(self, images: Tensor, places: Tensor | None) -> Tensor:
-        """Images (B, 32, 32, C) of uint8 as the model takes them: cropped at the places and normalized."""
+        """Images (B, S, S, C) of uint8 as the model takes them: cropped at the places and normalized."""
         dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
         return normalize(crop(images, places), *self.constants, dtype)
 

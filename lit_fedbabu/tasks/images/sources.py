@@ -14,7 +14,7 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder, from_home
-from lit_fedbabu.tasks.images.decoding import Pixels, to_array
+from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, some
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
@@ -48,7 +48,13 @@ class Source:
         return len(self.mean)
 
 
-def load(dataset: str, label_column: str = "", owner_column: str = "", classes: tuple[str, ...] = ()) -> Source:
+def load(
+    dataset: str,
+    label_column: str = "",
+    owner_column: str = "",
+    classes: tuple[str, ...] = (),
+    size: int = IMAGE_SIZE,
+) -> Source:
     """The dataset as arrays that all processes of a machine map from one copy; decoded when first seen.
 
     Args:
@@ -56,13 +62,14 @@ def load(dataset: str, label_column: str = "", owner_column: str = "", classes: 
         label_column: the column with the labels; empty: the only one there is.
         owner_column: a column that says whose an image is; empty: none is read.
         classes: names of classes in the order that numbers them; empty: the dataset's own.
+        size: height and width of the images in pixels.
 
     Raises:
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
     """
-    folder = _cache_root() / _cache_key(dataset, label_column, owner_column)
+    folder = _cache_root() / _cache_key(size, dataset, label_column, owner_column)
     if not folder.exists():
-        _decode(folder, dataset, label_column, owner_column)
+        _decode(folder, size, dataset, label_column, owner_column)
     about = json.loads((folder / "about.json").read_text())
     train, test = (
         Split(
@@ -101,10 +108,10 @@ def _cache_root() -> Path:
     return Path(base) / "lit_fedbabu"
 
 
-def _cache_key(dataset: str, *columns: str) -> str:
+def _cache_key(size: int, dataset: str, *columns: str) -> str:
     """The name of the dataset's folder in the cache: another one whenever a file or an argument is another."""
     if dataset == "digits":
-        return f"digits-{_FORMAT}"
+        return f"digits-{size}px-{_FORMAT}"
     digest = hashlib.sha256(json.dumps(columns).encode())
     place = dataset_folder(dataset)
     if place is not None:
@@ -123,7 +130,7 @@ def _cache_key(dataset: str, *columns: str) -> str:
         digest.update(dataset.encode("utf-8", "surrogateescape"))
         kind, name = "hub", dataset
     plain = "".join(each if each.isascii() and (each.isalnum() or each in "-_.") else "-" for each in name)
-    return f"{kind}-{plain[:60]}-{digest.hexdigest()[:16]}-{_FORMAT}"
+    return f"{kind}-{plain[:60]}-{digest.hexdigest()[:16]}-{size}px-{_FORMAT}"
 
 
 def _files(dataset: str, folder: Path) -> list[Path]:
@@ -144,8 +151,8 @@ def _is_no_folder(dataset: str) -> str:
     return f'is no folder here{has}; give a folder, a hub name "owner/name" or "digits"'
 
 
-def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) -> None:
-    decoded = _digits() if dataset == "digits" else read_tables(dataset, label_column, owner_column)
+def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_column: str) -> None:
+    decoded = _digits(size) if dataset == "digits" else read_tables(dataset, label_column, owner_column, size)
     mean, std = _statistics(decoded.train.images)
     about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -173,11 +180,11 @@ def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
     return mean.tolist(), [float(value) or 1.0 for value in np.sqrt(np.maximum(variance, 0))]
 
 
-def _digits() -> Decoded:
+def _digits(size: int) -> Decoded:
     """scikit-learn's 1,797 handwritten digits."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
+    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8)), size) for image in raw.images]
     train, test = hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
     return Decoded(train, test, [str(digit) for digit in range(10)])

@@ -10,7 +10,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, decode
+from lit_fedbabu.tasks.images.decoding import Pixels, decode
 from lit_fedbabu.tasks.images.folders import TEST_SPLITS, some
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable
 
@@ -23,7 +23,7 @@ class Split:
     """Images of one split, with their labels.
 
     Args:
-        images: (N, 32, 32, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
+        images: (N, H, W, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
         labels: (N,) numbers of classes.
         owners: (N,) numbers of the values of ``natural-id-column``, where it was asked for.
     """
@@ -50,7 +50,7 @@ class Decoded:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
+def read_tables(dataset: str, label_column: str, owner_column: str, size: int) -> Decoded:
     """A hub dataset or a folder; arguments as of ``sources.load``.
 
     Raises:
@@ -75,7 +75,7 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
     if owner_column:
         owners = list(numbered(dataset, used, owner_column, classes=False)[0])
     labels, names = _learnt(dataset, dict(zip(used, labels, strict=True)), names, notes)
-    images = [_images(dataset, name, table, image_column) for name, table in used.items()]
+    images = [_images(dataset, name, table, image_column, size) for name, table in used.items()]
     channels = max(each.shape[-1] for each in images)
     splits = [
         Split(np.broadcast_to(each, (*each.shape[:-1], channels)), label, owner)
@@ -113,7 +113,7 @@ def _learnt(
     return [number[each] for each in labels.values()], [names[each] for each in kept]
 
 
-def _images(dataset: str, split: str, table: Any, column: str) -> Pixels:
+def _images(dataset: str, split: str, table: Any, column: str, size: int) -> Pixels:
     feature = table.features[column]
     if not feature.decode:
         remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
@@ -127,12 +127,12 @@ def _images(dataset: str, split: str, table: Any, column: str) -> Pixels:
             if file is None:
                 raise ValueError("there is none")
             where = str(file) if content is None else where
-            arrays.append(decode(file, feature.mode))
+            arrays.append(decode(file, feature.mode, size))
         except ValueError as error:
             remedy = f"an image of its split {split!r} cannot be read: {where}: {error}"
             raise InputError("dataset", dataset, remedy) from None
     channels = max(array.shape[-1] for array in arrays)
-    whole = np.empty((len(arrays), IMAGE_SIZE, IMAGE_SIZE, channels), dtype=np.uint8)
+    whole = np.empty((len(arrays), size, size, channels), dtype=np.uint8)
     for place, array in zip(whole, arrays, strict=True):
         place[:] = array
     return whole

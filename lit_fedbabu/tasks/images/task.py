@@ -8,7 +8,6 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.evaluation import ACCURACY
 from lit_fedbabu.tasks.images.datamodule import ClientData
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE
 from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
@@ -40,7 +39,8 @@ class ImageClassification:
             InputError: it is not there, cannot be reached, or its columns or classes are not as asked for.
         """
         config = self.config
-        return load(config.dataset, config.label_column, config.natural_id_column, config.classes)
+        columns = config.label_column, config.natural_id_column
+        return load(config.dataset, *columns, config.classes, config.image_size)
 
     @cached_property
     def partition(self) -> Partition:
@@ -99,7 +99,7 @@ class ImageClassification:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of an image as the model takes it: channels, height and width."""
-        return self.channels, IMAGE_SIZE, IMAGE_SIZE
+        return self.channels, self.config.image_size, self.config.image_size
 
     def batch_sizes(self, pooled: bool = False) -> tuple[list[int], list[int]]:
         """Images of the largest and the smallest batch that a client trains on, and of those that it is evaluated on.
