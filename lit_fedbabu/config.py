@@ -78,9 +78,11 @@ class Config(Derived):
     min_client_images: int = option(10, "training images that every client must have at least", low=1)
     augmentation: str = option(
         "crop-flip",
-        "of training images, also while fine-tuning: random crop with padding of an eighth of image-size,"
-        " horizontal flip",
-        choices=("crop-flip", "crop", "none"),
+        "of training images, also while fine-tuning: crop is a random one with padding of an eighth of image-size,"
+        " resized-crop a random part of 8 to 100 % that is resized, flip a horizontal one in half of the images; or"
+        " your own function of a float batch (N, C, H, W) in 0..1: my_module:augment",
+        choices=("crop-flip", "crop", "resized-crop-flip", "none"),
+        import_path=True,
     )
     num_server_rounds: int = option(80, "K: communication rounds", low=1)
     num_local_epochs: int = option(4, "tau: epochs of each participant in a round", low=1)

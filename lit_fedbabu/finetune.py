@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", help="of the training, as the option precision")
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
+    parser.add_argument("--augmentation", help="of the training, as the option; one that is code must be named")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     parser.add_argument("--task", default="", help="the federation's task if it has one: it is run")
@@ -97,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 TYPED = {
-    "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part", "label-column": "label_column",
+    "augmentation": "augmentation", "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part",
+    "label-column": "label_column",
     "num-finetune-epochs": "epochs", "precision": "precision",
 }  # fmt: skip
 """Options of the configuration, and the names that this command has for them."""

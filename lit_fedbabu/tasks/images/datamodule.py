@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partitioners import Indices
 from lit_fedbabu.tasks.images.tables import Split
-from lit_fedbabu.tasks.images.transforms import crop, draw, normalize
+from lit_fedbabu.tasks.images.transforms import augmented, draw, normalize
 
 if TYPE_CHECKING:
     from lit_fedbabu.tasks.images.task import ImageClassification
@@ -86,13 +86,13 @@ class ClientData(L.LightningDataModule):
         return self.prepare(images, self.draw(len(images)) if training else None), labels
 
     def draw(self, count: int) -> Tensor | None:
-        """Places for the augmentation of the next ``count`` training images, as ``transforms.crop`` takes them."""
-        return draw(count, self.config.image_size, self.config.augmentation, self._augmentation)
+        """Random numbers for the augmentation of the next ``count`` training images."""
+        return draw(count, self.config.image_size, self.task.augmentation, self._augmentation)
 
-    def prepare(self, images: Tensor, places: Tensor | None) -> Tensor:
-        """Images (B, S, S, C) of uint8 as the model takes them: cropped at the places and normalized."""
+    def prepare(self, images: Tensor, drawn: Tensor | None) -> Tensor:
+        """Images (B, S, S, C) of uint8 as the model takes them: augmented as was drawn, and normalized."""
         dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
-        return normalize(crop(images, places), *self.constants, dtype)
+        return normalize(augmented(images, self.task.augmentation, drawn), *self.constants, dtype)
 
     @property
     def num_train(self) -> int:
