@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--save", str(save), "is for --data; for the clients it is --save alone")
     if arguments["data"] is not None and save == HERE:
         raise InputError("--save", "", "needs a folder where there is --data")
+    if arguments["plain"]:
+        os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset
     save_to = None if save == HERE else save
     try:
         _finetune(_request(**arguments, save=save == HERE, save_to=save_to))

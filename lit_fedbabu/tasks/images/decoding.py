@@ -1,7 +1,8 @@
 """Images of any size and mode as arrays of the size and the channels that a model takes."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -24,6 +25,8 @@ LFS_POINTER = b"version https://git-lfs"
 def decode(file: str | Path | bytes, mode: str | None = None, size: int = IMAGE_SIZE) -> Pixels:
     """An image file, or its content, as ``to_array`` gives it; of several frames the first.
 
+    Pillow may warn of it; threads that decode side by side share one ``quiet_pillow``.
+
     Args:
         file: its path, or its bytes.
         mode: a mode of Pillow that the image is converted to before; None leaves it as it is.
@@ -35,12 +38,18 @@ def decode(file: str | Path | bytes, mode: str | None = None, size: int = IMAGE_
     try:
         # Bytes, because Pillow does not turn some TIFF files that it opens by their names.
         content = file if isinstance(file, bytes) else _content(Path(file))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF in images that it can read
-            with Image.open(BytesIO(content)) as image:
-                return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image, size)
+        with Image.open(BytesIO(content)) as image:
+            return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image, size)
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise ValueError(_reason(file, error)) from None
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow, which warns of odd palettes and EXIF in images that it can read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _content(path: Path) -> bytes:
@@ -93,7 +102,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def with_channels(images: Pixels, channels: int) -> Pixels:
-    """Images (N, H, W, C) with so many channels: grey is repeated, colours become their luma (Rec. 601)."""
+    """Images (..., H, W, C) with so many channels: grey is repeated, colours become their luma (Rec. 601)."""
     if images.shape[-1] == channels:
         return images
     if channels == 3:
@@ -111,7 +120,8 @@ def read_images(paths: Sequence[Path], channels: int, size: int = IMAGE_SIZE) ->
     rows = []
     for path in paths:
         try:
-            rows.append(with_channels(decode(path, size=size)[None], channels))
+            with quiet_pillow():
+                rows.append(with_channels(decode(path, size=size)[None], channels))
         except ValueError as error:
             reason = "is no file" if not path.is_file() else f"cannot be read as an image: {error}"
             raise InputError("IMAGE", str(path), reason) from None

@@ -14,12 +14,17 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder, from_home
+from lit_fedbabu.tasks.images.arrays import ImageFiles
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, some
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
 _FORMAT = "v5"
 """Of decoded images in the cache. It changes when an image would be decoded otherwise."""
+
+
+COUNTED = 16
+"""Images whose values are counted at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +157,17 @@ def _is_no_folder(dataset: str) -> str:
 
 
 def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_column: str) -> None:
-    decoded = _digits(size) if dataset == "digits" else read_tables(dataset, label_column, owner_column, size)
-    mean, std = _statistics(decoded.train.images)
-    about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
     try:
+        if dataset == "digits":
+            decoded = _digits(size, scratch)
+        else:
+            decoded = read_tables(dataset, label_column, owner_column, size, scratch)
+        mean, std = _statistics(decoded.train.images)
+        about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
         for name, split in (("train", decoded.train), ("test", decoded.test)):
-            for what, values in vars(split).items():
+            for what, values in (("labels", split.labels), ("owners", split.owners)):
                 if values is not None:
                     np.save(scratch / f"{name}_{what}.npy", values)
         (scratch / "about.json").write_text(json.dumps(about))
@@ -173,18 +181,29 @@ def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_colu
 
 def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by channel, from counts of values: exact, and so equal on every machine."""
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+    *_, width, channels = images.shape
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images), COUNTED):
+        stacked = images[start : start + COUNTED].reshape(-1, width, channels)
+        image = Image.fromarray(stacked if channels == 3 else stacked[..., 0])
+        counts += np.array(image.histogram()).reshape(channels, 256)  # 5 to 10 times as fast as np.bincount
     values, count = np.arange(256) / 255, counts.sum(1)
     mean = counts @ values / count
     variance = counts @ values**2 / count - mean**2
     return mean.tolist(), [float(value) or 1.0 for value in np.sqrt(np.maximum(variance, 0))]
 
 
-def _digits(size: int) -> Decoded:
+def _digits(size: int, folder: Path) -> Decoded:
     """scikit-learn's 1,797 handwritten digits."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8)), size) for image in raw.images]
-    train, test = hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
-    return Decoded(train, test, [str(digit) for digit in range(10)])
+    labels, test = raw.target.astype(np.int64), hold_out(raw.target)
+    rows = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+    with ImageFiles(folder, size, {name: len(own) for name, own in rows.items()}) as files:
+        for name, own in rows.items():
+            for place, image in enumerate(raw.images[own]):
+                grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
+                files.write(name, place, to_array(grey, size))
+    train, held_out = (Split(files.read(name), labels[own]) for name, own in rows.items())
+    return Decoded(train, held_out, [str(digit) for digit in range(10)])
