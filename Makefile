@@ -2,10 +2,10 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 FLWR ?= 1.42
 
-.PHONY: help demo check format test results golden bench bench-start scale setup test-flwr dist tensorboard
+.PHONY: help demo check format test results golden bench bench-decoding bench-start scale setup test-flwr dist tensorboard
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-12s", $$1; $$1 = ""; print}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-14s", $$1; $$1 = ""; print}'
 
 demo: setup ## run a small federation on scikit-learn's digits
 	$(RUN) lit_fedbabu.run configs/demo.toml
@@ -41,6 +41,9 @@ results: setup ## make the tables and figures of results/
 
 bench: setup ## measure a round beside two plain loops
 	$(RUN) benchmarks.bench
+
+bench-decoding: setup ## measure how many images are decoded in a second
+	$(RUN) benchmarks.decoding
 
 bench-start: setup ## measure the seconds from a command to its first result
 	$(RUN) benchmarks.start

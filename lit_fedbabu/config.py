@@ -56,6 +56,7 @@ class Config(Derived):
         " as in the paper's code",
         choices=("data", "imagenet"),
     )
+    image_size: int = option(32, "height and width in pixels that every image is resized to", low=8, high=1024)
     partitioner: str = option(
         "classes",
         "how images are dealt to clients, as classes, shards, dirichlet or iid; with sites every SuperNode is a client"
@@ -83,8 +84,11 @@ class Config(Derived):
     )
     augmentation: str = option(
         "crop-flip",
-        "of training images, also while fine-tuning: random crop with padding 4, horizontal flip",
-        choices=("crop-flip", "crop", "none"),
+        "of training images, also while fine-tuning: crop is a random one with padding of an eighth of image-size,"
+        " resized-crop a random part of 8 to 100 % that is resized, flip a horizontal one in half of the images; or"
+        " your own function of a float batch (N, C, H, W) in 0..1: my_module:augment",
+        choices=("crop-flip", "crop", "resized-crop-flip", "none"),
+        import_path=True,
     )
     num_server_rounds: int = option(80, "K: communication rounds", low=1)
     num_local_epochs: int = option(4, "tau: epochs of each participant in a round", low=1)

@@ -15,7 +15,7 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import own, own_trial, trainer
-from lit_fedbabu.learning.models import MODELS, build_model
+from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
 from lit_fedbabu.learning.parts import parts_of, select
@@ -80,6 +80,7 @@ class Experiment:
             weight_decay=config.weight_decay,
             model_seed=self.model_seed,
             dtype="float64" if config.precision == "64-true" else "float32",
+            image_size=config.image_size,
         )
 
     @property
@@ -172,8 +173,9 @@ class Experiment:
         if isinstance(self.task, OwnTask):
             self._check_own(self.task)
             return
+        refuse_unfit_size(config.model_name, config.image_size)
         classes, channels = len(self.task.class_names), self.task.source.channels if images else self.task.channels
-        model = build_model(config.model_name, classes, self.model_seed, config.norm, channels)
+        model = build_model(config.model_name, classes, self.model_seed, config.norm, channels, config.image_size)
         if images:
             self.task.check()
         if config.model_name not in MODELS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--save", str(save), "is for --data; for the clients it is --save alone")
     if arguments["data"] is not None and save == HERE:
         raise InputError("--save", "", "needs a folder where there is --data")
+    if arguments["plain"]:
+        os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset
     save_to = None if save == HERE else save
     try:
         _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
@@ -82,21 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     data = "of your own, instead of the clients': a folder or a hub name of images, or with --task my_module:MyData"
     parser.add_argument("--data", help=data)
     parser.add_argument("--label-column", default="", help="of --data, where it has several")
-    parser.add_argument(
-        "--save",
-        nargs="?",
-        const=HERE,
-        type=Path,
-        metavar="DIR",
-        help="save the clients' models beside the results, or with --data the model in DIR",
-    )
-    parser.add_argument(
-        "--running-statistics",
-        action="store_true",
-        help="saved models use statistics of the training images, and so predict each image alone",
-    )
+    what = "save the clients' models beside the results, or with --data the model in DIR"
+    parser.add_argument("--save", nargs="?", const=HERE, type=Path, metavar="DIR", help=what)
+    what = "saved models use statistics of the training images, and so predict each image alone"
+    parser.add_argument("--running-statistics", action="store_true", help=what)
     parser.add_argument("--precision", help="of the training, as the option precision")
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
+    parser.add_argument("--augmentation", help="of the training, as the option; one that is code must be named")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     parser.add_argument("--task", default="", help="the federation's task if it has one: it is run")
@@ -104,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 TYPED = {
-    "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part", "label-column": "label_column",
+    "augmentation": "augmentation", "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part",
+    "label-column": "label_column",
     "num-finetune-epochs": "epochs", "precision": "precision",
 }  # fmt: skip
 """Options of the configuration, and the names that this command has for them."""

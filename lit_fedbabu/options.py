@@ -41,6 +41,7 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    import_path: bool = False,
 ) -> Any:
     """Declare a field of ``Config``.
 
@@ -51,9 +52,10 @@ def option(
         low: the least value allowed.
         above: a value that must be exceeded.
         high: the greatest value allowed.
+        import_path: whether the path of an object, as in my_module:name, may stand in place of a choice.
     """
     limits = {"about": about, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=limits)
+    return dataclasses.field(default=default, metadata={**limits, "import_path": import_path})
 
 
 def key_of(field: "dataclasses.Field[Any]") -> str:
@@ -74,8 +76,9 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
     if type(value) is not kind:
         article = {int: "a whole number", float: "a number", str: "a text"}[kind]
         raise InputError(key, value, f"must be {article}, as in {key}={json.dumps(field.default)}")
-    if limits["choices"] and value not in limits["choices"]:
-        raise InputError(key, value, f"must be one of {', '.join(limits['choices'])}")
+    if limits["choices"] and value not in limits["choices"] and not (limits["import_path"] and ":" in value):
+        path = f", or an import path as in my_module:{field.name}" if limits["import_path"] else ""
+        raise InputError(key, value, f"must be one of {', '.join(limits['choices'])}{path}")
     if kind is float and not math.isfinite(value):
         raise InputError(key, str(value), "must be finite")
     for bound, words in (("low", "at least"), ("above", "greater than"), ("high", "at most")):

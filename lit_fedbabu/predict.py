@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
     path, note = find_model(arguments.model, arguments.client)
     model = load_model(path, arguments.model_name)
-    named = read_named(arguments.images, model.channels)
+    named = read_named(arguments.images, model.channels, model.image_size)
     if arguments.images and not named.names:
         for refused in named.refused[:-1]:
             print(f"error: {refused}", file=sys.stderr)

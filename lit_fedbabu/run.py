@@ -5,6 +5,7 @@ SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.plain:
+        os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse_words(arguments.words)
     if arguments.resume:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import decoding
 from benchmarks.bench import ratios
 from benchmarks.loops import Common, Tuned
 from benchmarks.setting import machine
@@ -60,3 +61,11 @@ def test_ratios_are_taken_turn_by_turn():
 def test_results_say_what_machine_they_are_of():
     about = machine(Config(precision="bf16-mixed"))
     assert about["cores"] >= 1 and " in bf16-mixed with torch " in about["trains on"]
+
+
+@pytest.mark.parametrize("way", ["a plain loop", "ours, all cores"])
+def test_decoding_is_measured_with_its_memory(way, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = decoding._measured(way, str(decoding.photographs(tmp_path / "photographs", 20)), 48)
+    assert found["seconds"] > 0 and found["MiB"] >= 0
+    assert (tmp_path / "cache").exists() == way.startswith("ours")

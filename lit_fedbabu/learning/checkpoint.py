@@ -51,6 +51,11 @@ class Checkpoint:
         """The import path of the task of the user's own whose module this is; empty: it is of images."""
         return _task_of(self.provenance)
 
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the images that the model takes."""
+        return _size(self.hyper_parameters)
+
     def config(self) -> Config:
         """The configuration of the federation.
 
@@ -119,6 +124,7 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
         missing |= set() if task else {"model_name", "num_classes", "norm", "channels"} - options.keys()
         state = content["state_dict"]
         kind = provenance.get("kind") or _kind_of_0_1(provenance)
+        size = provenance.get("config", {}).get("image-size", 32)
     except Exception as error:  # a damaged file can make the reader raise anything
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
@@ -127,6 +133,9 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
         raise InputError("checkpoint", str(path), remedy)
     if kind not in KINDS:
         remedy = f"was written by another version of lit_fedbabu: its kind is {kind}, not one of {', '.join(KINDS)}"
+        raise InputError("checkpoint", str(path), remedy)
+    if not task and size != _size(options):
+        remedy = f"is of a model for images of {_size(options)} pixels, and its configuration has image-size={size}"
         raise InputError("checkpoint", str(path), remedy)
     model_name = task or options["model_name"]
     if ":" in model_name and model_name != trusted:
@@ -184,7 +193,14 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _new_model(options: dict[str, Any]) -> nn.Module:
-    return build_model(options["model_name"], options["num_classes"], 0, options["norm"], options["channels"])
+    model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
+    return build_model(model_name, options["num_classes"], 0, norm, channels, _size(options))
+
+
+def _size(options: dict[str, Any]) -> int:
+    """Height and width of the images; of version 0.1, which did not say it, 32."""
+    size: int = options.get("image_size", 32)
+    return size
 
 
 def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:

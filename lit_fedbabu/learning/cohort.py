@@ -12,7 +12,7 @@ from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.state import aliases, load_state, state_of
 
 Group = tuple[list[int], Tensor, Tensor]
-"""A clients whose batches are equally large, their images (A, B, C, 32, 32) and labels (A, B)."""
+"""A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
 
 
 class LitCohort(PartModule):

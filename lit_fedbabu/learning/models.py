@@ -1,5 +1,6 @@
 """Models of two parts: a ``body`` that extracts features and a ``head`` that classifies them."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -36,19 +37,19 @@ class FourConvNet(BodyAndHead):
     """The paper's 4convNet (App. A.1; ``CNNCifar`` of its official code), 115,658 parameters for 10 classes.
 
     Four blocks of 3x3 convolution with 64 channels, batch norm, ReLU and 2x2 max pooling, then one linear layer
-    on 256 features. Weights start as PyTorch's defaults.
+    on 256 features for images of 32 pixels. Weights start as PyTorch's defaults.
 
-    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, S, S) to logits (N, num_classes).
     """
 
-    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
+    def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3, image_size: int = 32) -> None:
         def block(channels_in: int) -> nn.Sequential:
             convolution = nn.Conv2d(channels_in, 64, kernel_size=3, padding=1)
             # Pooling and ReLU commute, values and gradients alike, and so ReLU has a quarter of the work.
             return nn.Sequential(convolution, norm(64), nn.MaxPool2d(2), nn.ReLU())
 
         body = nn.Sequential(*map(block, (channels, 64, 64, 64)), nn.Flatten())
-        super().__init__(body, nn.Linear(64 * 2 * 2, num_classes))
+        super().__init__(body, nn.Linear(64 * (image_size // 16) ** 2, num_classes))
 
 
 class MobileNet(BodyAndHead):
@@ -56,7 +57,7 @@ class MobileNet(BodyAndHead):
 
     A 3x3 convolution and 13 depthwise separable ones, of which four halve the size; the features are 1024.
 
-    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, S, S), S any size, to logits (N, num_classes).
     """
 
     def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
@@ -79,7 +80,7 @@ class MobileNet(BodyAndHead):
 class ResNet18(BodyAndHead):
     """ResNet-18 (He et al. 2016) for small images: torchvision's, with a 3x3 stem and no pooling after it.
 
-    Shapes: images (N, channels, 32, 32) to logits (N, num_classes).
+    Shapes: images (N, channels, S, S), S any size, to logits (N, num_classes).
     """
 
     def __init__(self, num_classes: int, norm: Norm = NORMS["batch"], channels: int = 3) -> None:
@@ -91,26 +92,33 @@ class ResNet18(BodyAndHead):
         super().__init__(body, nn.Linear(512, num_classes))
 
 
-MODELS: dict[str, Callable[[int, Norm, int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "FourConvNet": FourConvNet,
     "MobileNet": MobileNet,
     "ResNet18": ResNet18,
 }
 
+LEAST_SIZES = {"FourConvNet": 16, "MobileNet": 17, "ResNet18": 9}
+"""The least height and width in pixels that each takes; FourConvNet takes its multiples."""
 
-def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch", channels: int = 3) -> nn.Module:
+
+def build_model(
+    model_name: str, num_classes: int, seed: int, norm: str = "batch", channels: int = 3, image_size: int = 32
+) -> nn.Module:
     """The initial model: the same weights wherever the same PyTorch builds it from the same seed.
 
     The caller's random state is left as it was.
 
     Raises:
-        InputError: there is no model of that name, it cannot be built, or it is not made of a body and a head.
+        InputError: there is no model of that name, it cannot be built or not for this size, or it is not made of a
+            body and a head.
     """
     make = MODELS.get(model_name) or _imported(model_name)
+    refuse_unfit_size(model_name, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = make(num_classes, NORMS[norm], channels)
+            model = make(num_classes, NORMS[norm], channels, **_size_where_asked(make, image_size))
         except Exception as error:  # whatever a user's own function raises
             remedy = f"could not be built for {num_classes} classes and {channels} channels: {error!r}"
             raise InputError("model-name", model_name, remedy) from error
@@ -120,15 +128,33 @@ def build_model(model_name: str, num_classes: int, seed: int, norm: str = "batch
     return model
 
 
+def refuse_unfit_size(model_name: str, image_size: int) -> None:
+    """Raise InputError where the images are not of a size that the model takes; known without the dataset."""
+    least = LEAST_SIZES.get(model_name, 1)
+    if model_name == "FourConvNet" and image_size % least:
+        remedy = f"does not fit FourConvNet, which takes multiples of {least}, as 32, 64 or 224; others take any"
+        raise InputError("image-size", image_size, remedy)
+    if image_size < least:  # the last layers would see one pixel, of which batch norm refuses a batch of one image
+        raise InputError("image-size", image_size, f"is too small for {model_name}; take {least} or more")
+
+
 def in_format(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The model with weights of the type, in the memory format that convolutions are fastest in."""
     return model.to(dtype=dtype).to(memory_format=torch.channels_last)
 
 
-def _imported(model_name: str) -> Callable[[int, Norm, int], nn.Module]:
-    """The user's own ``build(num_classes, norm, channels)``, named as in ``my_package.my_module:build``."""
+def _size_where_asked(make: Callable[..., nn.Module], image_size: int) -> dict[str, int]:
+    """The argument ``image_size`` for models that depend on it."""
+    return {"image_size": image_size} if "image_size" in inspect.signature(make).parameters else {}
+
+
+def _imported(model_name: str) -> Callable[..., nn.Module]:
+    """The user's own ``build(num_classes, norm, channels)``, named as in ``my_package.my_module:build``.
+
+    It may have a fourth argument, ``image_size``.
+    """
     remedy = f"must be one of {', '.join(MODELS)}, or an import path as in my_package.my_module:build"
     if ":" not in model_name:
         raise InputError("model-name", model_name, remedy)
-    build: Callable[[int, Norm, int], nn.Module] = imported("model-name", model_name, remedy)
+    build: Callable[..., nn.Module] = imported("model-name", model_name, remedy)
     return build

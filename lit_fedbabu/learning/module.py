@@ -86,6 +86,7 @@ class LitFedBABU(PartModule):
         weight_decay: of SGD.
         model_seed: seed of the initial weights, which are drawn in float32.
         dtype: "float32" or "float64": of the weights.
+        image_size: height and width of the images in pixels.
     """
 
     provenance: dict[str, Any]
@@ -103,11 +104,12 @@ class LitFedBABU(PartModule):
         weight_decay: float = 0.0,
         model_seed: int = 0,
         dtype: str = "float32",
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.provenance = {}
-        initial = build_model(model_name, num_classes, model_seed, norm, channels)
+        initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
         self.model = in_format(initial, getattr(torch, dtype))
         self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
         nan = float("nan")
@@ -140,7 +142,7 @@ class LitFedBABU(PartModule):
         yield self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of normalized images (N, channels, 32, 32)."""
+        """Logits (N, num_classes) of normalized images (N, channels, image_size, image_size)."""
         logits: Tensor = self.model(images)
         return logits
 

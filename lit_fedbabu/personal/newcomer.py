@@ -19,7 +19,7 @@ from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.evaluation import Evaluation
-from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE, some
+from lit_fedbabu.tasks.preprocessing import some
 from lit_fedbabu.tasks.seeding import seeded
 
 TUNED = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "precision")
@@ -78,7 +78,7 @@ def finetune(
     own = experiment.client_data(0, config.derived_seed("finetune", 0))
     print(
         f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
-        f" {len(names)} classes, resized to {IMAGE_SIZE} x {IMAGE_SIZE}",
+        f" {len(names)} classes, resized to {config.image_size} x {config.image_size}",
         flush=True,
     )
 

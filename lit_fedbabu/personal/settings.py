@@ -32,6 +32,7 @@ class Request:
         precision: of the training, as the option ``precision``.
         dataset: where the federation's dataset is on this machine.
         model_name: the federation's model if it is an import path, to trust it.
+        augmentation: of the training, as the option ``augmentation``; an import path must be named, to trust it.
         task: the federation's task if it has one, to trust it.
         plain: whether progress is shown by lines alone, also on a terminal.
     """
@@ -49,6 +50,7 @@ class Request:
     precision: str | None = None
     dataset: str | None = None
     model_name: str = ""
+    augmentation: str | None = None
     task: str = ""
     plain: bool = False
 
@@ -70,8 +72,11 @@ class Request:
         """The federation's configuration with every combination of part and learning rate.
 
         Raises:
-            InputError: an option is outside its limits.
+            InputError: an option is outside its limits, or the checkpoint names an augmentation that is code.
         """
+        if ":" in config.augmentation and self.augmentation is None and not config.task:
+            remedy = "is code that the checkpoint names; give --augmentation to trust it, or another one"
+            raise InputError("augmentation", config.augmentation, remedy)
         parts = self.part.split(",") if self.part else [config.finetune_part]
         try:
             rates = [float(rate) for rate in self.lr.split(",")] if self.lr else [config.finetune_learning_rate]
@@ -84,6 +89,7 @@ class Request:
                 finetune_learning_rate=rate,
                 num_finetune_epochs=config.num_finetune_epochs if self.epochs is None else self.epochs,
                 dataset=config.dataset if self.dataset is None else self.dataset,
+                augmentation=config.augmentation if self.augmentation is None else self.augmentation,
                 precision=config.precision if self.precision is None else self.precision,
             )
 

@@ -44,6 +44,7 @@ class Classifier(nn.Module, ModelHubMixin):
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])
         self.normalizes_by_batch: bool = saved.hyper_parameters["norm"] == "batch"
         self.kind = saved.kind
+        self.image_size = saved.image_size
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(saved.provenance[name], dtype=torch.float32)[:, None, None])
         self.eval()
@@ -54,7 +55,7 @@ class Classifier(nn.Module, ModelHubMixin):
         return len(self.provenance["mean"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, 32, 32) in 0..1, which are normalized here."""
+        """Logits (N, num_classes) of images (N, C, S, S) in 0..1, S being ``image_size``, which are normalized here."""
         logits: Tensor = self.model((images - self.get_buffer("mean")) / self.get_buffer("std"))
         return logits
 
@@ -124,11 +125,11 @@ class Classifier(nn.Module, ModelHubMixin):
 
     def _pixels(self, image: ImageLike) -> Pixels:
         if isinstance(image, str | Path):
-            read: Pixels = read_images([Path(image)], self.channels)[0]
+            read: Pixels = read_images([Path(image)], self.channels, self.image_size)[0]
             return read
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
-        pixels: Pixels = with_channels(to_array(image)[None], self.channels)[0]
+        pixels: Pixels = with_channels(to_array(image, self.image_size)[None], self.channels)[0]
         return pixels
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import whole
 from lit_fedbabu.records.classifier import Classifier
-from lit_fedbabu.tasks.preprocessing import IMAGE_SIZE
 
 ABOUT = "lit_fedbabu.json"
 """The file with the metadata in a program of torch.export."""
@@ -33,12 +32,12 @@ class Raw(nn.Module):
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
+        self.size = model.image_size, model.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, H, W, C) of uint8."""
-        size = (IMAGE_SIZE, IMAGE_SIZE)
         pixels = images.permute(0, 3, 1, 2).float()
-        resized = functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+        resized = functional.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
         logits: Tensor = self.model(resized.round() / 255)
         return logits
 
@@ -62,20 +61,20 @@ def export(model: Classifier, form: str, path: Path, raw: bool) -> str:
         raise InputError("--out", str(path), "exists and is not overwritten; take another name")
     if not path.parent.is_dir():
         raise InputError("--out", str(path), f"there is no folder {path.parent}")
-    model, count = model.float(), torch.export.Dim("images")
+    model, count, size = model.float(), torch.export.Dim("images"), model.image_size
     if raw:
-        example = torch.randint(0, 256, (2, 3 * IMAGE_SIZE // 2, 2 * IMAGE_SIZE, model.channels), dtype=torch.uint8)
+        example = torch.randint(0, 256, (2, 3 * size // 2, 2 * size, model.channels), dtype=torch.uint8)
         sizes = {0: count, 1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
         takes = f"uint8 images (N, height, width, {model.channels}) of any size"
     else:
-        example = torch.rand(2, model.channels, IMAGE_SIZE, IMAGE_SIZE)
+        example = torch.rand(2, model.channels, size, size)
         sizes = {0: count}
-        takes = f"float32 images (N, {model.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in 0..1"
+        takes = f"float32 images (N, {model.channels}, {size}, {size}) in 0..1"
     about = {
         "input": takes,
         "output": "logits",
         "class_names": json.dumps(model.class_names),
-        "image_size": str(IMAGE_SIZE),
+        "image_size": str(size),
         "colours": "grey" if model.channels == 1 else "RGB",
         "resizing": "inside" if raw else "bilinear with antialiasing, as Pillow's resize(..., BILINEAR)",
         "normalization": "inside",

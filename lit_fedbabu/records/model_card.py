@@ -19,10 +19,19 @@ NAME = "README.md"
 LICENSE = "apache-2.0"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
-    "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "norm", "finetune-part",
-    "num-finetune-epochs", "finetune-learning-rate", "seed",
+    "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
+    "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "seed",
 )  # fmt: skip
-OF_IMAGES = ("partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "norm")
+OF_IMAGES = (
+    "partitioner",
+    "batch-size",
+    "momentum",
+    "weight-decay",
+    "augmentation",
+    "normalization",
+    "image-size",
+    "norm",
+)
 """Of them those that a task has no use for."""
 CLASSES_SHOWN = 20
 
@@ -76,7 +85,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
     config = provenance["config"]
     method = ALGORITHMS[config["algorithm"]].title
     what, use = _of_task(config, path) if config.get("task") else _of_images(config, provenance, path)
-    settings = {key: config[key] for key in SETTINGS if not (config.get("task") and key in OF_IMAGES)}
+    settings = {key: config[key] for key in SETTINGS if key in config and not (config.get("task") and key in OF_IMAGES)}
     made: ModelCard = ModelCard.from_template(
         _metadata(title, provenance, outcome),
         template_str=TEMPLATE,
@@ -172,8 +181,8 @@ import lit_fedbabu
 model.predict(["image.png"])  # images of any size: paths, PIL images or arrays
 ```
 {_from_hub(provenance)}
-The model resizes images to 32 x 32, {"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and
-normalizes them by the mean
+The model resizes images to {" x ".join(2 * [str(config.get("image-size", 32))])},
+{"grey" if len(provenance["mean"]) == 1 else "RGB"}, scales them to 0..1, and normalizes them by the mean
 {_rounded(provenance["mean"])} and the deviation {_rounded(provenance["std"])}. {_on_batches(config, provenance)}""",
     )
 

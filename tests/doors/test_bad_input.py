@@ -56,7 +56,7 @@ CASES = [
     ("run seed=-1", "seed = -1: must be at least 0"),
     ("run seed=9223372036854775808", "seed = 9223372036854775808: must be at most 9223372036854775807"),
     ("run finetune-part=legs", 'finetune-part = "legs": must be one of head, body, full'),
-    ("run augmentation=mixup", 'augmentation = "mixup": must be one of crop-flip, crop, none'),
+    ("run augmentation=mixup", 'augmentation = "mixup": must be one of crop-flip, crop, resized-crop-flip, none'),
     ("run norm=group", 'norm = "group": must be one of batch, batch-running'),
     ("run precision=8-bit", 'precision = "8-bit": must be one of auto'),
     ("run cohort-size=-1", "cohort-size = -1: must be at least 0"),

@@ -11,12 +11,15 @@ from PIL import Image
 
 from lit_fedbabu import predict
 from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.classifier import load_model
+from lit_fedbabu.records.federation import resumable
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import client_data, partition, tiny_config
 
@@ -294,3 +297,32 @@ def test_a_run_that_shares_its_head_predicts_without_fine_tuning(federate, photo
 def test_a_client_is_asked_of_a_run_alone(personal, photos, capsys):
     assert predict.main([str(personal), str(photos), "--client", "1"]) == 2
     assert "is for a run's folder" in capsys.readouterr().err
+
+
+def test_the_whole_path_follows_the_size_of_the_images(federate, tmp_path, capsys, monkeypatch, one_core):
+    """Decode, train, evaluate, fine-tune, save, predict, export, and a newcomer."""
+    config = tiny_config(model_name="FourConvNet", num_server_rounds=2, image_size=16)
+    folder, _ = federate(config)
+    assert "resizes images to 16 x 16," in (folder / "README.md").read_text()
+    assert "| `image-size` | 16 |" in (folder / "README.md").read_text()
+    assert finetune([str(folder), "--clients", str(CLIENT), "--save", "--running-statistics"]) == 0
+    (saved_model,) = folder.glob("finetune/*/personal/*.ckpt")
+    source, own = Experiment(config).task.source, partition(config).test[CLIENT]
+    assert source.test.images.shape[1:] == (16, 16, 3)
+    original = Experiment(tiny_config()).task.source.test.images[own]
+    model = load_model(saved_model)
+    probabilities = model.probabilities_of(list(source.test.images[own]))
+    torch.testing.assert_close(model.probabilities(list(original)), probabilities)
+    Image.fromarray(original[0]).save(tmp_path / "image.png")
+    capsys.readouterr()
+    (row,) = predicted(capsys, saved_model, tmp_path / "image.png")
+    assert row["probability"] == pytest.approx(probabilities[0].max().item(), abs=1e-5)
+    assert predict.main([str(saved_model), "--export", "torch", "--out", str(tmp_path / "model.pt2")]) == 0
+    assert "float32 images (N, 3, 16, 16) in 0..1" in capsys.readouterr().out
+    assert torch.export.load(tmp_path / "model.pt2").module()(torch.rand(3, 3, 16, 16)).shape == (3, 10)
+    assert finetune([str(folder), "--data", config.dataset, "--save", str(tmp_path / "mine")]) == 0
+    assert "resized to 16 x 16" in capsys.readouterr().out
+    assert load_model(tmp_path / "mine").image_size == 16
+    other = {**config.to_run_config(), "image-size": 32, "resume": str(folder)}
+    with pytest.raises(InputError, match="image-size = 32: the run in .* was begun with 16; give it the same"):
+        resumable(Config.from_run_config(other))

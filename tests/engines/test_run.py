@@ -100,17 +100,23 @@ def test_a_run_from_command_to_personal_accuracies(engine, tmp_path, temp):
     assert left_in(temp) == []
 
 
+COLOURS = """
+from torchvision.transforms import v2
+augment = v2.Compose([v2.ColorJitter(0.2), v2.RandomHorizontalFlip()])
+"""
 ODD = {"TMPDIR": "with a space", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "http_proxy": "http://127.0.0.1:9"}
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("flower", marks=pytest.mark.slow)])
 def test_the_users_environment_does_not_reach_into_the_engine(engine, tmp_path, temp):
-    """No PATH, a proxy that is dead, an encoding without umlauts, and a model that lies beside the user's shell."""
+    """No PATH, a dead proxy, an encoding without umlauts; model and augmentation lie beside the user's shell."""
     (tmp_path / "my_own.py").write_text((ROOT / "tests" / "own_models.py").read_text())
+    (tmp_path / "my_colours.py").write_text(COLOURS)
     (temp / ODD["TMPDIR"]).mkdir()
     users = {name: value for name, value in os.environ.items() if name not in ("PATH", "PYTHONPATH")}
     environment = {**users, **ODD, "RAY_ADDRESS": "auto", "TMPDIR": str(temp / ODD["TMPDIR"])}
-    place = {"run_name": "tiny", "output_dir": tmp_path / "out", "model_name": "my_own:plain", "engine": engine}
+    own = {"model_name": "my_own:plain", "augmentation": "my_colours:augment"}
+    place = {"run_name": "tiny", "output_dir": tmp_path / "out", "engine": engine, **own}
     command = [sys.executable, "-P", "-m", "lit_fedbabu", "run", *words(**place)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

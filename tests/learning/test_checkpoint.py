@@ -95,3 +95,18 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(module, tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_knows_the_size_of_its_images(tmp_path):
+    module = LitFedBABU(image_size=16)
+    facts = {"round": 1, "class_names": list("abcdefghij"), "mean": [0.5] * 3, "std": [0.2] * 3}
+    module.provenance = {"kind": "personal", "config": {"image-size": 16}, **facts}
+    checkpoint.save(module, tmp_path / "model.ckpt")
+    assert checkpoint.read(tmp_path / "model.ckpt").image_size == load_model(tmp_path / "model.ckpt").image_size == 16
+    assert checkpoint.read(OLD / "personal.ckpt", MODEL).image_size == 32, "0.1 did not say it"
+    module.provenance["config"]["image-size"] = 48
+    checkpoint.save(module, tmp_path / "other.ckpt")
+    with pytest.raises(
+        InputError, match="is of a model for images of 16 pixels, and its configuration has image-size=48"
+    ):
+        checkpoint.read(tmp_path / "other.ckpt")

@@ -6,7 +6,8 @@ from torch.nn import functional
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.models import NORMS, BodyAndHead, FourConvNet, build_model
 from lit_fedbabu.learning.parts import select
-from tests.support import state_digest
+from lit_fedbabu.tasks.images import task
+from tests.support import state_digest, tiny
 
 
 def test_four_conv_net_has_the_papers_size():
@@ -87,3 +88,42 @@ def test_initial_model_depends_on_the_seed_alone():
     again = state_digest(build_model("FourConvNet", 10, seed=1).state_dict())
     assert first == again != state_digest(build_model("FourConvNet", 10, seed=2).state_dict())
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [("FourConvNet", 64, 1024), ("FourConvNet", 16, 64), ("MobileNet", 17, 1024), ("ResNet18", 9, 512)],
+)
+def test_models_are_built_for_the_size_of_their_images(name, size, features):
+    model = build_model(name, 10, 1, "batch", 3, size)
+    assert model.head.in_features == features
+    assert model(torch.rand(1, 3, size, size)).shape == (1, 10), "also for one image alone"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        (
+            "FourConvNet",
+            100,
+            "does not fit FourConvNet, which takes multiples of 16, as 32, 64 or 224; others take any",
+        ),
+        ("FourConvNet", 8, "does not fit FourConvNet"),
+        ("MobileNet", 16, "is too small for MobileNet; take 17 or more"),
+        ("ResNet18", 8, "is too small for ResNet18; take 9 or more"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_those_that_do(name, size, words, monkeypatch):
+    with pytest.raises(InputError, match=f"image-size = {size}: {words}"):
+        build_model(name, 10, 1, "batch", 3, size)
+    monkeypatch.setattr(task, "load", None)
+    with pytest.raises(InputError, match=words):
+        tiny(model_name=name, image_size=size).check()  # before the dataset is read
+
+
+def sized_model(num_classes, norm, channels, image_size):
+    return BodyAndHead(nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 4)), nn.Linear(4, num_classes))
+
+
+def test_a_users_model_is_told_the_size_if_it_asks():
+    assert build_model("tests.learning.test_models:sized_model", 5, 1, "batch", 1, 12).body[1].in_features == 144

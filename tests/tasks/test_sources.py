@@ -263,3 +263,11 @@ def test_a_mistyped_folder_is_told_at_once_and_not_asked_of_the_hub(name, words,
     monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("the hub was asked"))
     with pytest.raises(InputError, match=words):
         sources.load(name)
+
+
+def test_images_of_each_size_have_a_place_of_their_own_in_the_cache(tmp_path):
+    folder = str(write_image_folder(tmp_path / "pets", splits=("train",), count=5))
+    for size in (32, 48, 32):
+        source = sources.load(folder, size=size)
+        assert source.train.images.shape[1:] == source.test.images.shape[1:] == (size, size, 3)
+    assert sources.load("digits", size=8).train.images.shape == (1433, 8, 8, 1)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from lit_fedbabu.tasks.images.datamodule import ClientData
 
 Group = tuple[list[int], Tensor, Tensor]
-"""A clients whose batches are equally large, their images (A, B, C, 32, 32) and labels (A, B)."""
+"""A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
 SideBySideBatch = tuple[list[int], list[int], Tensor, Tensor]
 """Clients, the sizes of their batches, and images and labels of all of them in a row."""
 
@@ -47,12 +47,12 @@ class CohortData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: SideBySideBatch, dataloader_idx: int) -> list[Group]:
         clients, sizes, images, labels = batch
-        places = None
+        drawn = None
         if self.trainer is not None and self.trainer.training and self.config.augmentation != "none":
             draws = zip(clients, sizes, strict=True)
-            drawn = [self.members[client].draw(size) for client, size in draws]
-            places = torch.cat([each for each in drawn if each is not None], 1)
-        images = self.members[0].prepare(images, places)
+            each_drawn = [self.members[client].draw(size) for client, size in draws]
+            drawn = torch.cat([each for each in each_drawn if each is not None], 1)
+        images = self.members[0].prepare(images, drawn)
         if len(set(sizes)) == 1:
             shape = len(sizes), sizes[0]
             return [(clients, images.view(*shape, *images.shape[1:]), labels.view(shape))]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partition import evaluation_split
 from lit_fedbabu.tasks.images.partitioners import Indices
 from lit_fedbabu.tasks.images.tables import Split
-from lit_fedbabu.tasks.images.transforms import crop, draw, normalize
+from lit_fedbabu.tasks.images.transforms import augmented, draw, normalize
 
 if TYPE_CHECKING:
     from lit_fedbabu.tasks.images.task import ImageClassification
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class ClientData(L.LightningDataModule):
     """One client's images as batches: raw uint8 up to the device, augmented and normalized there.
 
-    A batch is images (B, 32, 32, C) of uint8 and labels (B,). After its transfer to the device the images are
-    (B, C, 32, 32), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
+    A batch is images (B, S, S, C) of uint8, S being ``image-size``, and labels (B,). After its transfer to the device
+    the images are (B, C, S, S), normalized, in channels_last. Order and augmentation depend on ``seed`` alone.
 
     Args:
         task: whose dataset and split it is, as in ``Experiment(config).task``.
@@ -50,10 +50,9 @@ class ClientData(L.LightningDataModule):
         self.client = client
         self.constants = task.constants
         train = task.partition.train
-        self.train_set = self._gather(
-            task.source.train, np.concatenate(train[: self.config.num_federated]) if pooled else train[client]
-        )
-        self.test_set = self._gather(evaluation_split(self.config, task.source), task.partition.test[client])
+        own = np.concatenate(train[: self.config.num_federated]) if pooled else train[client]
+        self.train_set = self._rows(task.source.train, own)
+        self.test_set = self._rows(evaluation_split(self.config, task.source), task.partition.test[client])
         self._test_batch_size = test_batch_size or self.config.test_batch_size
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
@@ -74,14 +73,14 @@ class ClientData(L.LightningDataModule):
         return [_batches(each, SequentialSampler(each), self._test_batch_size) for each in rows]
 
     @cached_property
-    def others(self) -> TensorDataset:
+    def others(self) -> ImageRows:
         """Test images of classes that the client has no training image of: as many as its own, drawn by the seed."""
         test = self.task.source.test
         if self.config.validation_fraction:  # test images are not looked at, and others' training images are trained on
-            return self._gather(test, np.zeros(0, dtype=np.int64))
-        foreign = np.flatnonzero(~np.isin(test.labels, self.train_set.tensors[1].numpy()))
+            return self._rows(test, np.zeros(0, dtype=np.int64))
+        foreign = np.flatnonzero(~np.isin(test.labels, self.train_set.labels))
         rng = np.random.default_rng(self.config.derived_seed("others", self.client))
-        return self._gather(test, np.sort(rng.permutation(foreign)[: len(self.test_set)]))
+        return self._rows(test, np.sort(rng.permutation(foreign)[: len(self.test_set)]))
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
@@ -89,13 +88,13 @@ class ClientData(L.LightningDataModule):
         return self.prepare(images, self.draw(len(images)) if training else None), labels
 
     def draw(self, count: int) -> Tensor | None:
-        """Places for the augmentation of the next ``count`` training images, as ``transforms.crop`` takes them."""
-        return draw(count, self.config.augmentation, self._augmentation)
+        """Random numbers for the augmentation of the next ``count`` training images."""
+        return draw(count, self.config.image_size, self.task.augmentation, self._augmentation)
 
-    def prepare(self, images: Tensor, places: Tensor | None) -> Tensor:
-        """Images (B, 32, 32, C) of uint8 as the model takes them: cropped at the places and normalized."""
+    def prepare(self, images: Tensor, drawn: Tensor | None) -> Tensor:
+        """Images (B, S, S, C) of uint8 as the model takes them: augmented as was drawn, and normalized."""
         dtype = torch.float64 if self.config.precision == "64-true" else torch.float32
-        return normalize(crop(images, places), *self.constants, dtype)
+        return normalize(augmented(images, self.task.augmentation, drawn), *self.constants, dtype)
 
     @property
     def num_train(self) -> int:
@@ -112,9 +111,35 @@ class ClientData(L.LightningDataModule):
         """The clients whose images these are: one. A cohort has several."""
         return [self]
 
-    def _gather(self, split: Split, indices: Indices) -> TensorDataset:
-        images = with_channels(split.images[indices], len(self.constants[0]))
-        return TensorDataset(torch.from_numpy(images), torch.from_numpy(split.labels[indices]))
+    def _rows(self, split: Split, indices: Indices) -> ImageRows:
+        return ImageRows(split, indices, len(self.constants[0]))
+
+
+class ImageRows(Dataset[list[Tensor]]):
+    """Some images of a split, which are read from disk a batch at a time, and their labels.
+
+    Args:
+        split: all images.
+        indices: (N,) of the images.
+        channels: of the tensors.
+    """
+
+    def __init__(self, split: Split, indices: Indices, channels: int) -> None:
+        self.labels = split.labels[indices]
+        self._images, self._indices, self._channels = np.asarray(split.images), indices, channels
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, rows: list[int] | slice) -> list[Tensor]:
+        """Images (B, S, S, C) of uint8 and labels (B,) of these rows."""
+        images = with_channels(self._images[self._indices[rows]], self._channels)
+        return [torch.from_numpy(images), torch.from_numpy(self.labels[rows])]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return self[:]
 
 
 class _Shuffled(Sampler[int]):
@@ -134,11 +159,11 @@ class _Shuffled(Sampler[int]):
         return self.count
 
 
-def _batches(rows: TensorDataset, sampler: Sampler[int], size: int) -> DataLoader[list[Tensor]]:
+def _batches(rows: ImageRows, sampler: Sampler[int], size: int) -> DataLoader[list[Tensor]]:
     # The sampler gives batches of indices, so a batch is one look-up and not a list of images to be stacked.
     generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
     return DataLoader(
-        cast(Dataset[list[Tensor]], rows),
+        rows,
         sampler=BatchSampler(sampler, size, drop_last=False),
         batch_size=None,
         generator=generator,

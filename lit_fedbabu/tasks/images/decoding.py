@@ -1,7 +1,8 @@
-"""Images of any size and mode as arrays of the one size and the channels that models take."""
+"""Images of any size and mode as arrays of the size and the channels that a model takes."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lit_fedbabu.errors import InputError
 
 IMAGE_SIZE = 32
-"""Height and width in pixels of the images that every model here takes."""
+"""Height and width in pixels of images where nothing else is said, as of the paper's CIFAR-10."""
 
 Pixels = npt.NDArray[np.uint8]
 """Images (N, H, W, C) or one image (H, W, C), 0 to 255."""
@@ -21,12 +22,15 @@ LFS_POINTER = b"version https://git-lfs"
 """How a file begins that Git LFS has not downloaded."""
 
 
-def decode(file: str | Path | bytes, mode: str | None = None) -> Pixels:
+def decode(file: str | Path | bytes, mode: str | None = None, size: int = IMAGE_SIZE) -> Pixels:
     """An image file, or its content, as ``to_array`` gives it; of several frames the first.
+
+    Pillow may warn of it; threads that decode side by side share one ``quiet_pillow``.
 
     Args:
         file: its path, or its bytes.
         mode: a mode of Pillow that the image is converted to before; None leaves it as it is.
+        size: height and width of the array.
 
     Raises:
         ValueError: it is no image that can be used; the message says why, in one line.
@@ -34,12 +38,18 @@ def decode(file: str | Path | bytes, mode: str | None = None) -> Pixels:
     try:
         # Bytes, because Pillow does not turn some TIFF files that it opens by their names.
         content = file if isinstance(file, bytes) else _content(Path(file))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd palettes and EXIF in images that it can read
-            with Image.open(BytesIO(content)) as image:
-                return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image)
+        with Image.open(BytesIO(content)) as image:
+            return to_array(ImageOps.exif_transpose(image).convert(mode) if mode else image, size)
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise ValueError(_reason(file, error)) from None
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow, which warns of odd palettes and EXIF in images that it can read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _content(path: Path) -> bytes:
@@ -59,8 +69,8 @@ def _reason(file: str | Path | bytes, error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def to_array(image: Image.Image) -> Pixels:
-    """An image as (32, 32, C) of uint8: grey images have one channel, all others are RGB.
+def to_array(image: Image.Image, size: int = IMAGE_SIZE) -> Pixels:
+    """An image as (size, size, C) of uint8: grey images have one channel, all others are RGB.
 
     The image is turned as its EXIF orientation says. Transparent pixels are laid over white. 16-bit values are scaled
     to 8 bits, and so are floating-point values between 0 and 1.
@@ -74,8 +84,8 @@ def to_array(image: Image.Image) -> Pixels:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L" if grey else "RGB")
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -92,7 +102,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def with_channels(images: Pixels, channels: int) -> Pixels:
-    """Images (N, H, W, C) with so many channels: grey is repeated, colours become their luma (Rec. 601)."""
+    """Images (..., H, W, C) with so many channels: grey is repeated, colours become their luma (Rec. 601)."""
     if images.shape[-1] == channels:
         return images
     if channels == 3:
@@ -101,8 +111,8 @@ def with_channels(images: Pixels, channels: int) -> Pixels:
     return luma[..., None]
 
 
-def read_images(paths: Sequence[Path], channels: int) -> Pixels:
-    """Image files as (N, 32, 32, channels), decoded as training images are.
+def read_images(paths: Sequence[Path], channels: int, size: int = IMAGE_SIZE) -> Pixels:
+    """Image files as (N, size, size, channels), decoded as training images are.
 
     Raises:
         InputError: a file is missing or is no image.
@@ -110,7 +120,8 @@ def read_images(paths: Sequence[Path], channels: int) -> Pixels:
     rows = []
     for path in paths:
         try:
-            rows.append(with_channels(decode(path)[None], channels))
+            with quiet_pillow():
+                rows.append(with_channels(decode(path, size=size)[None], channels))
         except ValueError as error:
             reason = "is no file" if not path.is_file() else f"cannot be read as an image: {error}"
             raise InputError("IMAGE", str(path), reason) from None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.tasks.images.decoding import Pixels, decode, with_channels
+from lit_fedbabu.tasks.images.decoding import Pixels, decode, quiet_pillow, with_channels
 from lit_fedbabu.tasks.images.folders import files_below, is_image, some
 
 STANDARD_INPUT = "-"
@@ -30,27 +30,29 @@ class Named:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_named(words: Sequence[str], channels: int) -> Named:
+def read_named(words: Sequence[str], channels: int, size: int) -> Named:
     """All images that words name, decoded as training images are. What cannot be read does not stop the others.
 
     Args:
         words: paths of files, of folders (all images below them), patterns as in "photos/*.png", or "-" for the content
             of an image on standard input.
         channels: of the images, 1 or 3.
+        size: height and width of the images.
     """
     named = Named()
     for word in words:
         try:
             for name, file in _found(word, named.notes):
-                _read(name, file, channels, named)
+                _read(name, file, channels, size, named)
         except InputError as error:
             named.refused.append(error)
     return named
 
 
-def _read(name: str, file: Path | bytes, channels: int, named: Named) -> None:
+def _read(name: str, file: Path | bytes, channels: int, size: int, named: Named) -> None:
     try:
-        named.images.append(with_channels(decode(file)[None], channels)[0])
+        with quiet_pillow():
+            named.images.append(with_channels(decode(file, size=size)[None], channels)[0])
         named.names.append(name)
     except ValueError as error:
         missing = isinstance(file, Path) and not file.is_file()

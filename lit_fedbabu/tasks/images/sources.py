@@ -14,12 +14,17 @@ from PIL import Image
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder, from_home
 from lit_fedbabu.tasks import cache
-from lit_fedbabu.tasks.images.decoding import Pixels, to_array
+from lit_fedbabu.tasks.images.arrays import ImageFiles
+from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, some
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
 _FORMAT = "v5"
 """Of decoded images in the cache. It changes when an image would be decoded otherwise."""
+
+
+COUNTED = 16
+"""Images whose values are counted at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,13 @@ class Source:
         return len(self.mean)
 
 
-def load(dataset: str, label_column: str = "", owner_column: str = "", classes: tuple[str, ...] = ()) -> Source:
+def load(
+    dataset: str,
+    label_column: str = "",
+    owner_column: str = "",
+    classes: tuple[str, ...] = (),
+    size: int = IMAGE_SIZE,
+) -> Source:
     """The dataset as arrays that all processes of a machine map from one copy; decoded when first seen.
 
     Args:
@@ -56,13 +67,14 @@ def load(dataset: str, label_column: str = "", owner_column: str = "", classes: 
         label_column: the column with the labels; empty: the only one there is.
         owner_column: a column that says whose an image is; empty: none is read.
         classes: names of classes in the order that numbers them; empty: the dataset's own.
+        size: height and width of the images in pixels.
 
     Raises:
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
     """
-    folder = cache.folder() / _cache_key(dataset, label_column, owner_column)
+    folder = cache.folder() / _cache_key(size, dataset, label_column, owner_column)
     if not folder.exists():
-        _decode(folder, dataset, label_column, owner_column)
+        _decode(folder, size, dataset, label_column, owner_column)
     about = json.loads((folder / "about.json").read_text())
     train, test = (
         Split(
@@ -96,10 +108,10 @@ def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Sourc
     return dataclasses.replace(source, train=train, test=test, class_names=classes, notes=notes)
 
 
-def _cache_key(dataset: str, *columns: str) -> str:
+def _cache_key(size: int, dataset: str, *columns: str) -> str:
     """The name of the dataset's folder in the cache: another one whenever a file or an argument is another."""
     if dataset == "digits":
-        return f"digits-{_FORMAT}"
+        return f"digits-{size}px-{_FORMAT}"
     digest = hashlib.sha256(json.dumps(columns).encode())
     place = dataset_folder(dataset)
     if place is not None:
@@ -118,7 +130,7 @@ def _cache_key(dataset: str, *columns: str) -> str:
         digest.update(dataset.encode("utf-8", "surrogateescape"))
         kind, name = "hub", dataset
     plain = "".join(each if each.isascii() and (each.isalnum() or each in "-_.") else "-" for each in name)
-    return f"{kind}-{plain[:60]}-{digest.hexdigest()[:16]}-{_FORMAT}"
+    return f"{kind}-{plain[:60]}-{digest.hexdigest()[:16]}-{size}px-{_FORMAT}"
 
 
 def _files(dataset: str, folder: Path) -> list[Path]:
@@ -139,15 +151,18 @@ def _is_no_folder(dataset: str) -> str:
     return f'is no folder here{has}; give a folder, a hub name "owner/name" or "digits"'
 
 
-def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) -> None:
-    decoded = _digits() if dataset == "digits" else read_tables(dataset, label_column, owner_column)
-    mean, std = _statistics(decoded.train.images)
-    about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
+def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_column: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=cache.BEING_WRITTEN))
     try:
+        if dataset == "digits":
+            decoded = _digits(size, scratch)
+        else:
+            decoded = read_tables(dataset, label_column, owner_column, size, scratch)
+        mean, std = _statistics(decoded.train.images)
+        about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
         for name, split in (("train", decoded.train), ("test", decoded.test)):
-            for what, values in vars(split).items():
+            for what, values in (("labels", split.labels), ("owners", split.owners)):
                 if values is not None:
                     np.save(scratch / f"{name}_{what}.npy", values)
         (scratch / "about.json").write_text(json.dumps(about))
@@ -161,18 +176,29 @@ def _decode(folder: Path, dataset: str, label_column: str, owner_column: str) ->
 
 def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by channel, from counts of values: exact, and so equal on every machine."""
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+    *_, width, channels = images.shape
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images), COUNTED):
+        stacked = images[start : start + COUNTED].reshape(-1, width, channels)
+        image = Image.fromarray(stacked if channels == 3 else stacked[..., 0])
+        counts += np.array(image.histogram()).reshape(channels, 256)  # 5 to 10 times as fast as np.bincount
     values, count = np.arange(256) / 255, counts.sum(1)
     mean = counts @ values / count
     variance = counts @ values**2 / count - mean**2
     return mean.tolist(), [float(value) or 1.0 for value in np.sqrt(np.maximum(variance, 0))]
 
 
-def _digits() -> Decoded:
+def _digits(size: int, folder: Path) -> Decoded:
     """scikit-learn's 1,797 handwritten digits."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    images = [to_array(Image.fromarray((image * 255 / 16).astype(np.uint8))) for image in raw.images]
-    train, test = hold_out(Split(np.stack(images), raw.target.astype(np.int64)))
-    return Decoded(train, test, [str(digit) for digit in range(10)])
+    labels, test = raw.target.astype(np.int64), hold_out(raw.target)
+    rows = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+    with ImageFiles(folder, size, {name: len(own) for name, own in rows.items()}) as files:
+        for name, own in rows.items():
+            for place, image in enumerate(raw.images[own]):
+                grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
+                files.write(name, place, to_array(grey, size))
+    train, held_out = (Split(files.read(name), labels[own]) for name, own in rows.items())
+    return Decoded(train, held_out, [str(digit) for digit in range(10)])

@@ -1,16 +1,19 @@
 """A dataset's tables as arrays: its splits, the classes that can be learnt, and what is left out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
+from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, decode
+from lit_fedbabu.tasks.images.decoding import Pixels, decode
 from lit_fedbabu.tasks.images.folders import TEST_SPLITS, some
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable
 
@@ -23,7 +26,7 @@ class Split:
     """Images of one split, with their labels.
 
     Args:
-        images: (N, 32, 32, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
+        images: (N, H, W, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
         labels: (N,) numbers of classes.
         owners: (N,) numbers of the values of ``natural-id-column``, where it was asked for.
     """
@@ -35,7 +38,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A dataset as it is in memory.
+    """A dataset as it is on disk.
 
     Args:
         train: the training images.
@@ -50,8 +53,8 @@ class Decoded:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
-    """A hub dataset or a folder; arguments as of ``sources.load``.
+def read_tables(dataset: str, label_column: str, owner_column: str, size: int, folder: Path) -> Decoded:
+    """A hub dataset or a folder; arguments as of ``sources.load``, and a folder for the arrays of images.
 
     Raises:
         InputError: the dataset cannot be read, or its columns or rows are not as they must be.
@@ -75,13 +78,16 @@ def read_tables(dataset: str, label_column: str, owner_column: str) -> Decoded:
     if owner_column:
         owners = list(numbered(dataset, used, owner_column, classes=False)[0])
     labels, names = _learnt(dataset, dict(zip(used, labels, strict=True)), names, notes)
-    images = [_images(dataset, name, table, image_column) for name, table in used.items()]
-    channels = max(each.shape[-1] for each in images)
-    splits = [
-        Split(np.broadcast_to(each, (*each.shape[:-1], channels)), label, owner)
-        for each, label, owner in zip(images, labels, owners, strict=True)
-    ]
-    train, test = hold_out(splits[0]) if chosen is None else splits
+    rows = [(split, np.arange(len(each))) for split, each in zip(("train", "test"), labels, strict=False)]
+    if chosen is None:
+        held_out = hold_out(labels[0])
+        rows = [("train", np.flatnonzero(~held_out)), ("test", np.flatnonzero(held_out))]
+        labels, owners = 2 * labels, 2 * owners
+    images = _images(dataset, used, image_column, rows, size, folder)
+    train, test = (
+        Split(images.read(split), label[own], None if owner is None else owner[own])
+        for (split, own), label, owner in zip(rows, labels, owners, strict=True)
+    )
     return Decoded(train, test, names, notes)
 
 
@@ -113,29 +119,61 @@ def _learnt(
     return [number[each] for each in labels.values()], [names[each] for each in kept]
 
 
-def _images(dataset: str, split: str, table: Any, column: str) -> Pixels:
-    feature = table.features[column]
-    if not feature.decode:
-        remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
-        raise InputError("dataset", dataset, f'{remedy}; use cast_column("{column}", Image()) and save it again')
-    arrays = []
-    for row, image in enumerate(_undecoded(table, column)):
-        where = f"row {row} of column {column}"
-        try:
-            content, path = (image["bytes"], image["path"]) if image else (None, None)
-            file = path if content is None else content
-            if file is None:
-                raise ValueError("there is none")
-            where = str(file) if content is None else where
-            arrays.append(decode(file, feature.mode))
-        except ValueError as error:
-            remedy = f"an image of its split {split!r} cannot be read: {where}: {error}"
-            raise InputError("dataset", dataset, remedy) from None
-    channels = max(array.shape[-1] for array in arrays)
-    whole = np.empty((len(arrays), IMAGE_SIZE, IMAGE_SIZE, channels), dtype=np.uint8)
-    for place, array in zip(whole, arrays, strict=True):
-        place[:] = array
-    return whole
+def _images(
+    dataset: str,
+    tables: Mapping[str, Any],
+    column: str,
+    rows: Sequence[tuple[str, Numbers]],
+    size: int,
+    folder: Path,
+) -> ImageFiles:
+    """The images of all tables, decoded.
+
+    Args:
+        dataset: the name that errors give it.
+        tables: the splits by their names.
+        column: with the images.
+        rows: of the file "train" and of the file "test"; of one table, if there is one, and else of one table each.
+        size: height and width in pixels.
+        folder: for the files.
+    """
+    for split, table in tables.items():
+        if not table.features[column].decode:
+            remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
+            raise InputError("dataset", dataset, f'{remedy}; use cast_column("{column}", Image()) and save it again')
+    files = ImageFiles(folder, size, {name: len(own) for name, own in rows})
+    places: list[dict[int, tuple[str, int]]] = [{} for _ in tables]
+    for number, (name, own) in enumerate(rows):
+        places[min(number, len(tables) - 1)] |= {row: (name, place) for place, row in enumerate(own.tolist())}
+
+    def decode_table(split: str, table: Any, own: Mapping[int, tuple[str, int]], done: Callable[[int], None]) -> None:
+        mode = table.features[column].mode
+
+        def decode_row(numbered: tuple[int, Any]) -> None:
+            row, image = numbered
+            name, place = own[row]
+            files.write(name, place, _decoded(image, mode, size, dataset, split, f"row {row} of column {column}"))
+
+        side_by_side(decode_row, enumerate(_undecoded(table, column)), done)
+
+    with files, told(f"decoding images at {size} x {size}", sum(map(len, places))) as done:
+        for (split, table), of_table in zip(tables.items(), places, strict=True):
+            decode_table(split, table, of_table, done)
+    return files
+
+
+def _decoded(image: Any, mode: str | None, size: int, dataset: str, split: str, where: str) -> Pixels:
+    """An image that is a mapping of ``bytes`` and ``path``, as ``decode`` gives it."""
+    try:
+        content, path = (image["bytes"], image["path"]) if image else (None, None)
+        file = path if content is None else content
+        if file is None:
+            raise ValueError("there is none")
+        where = str(file) if content is None else where
+        return decode(file, mode, size)
+    except ValueError as error:
+        remedy = f"an image of its split {split!r} cannot be read: {where}: {error}"
+        raise InputError("dataset", dataset, remedy) from None
 
 
 def _undecoded(table: Any, column: str) -> Any:
@@ -147,15 +185,11 @@ def _undecoded(table: Any, column: str) -> Any:
     return table.cast_column(column, ImageFeature(decode=False))[column]
 
 
-def hold_out(split: Split) -> tuple[Split, Split]:
-    """Training and test images: one in HELD_OUT of each class, drawn at random, is a test image."""
+def hold_out(labels: Numbers) -> npt.NDArray[np.bool_]:
+    """Which images are test images: one in HELD_OUT of each class, drawn at random."""
     rng = np.random.default_rng(0)
-    test = np.zeros(len(split.labels), dtype=bool)
-    for label in np.unique(split.labels):
-        rows = rng.permutation(np.flatnonzero(split.labels == label))
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
         test[rows[: -(-len(rows) // HELD_OUT)]] = True
-    train, held_out = (
-        Split(split.images[rows], split.labels[rows], None if split.owners is None else split.owners[rows])
-        for rows in (~test, test)
-    )
-    return train, held_out
+    return test

@@ -6,13 +6,13 @@ from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.evaluation import ACCURACY
 from lit_fedbabu.tasks.images.datamodule import ClientData
-from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE
 from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
-from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
 
 Constants = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation by channel, of images scaled to 0..1."""
@@ -40,7 +40,8 @@ class ImageClassification:
             InputError: it is not there, cannot be reached, or its columns or classes are not as asked for.
         """
         config = self.config
-        return load(config.dataset, config.label_column, config.natural_id_column, config.classes)
+        columns = config.label_column, config.natural_id_column
+        return load(config.dataset, *columns, config.classes, config.image_size)
 
     @cached_property
     def partition(self) -> Partition:
@@ -65,6 +66,23 @@ class ImageClassification:
             return IMAGENET_MEAN, IMAGENET_STD
         return self.source.mean, self.source.std
 
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """Of training images: a name, or the user's own function.
+
+        Raises:
+            InputError: the function cannot be imported, or is none.
+        """
+        name = self.config.augmentation
+        if ":" not in name:
+            return name
+        own: Augmentation = imported(
+            "augmentation", name, "must be the import path of a function, as in my_module:augment"
+        )
+        if not callable(own):
+            raise InputError("augmentation", name, f"is a {type(own).__name__} and cannot be called with images")
+        return own
+
     @property
     def channels(self) -> int:
         """Channels of the images that the model takes: 1 or 3."""
@@ -86,20 +104,23 @@ class ImageClassification:
         return ClientData(self, client, seed, **options)
 
     def check(self) -> None:
-        """Read and deal the dataset.
+        """Read and deal the dataset, and try the user's own augmentation.
 
         Raises:
-            InputError: the dataset is not what the configuration needs.
+            InputError: the dataset is not what the configuration needs, or the augmentation fails.
         """
+        self.augmentation  # noqa: B018 - imported before the dataset is read
         if self.config.normalization == "imagenet" and self.source.channels != 3:
             remedy = "is of colour images; the dataset's are grey: take data"
             raise InputError("normalization", self.config.normalization, remedy)
         self.partition  # noqa: B018 - dealt once, here
+        if callable(self.augmentation):
+            try_augmentation(self.config.augmentation, self.augmentation, self.image_shape, self.batch_sizes()[0])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of an image as the model takes it: channels, height and width."""
-        return self.channels, IMAGE_SIZE, IMAGE_SIZE
+        return self.channels, self.config.image_size, self.config.image_size
 
     def batch_sizes(self, pooled: bool = False) -> tuple[list[int], list[int]]:
         """Images of the largest and the smallest batch that a client trains on, and of those that it is evaluated on.
