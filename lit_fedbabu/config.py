@@ -31,6 +31,12 @@ class Config(Derived):
         "FourConvNet",
         "FourConvNet, MobileNet, ResNet18, or your own build(num_classes, norm, channels): my_package.my_module:build",
     )
+    initial_weights: str = option(
+        "",
+        "file of weights that the model starts from, where names and shapes fit: a state dict (.pt), .safetensors, or"
+        " a checkpoint of this package; empty: all are random",
+    )
+    initial_weights_digest: str = option("", "SHA-256 of that file, which a run writes down; another file is refused")
     norm: str = option(
         "batch",
         "normalization layers: batch uses the statistics of each batch, as in the paper; batch-running has running"

@@ -1,10 +1,13 @@
 """What follows from the options of an experiment: seeds, rates and counts."""
 
+import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import from_home
 from lit_fedbabu.options import read_trainer
 
 
@@ -20,12 +23,34 @@ class Derived:
     fraction_train: float
     num_server_rounds: int
     trainer_options: str
+    initial_weights: str
+    initial_weights_digest: str
     logger: str
 
     def derived_seed(self, purpose: str, *ids: int) -> int:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
         word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
+
+    def pinned(self) -> Self:
+        """The same options with the absolute path of the file of initial weights, and its digest.
+
+        Raises:
+            InputError: there is no such file, or it is another one than the digest says.
+        """
+        if not self.initial_weights:
+            return self
+        path = from_home(self.initial_weights).resolve()
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            remedy = f"cannot be read ({error.strerror}); give a state dict, .safetensors or a checkpoint"
+            raise InputError("initial-weights", self.initial_weights, remedy) from None
+        if self.initial_weights_digest not in ("", digest):
+            remedy = f"has the SHA-256 {digest[:16]}..., and that of the run began with"
+            remedy += f" {self.initial_weights_digest[:16]}...; put that file back"
+            raise InputError("initial-weights", str(path), remedy)
+        return dataclasses.replace(self, initial_weights=str(path), initial_weights_digest=digest)  # type: ignore[type-var]
 
     @property
     def trainer(self) -> dict[str, Any]:

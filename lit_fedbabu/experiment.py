@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning import own, own_trial, trainer
+from lit_fedbabu.learning import initial_weights, own, own_trial, trainer
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
@@ -38,13 +38,22 @@ class Experiment:
     Args:
         config: the options.
         task: what clients learn; None: what the configuration says.
+        initial: weights of body and head that the model starts from, over random ones; None: what the configuration
+            says.
 
     Raises:
-        InputError: there is no such algorithm.
+        InputError: there is no such algorithm, or no such file of initial weights.
     """
 
-    def __init__(self, config: Config, task: ImageClassification | OwnTask | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        task: ImageClassification | OwnTask | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.config = config if initial is not None else config.pinned()
+        self._given = initial
+        self.starting_note = ""
         self.algorithm = algorithm_of(config)
         self.task = task or (OwnTask(config) if config.task else ImageClassification(config))
 
@@ -68,6 +77,15 @@ class Experiment:
 
     @cached_property
     def _initial(self) -> Module:
+        module = self._random()
+        if self._given is not None:
+            load_state(module.model, {**state_of(module.model), **self._given})
+        elif self.config.initial_weights:
+            named = module.lightning if isinstance(module, OwnModule) else module.model
+            self.starting_note = initial_weights.load(named, self.config.initial_weights)
+        return module
+
+    def _random(self) -> Module:
         config = self.config
         if isinstance(self.task, OwnTask):
             return initial_module(self.task, self.model_seed, config.precision == "64-true")
@@ -182,6 +200,8 @@ class Experiment:
             sizes = self.task.batch_sizes(self.algorithm.pooled) if images else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
         self._check_protected(model)
+        if config.initial_weights:
+            self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
 
     def _check_own(self, task: OwnTask) -> None:
         if self.algorithm.pooled:

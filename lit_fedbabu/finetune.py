@@ -159,7 +159,6 @@ def _clients(request: Request, federation: Federation, checkpoint: Path) -> list
 def _in_settings(
     request: Request, configs: list[Config], clients: list[int], federation: Federation, checkpoint: Path, warm: Warm
 ) -> list[dict[str, Any]]:
-    from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds: first the cheap checks
     from lit_fedbabu.personal.settings import results_folder
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
     from lit_fedbabu.records import model_card
@@ -167,7 +166,7 @@ def _in_settings(
     from lit_fedbabu.records.results import curve, everyone, table
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
-    experiment = Experiment(configs[0])
+    experiment = federation.experiment(configs[0])
     _check(experiment, federation)
     facts = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],

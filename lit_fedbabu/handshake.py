@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from lit_fedbabu import system
 
-VERSION = 3
+VERSION = 4
 """Of the messages. It grows when a name or a meaning changes."""
 PLACE = "query.place"
 """Type of the message that asks a node which of how many it is."""
@@ -70,12 +70,14 @@ class Place:
         nodes: how many nodes there are.
         trains_on: its device and precision.
         own_disk: whether its clients' memories lie in a folder of its own, and not in that of the run.
+        initial_weights: digest of the file that its models start from; empty: they start from the seed.
     """
 
     node: int
     nodes: int
     trains_on: str
     own_disk: bool = False
+    initial_weights: str = ""
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
@@ -85,17 +87,18 @@ class Place:
             "nodes": self.nodes,
             "trains-on": self.trains_on,
             "own-disk": self.own_disk,
+            "initial-weights": self.initial_weights,
         }
         return RecordDict({"place": ConfigRecord(answer)})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> Place:
         """Read a reply; raises WireError."""
-        place = checked(content, "place", "node", "nodes", "trains-on", "own-disk")
+        place = checked(content, "place", "node", "nodes", "trains-on", "own-disk", "initial-weights")
         node, nodes = place["node"], place["nodes"]
         if not (isinstance(node, int) and isinstance(nodes, int)):
             raise WireError(f"a message of the node {node!r} of {nodes!r}, which are no whole numbers")
-        return cls(node, nodes, str(place["trains-on"]), bool(place["own-disk"]))
+        return cls(node, nodes, str(place["trains-on"]), bool(place["own-disk"]), str(place["initial-weights"]))
 
 
 def checked(content: RecordDict, name: str, *keys: str) -> Mapping[str, Any]:

@@ -16,13 +16,22 @@ def check_together(config: Any) -> None:
         raise InputError("run-name", config.run_name, "must be a plain folder name; the place is output-dir")
     if not config.run_name.isprintable():
         raise InputError("run-name", config.run_name, "has characters that cannot be printed; take others")
-    for key, place in (("output-dir", config.output_dir), ("resume", config.resume), ("dataset", config.dataset)):
+    for key, place in (
+        ("output-dir", config.output_dir),
+        ("resume", config.resume),
+        ("dataset", config.dataset),
+        ("initial-weights", config.initial_weights),
+    ):
         if "\0" in place:
             raise InputError(key, place, "has a NUL in it, which no path has")
     for field in (each for each in dataclasses.fields(config) if each.name in RATES):
         rate = getattr(config, field.name)
         if rate < 0 or not (rate or config.task):
             raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
+    if config.initial_weights_digest and not config.initial_weights:
+        raise InputError(
+            "initial-weights-digest", config.initial_weights_digest, "is of initial-weights; give that too"
+        )
     if config.num_new_clients >= config.num_clients:
         remedy = f"must be less than num-clients, which is {config.num_clients}"
         raise InputError("num-new-clients", config.num_new_clients, remedy)

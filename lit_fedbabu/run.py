@@ -74,7 +74,7 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     """Check the options and run; returns the run's folder and the exit status."""
     resume = from_home(str(options["resume"])) if options.get("resume") else None
     options, folder = _resumed(options, resume) if resume else _new(options)
-    config = Config.from_run_config(options)
+    config = Config.from_run_config(options).pinned()
     loggers.check(config)
     if config.on_sites:
         raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")

@@ -31,7 +31,9 @@ def place(message: Message, context: Context) -> Message:
     """Answer which of how many nodes this is, and what it trains on."""
     Code.from_record(message.content).refuse_other()
     host = HOSTS.of(context)
-    answer = Place(host.place, host.nodes, trains_on(host.experiment.config.precision), host.state is not None)
+    config = host.experiment.config
+    device, digest = trains_on(config.precision), config.initial_weights_digest
+    answer = Place(host.place, host.nodes, device, host.state is not None, digest)
     return Message(answer.to_record(), reply_to=message)
 
 

@@ -52,6 +52,7 @@ class Hosts:
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
+        self._asked: Config | None = None
 
     def of(self, context: Context) -> Host:
         """The node that a message has come to.
@@ -85,8 +86,8 @@ class Hosts:
         return Host(client, config.num_clients, experiment, state, client)
 
     def _built(self, config: Config) -> Experiment:
-        if self._experiment is None or self._experiment.config != config:
-            self._experiment = Experiment(config)
+        if self._experiment is None or self._asked != config:
+            self._experiment, self._asked = Experiment(config), config
         return self._experiment
 
 

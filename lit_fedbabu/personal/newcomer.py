@@ -62,7 +62,7 @@ def finetune(
         validation_fraction=0.0,
         min_client_images=1,
     )
-    experiment = Experiment(config, ImageClassification(config, federation.constants))
+    experiment = Experiment(config, ImageClassification(config, federation.constants), {})
     if further:
         experiment = _with_classes(experiment, federation)
         config = experiment.config
@@ -125,7 +125,7 @@ def _with_classes(experiment: Experiment, federation: Federation) -> Experiment:
         remedy = f"lacks images of some of the model's classes, of which one has a comma in its name: {commas[0]}"
         raise InputError("--data", config.dataset, remedy)
     config = dataclasses.replace(config, class_names=",".join(classes))
-    return Experiment(config, ImageClassification(config, federation.constants))
+    return Experiment(config, ImageClassification(config, federation.constants), {})
 
 
 def _earlier(provenance: Mapping[str, Any]) -> str:

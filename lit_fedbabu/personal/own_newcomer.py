@@ -38,7 +38,8 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     if not federation.shared:
         raise InputError("checkpoint", config.algorithm, "shares nothing that others could make their own")
     make = imported("--data", data, "must be the import path of a LightningDataModule, as in my_module:MyData")
-    experiment = Experiment(config, OwnTask(dataclasses.replace(config, num_clients=1, num_new_clients=0), make))
+    task = OwnTask(dataclasses.replace(config, num_clients=1, num_new_clients=0), make)
+    experiment = Experiment(config, task, federation.initial)
     experiment.check()
     if save_to is not None:
         make_new_folder("--save", save_to)

@@ -220,5 +220,5 @@ def in_worker(job: _Job, place: int, clients: Sequence[int]) -> list[dict[str, A
     """In a worker: fine-tune clients in the setting at that place; ``job`` is the same object in every call."""
     if not (_of_worker and _of_worker[0][0] is job):
         federation, tunings = job
-        _of_worker[:] = [(job, Personalizer(Experiment(tunings[0].config), federation, tunings))]
+        _of_worker[:] = [(job, Personalizer(federation.experiment(tunings[0].config), federation, tunings))]
     return _of_worker[0][1].personalize(place, clients)

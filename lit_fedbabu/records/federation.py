@@ -1,10 +1,12 @@
 """What a federation left: read from the checkpoint of a run, to be fine-tuned or resumed."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -26,6 +28,9 @@ from lit_fedbabu.records.run_folder import (
 )
 from lit_fedbabu.system import shipped_bodies
 
+if TYPE_CHECKING:
+    from lit_fedbabu.experiment import Experiment
+
 ON_NODES = "on the nodes' disks"
 """In a run's ``config.toml``: where the memories of its clients are, if not in its folder."""
 
@@ -38,6 +43,7 @@ class Federation:
         config: its configuration.
         rounds: its history, one entry for each round.
         shared: the weights that its clients share.
+        initial: those that they do not, as they were before the first round; None: the seed and the options say them.
         provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
@@ -51,6 +57,7 @@ class Federation:
     memories: Path | None = None
     site: int | None = None
     kind: str = "federation"
+    initial: dict[str, Tensor] | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -62,6 +69,12 @@ class Federation:
     def constants(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation by channel that its images were normalized with."""
         return self.provenance["mean"], self.provenance["std"]
+
+    def experiment(self, config: Config) -> Experiment:
+        """The experiment of this configuration, with the federation's initial model."""
+        from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
+
+        return Experiment(config, initial=self.initial)
 
     @property
     def server_round(self) -> int:
@@ -111,13 +124,16 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False) -> Fe
     on_nodes = config.on_sites or _memories_on_nodes(folder)
     if algorithm.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
+    shared = select(content.state, parts_of(algorithm.shared))
+    initial = {name: value for name, value in content.state.items() if name not in shared}
     return Federation(
         config,
         provenance["rounds"],
-        select(content.state, parts_of(algorithm.shared)),
+        shared,
         provenance,
         memories if memories.is_dir() else None,
         provenance.get("client"),
+        initial=initial if config.initial_weights else None,  # so that the file is not needed any more
     )
 
 

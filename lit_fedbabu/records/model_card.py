@@ -45,7 +45,7 @@ TEMPLATE = """---
 
 ## Training
 
-Federated on `{{ dataset }}` for {{ provenance.round }} rounds{{ trained_on }}.{{ finetuned }}
+Federated on `{{ dataset }}` for {{ provenance.round }} rounds{{ trained_on }}.{{ began }}{{ finetuned }}
 
 | option | value |
 |---|---|
@@ -96,6 +96,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
         provenance=provenance,
         settings=settings,
         trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
+        began=_began(config),
         finetuned=_finetuned(provenance),
         results=_results(provenance, outcome) if outcome else {},
         license=LICENSE,
@@ -218,6 +219,13 @@ A federation's checkpoint has the head as it was before the first round unless t
     )
 
 
+def _began(config: Mapping[str, Any]) -> str:
+    if not config.get("initial-weights"):
+        return ""
+    file, digest = Path(config["initial-weights"]).name, config["initial-weights-digest"]
+    return f" It began with what fits of the weights in `{file}` (SHA-256 {digest})."
+
+
 def _finetuned(provenance: Mapping[str, Any]) -> str:
     if earlier := provenance.get("earlier"):
         return f" It was then fine-tuned on {', '.join(f'`{each}`' for each in (*earlier, provenance['data']))}."
@@ -226,7 +234,8 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
     if provenance["kind"] == "personal":
         return " Then fine-tuned, for every client on its own images."
     if "head" not in parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared):
-        return " Its head is random and untrained: fine-tune before use."
+        what = "as it began" if provenance["config"].get("initial-weights") else "random"
+        return f" Its head is {what} and untrained: fine-tune before use."
     return ""
 
 

@@ -73,11 +73,16 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
         say("note: the task's module has no hyper-parameter learning_rate or lr; its own rate stands in every round")
     for note in () if config.on_sites else experiment.task.notes:
         say(f"note: {note}")
+    shared = begun.shared if begun else experiment.initial_shared()
+    if experiment.starting_note:
+        say(f"note: {experiment.starting_note}")
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
-    shared = begun.shared if begun else experiment.initial_shared()
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     nodes = find_nodes(grid, say)
+    if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
+        what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
+        raise RunError(f"{what}; copy the server's to them, under the same path")
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, board, server_round, arrays)

@@ -22,11 +22,13 @@ class Node(NamedTuple):
         id: Flower's, which is random.
         trains_on: its device and precision, as it says.
         own_disk: whether its clients' memories lie in a folder of its own.
+        initial_weights: digest of the file that its models start from; empty: they start from the seed.
     """
 
     id: int
     trains_on: str
     own_disk: bool
+    initial_weights: str = ""
 
 
 def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
@@ -70,7 +72,9 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
     without = [str(place.node) for place in places.values() if not place.own_disk]
     if 0 < len(without) < len(places):
         raise RunError(f"nodes {', '.join(without)} have no state-path, and others have; give all of them one")
-    by_place = {place.node: Node(node, place.trains_on, place.own_disk) for node, place in places.items()}
+    by_place = {
+        place.node: Node(node, place.trains_on, place.own_disk, place.initial_weights) for node, place in places.items()
+    }
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")
     return [by_place[place] for place in range(expected)]

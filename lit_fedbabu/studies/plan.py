@@ -114,7 +114,7 @@ def read_study(path: Path) -> Study:
         name = "-".join(words.values())
         if name in runs:
             raise InputError("study", str(path), f"has two runs of the name {name}; give the values other names")
-        config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name})
+        config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name}).pinned()
         algorithm_of(config)
         loggers.check(config)
         if alike := [run.name for run in runs.values() if run.config.experiment() == config.experiment()]:
@@ -169,5 +169,5 @@ def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[st
 
 def folder_word(key: str, value: Any) -> str:
     """A value of an axis in the name of a folder."""
-    word = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name if key == "dataset" else str(value))
+    word = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name if key in ("dataset", "initial-weights") else str(value))
     return word if key == "algorithm" else f"{key}_{word}"

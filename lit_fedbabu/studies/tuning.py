@@ -76,7 +76,7 @@ def tuning_of(study: Study) -> Tuning | None:
             for run in (each for each in study.runs if each.group == group):
                 name = "-".join([run.name, *(folder_word(key, value) for key, value in values.items())])
                 options = {**run.config.to_run_config(), **values, FRACTION: held_out}
-                config = Config.from_run_config({**options, "output-dir": str(folder), "run-name": name})
+                config = Config.from_run_config({**options, "output-dir": str(folder), "run-name": name}).pinned()
                 runs.append(Run(name, config, group))
             candidates.append(Candidate(group, values, tuple(runs)))
     everything = tuple(run for candidate in candidates for run in candidate.runs)
@@ -112,7 +112,7 @@ def chosen(study: Study, tuning: Tuning, failed: Mapping[str, str]) -> tuple[Stu
     runs = []
     for run in study.runs:
         options = {**run.config.to_run_config(), **best[run.group][1].values}
-        runs.append(dataclasses.replace(run, config=Config.from_run_config(options)))
+        runs.append(dataclasses.replace(run, config=Config.from_run_config(options).pinned()))
     return dataclasses.replace(study, runs=tuple(runs)), {run.name: words[run.group] for run in runs}
 
 

@@ -1,0 +1,99 @@
+"""Weights that a model starts from in place of random ones: read from a file, matched by name and shape."""
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.state import load_state, not_finite, state_of
+
+KEY = "initial-weights"
+WAYS = tuple((old, new) for new in ("", "body.") for old in ("", "model.", "module."))
+"""What names in a file may begin with, and what stands for it in a model: a file may be of a whole or of a body."""
+NAMED = 4
+"""Weights that a note names; of others it says how many there are."""
+
+
+def load(model: nn.Module, path: str) -> str:
+    """Load what a file has of a model's weights; the others stay as they are.
+
+    Args:
+        model: of body and head, or the LightningModule of a task.
+        path: of a state dict, a .safetensors or a Lightning checkpoint.
+
+    Returns:
+        A line that says how many weights were found, and which were not.
+
+    Raises:
+        InputError: the file cannot be read, has no matrix or kernel of the model, or numbers that are not finite.
+    """
+    own, given = state_of(model), _read(Path(path))
+    named = max((_renamed(given, *way) for way in WAYS), key=lambda each: len(_fitting(own, each)))
+    found = _fitting(own, named)
+    if not any(name in found and weight.ndim > 1 for name, weight in model.named_parameters()):
+        # a bias or the scale of a norm fits to many models by chance
+        remedy = f"has no matrix or kernel of the model: it has {_shaped(given)}, and the model has {_shaped(own)}"
+        raise InputError(KEY, path, remedy)
+    if broken := not_finite(found):
+        raise InputError(KEY, path, f"has weights that are not finite, the first is {broken[0]}")
+    load_state(model, {**own, **found})
+    other_shape = [name for name in own if name in named and name not in found]
+    parts = {
+        "not there": [name for name in own if name not in named],
+        "of another shape or type there": other_shape,
+        "not used": [name for name in named if name not in own],
+    }
+    told = [f"{what}: {_some(names)}" for what, names in parts.items() if names]
+    return "; ".join([f"{len(found)} of {len(own)} initial weights are from {path}", *told])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file by their names, without running code that it may contain."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"its part {damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = content.get("state_dict", content)
+        return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    except Exception as error:  # a damaged file can make the readers raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        if isinstance(error, UnpicklingError):  # whose text is advice to run the code
+            reason = "it has none, or code that is not run"
+        remedy = f"is no state dict, .safetensors or checkpoint ({reason}); write one with"
+        raise InputError(KEY, str(path), f"{remedy} torch.save(model.state_dict(), PATH)") from None
+
+
+def _renamed(state: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {new + name.removeprefix(old): value for name, value in state.items()}
+
+
+def _fitting(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given entries that a model has too, in the same shape."""
+    return {
+        name: given[name]
+        for name, value in own.items()
+        if name in given
+        and given[name].shape == value.shape
+        and given[name].is_floating_point() == value.is_floating_point()
+    }
+
+
+def _shaped(state: Mapping[str, Tensor]) -> str:
+    return next((f"{name} {list(value.shape)}" for name, value in state.items()), "no tensors") + (
+        f" and {len(state) - 1} more" if len(state) > 1 else ""
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
