@@ -29,7 +29,8 @@ class Config(Derived):
     algorithm: str = option("fedbabu", "method: a row of the table in algorithms/table.py, as fedavg, fedper or ditto")
     model_name: str = option(
         "FourConvNet",
-        "FourConvNet, MobileNet, ResNet18, or your own build(num_classes, norm, channels): my_package.my_module:build",
+        "FourConvNet, MobileNet, ResNet18, a network of timm as timm:resnet18, or your own build(num_classes, norm,"
+        " channels): my_package.my_module:build",
     )
     initial_weights: str = option(
         "",

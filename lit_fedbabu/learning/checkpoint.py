@@ -15,7 +15,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning import pretrained
-from lit_fedbabu.learning.models import build_model, in_format
+from lit_fedbabu.learning.models import build_model, in_format, is_timm
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
         remedy = f"is of a model for images of {_size(options)} pixels, and its configuration has image-size={size}"
         raise InputError("checkpoint", str(path), remedy)
     model_name = task or options["model_name"]
-    if ":" in model_name and model_name != trusted:
+    if ":" in model_name and not is_timm(model_name) and model_name != trusted:
         key = "task" if task else "model-name"
         raise InputError(key, model_name, f"is code that the checkpoint names; give --{key} to trust it")
     model, state = _of_task(task, state) if task else (_new_model(options), _without_prefix(state))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.backbones import PREFIX, parts_of_timm
 from lit_fedbabu.learning.parts import PARTS
 from lit_fedbabu.options import imported
 
@@ -113,10 +114,13 @@ def build_model(
         InputError: there is no model of that name, it cannot be built or not for this size, or it is not made of a
             body and a head.
     """
-    make = MODELS.get(model_name) or _imported(model_name)
+    make = MODELS.get(model_name) or (None if is_timm(model_name) else _imported(model_name))
     refuse_unfit_size(model_name, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if make is None:
+            running = norm == "batch-running"
+            return BodyAndHead(*parts_of_timm(model_name, num_classes, running, channels, image_size))
         try:
             model = make(num_classes, NORMS[norm], channels, **_size_where_asked(make, image_size))
         except Exception as error:  # whatever a user's own function raises
@@ -126,6 +130,11 @@ def build_model(
     if parts != set(PARTS):
         raise InputError("model-name", model_name, "must give a module whose weights are in a body and a head")
     return model
+
+
+def is_timm(model_name: str) -> bool:
+    """Whether the name is of a model of timm, as in ``timm:resnet18``."""
+    return model_name.startswith(PREFIX)
 
 
 def refuse_unfit_size(model_name: str, image_size: int) -> None:
@@ -153,7 +162,7 @@ def _imported(model_name: str) -> Callable[..., nn.Module]:
 
     It may have a fourth argument, ``image_size``.
     """
-    remedy = f"must be one of {', '.join(MODELS)}, or an import path as in my_package.my_module:build"
+    remedy = f"must be one of {', '.join(MODELS)}, timm:NAME, or an import path as in my_package.my_module:build"
     if ":" not in model_name:
         raise InputError("model-name", model_name, remedy)
     build: Callable[..., nn.Module] = imported("model-name", model_name, remedy)

@@ -76,7 +76,7 @@ class LitFedBABU(PartModule):
     ``test_accuracy`` (0 to 1), so that ModelCheckpoint, EarlyStopping and loggers work.
 
     Args:
-        model_name: a name of ``models.MODELS``, or the import path of your own.
+        model_name: a name of ``models.MODELS``, ``timm:NAME``, or the import path of your own.
         num_classes: outputs of the head.
         norm: a name of ``models.NORMS``.
         channels: of the images.

@@ -68,7 +68,7 @@ def odd_model(num_classes, norm, channels):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("FiveConvNet", "must be one of FourConvNet, MobileNet, ResNet18, or an import path"),
+        ("FiveConvNet", "must be one of FourConvNet, MobileNet, ResNet18, timm:NAME, or an import path"),
         ("nowhere.at_all:build", "No module named"),
         ("tests.learning.test_models:nothing", "has no attribute"),
         ("tests.learning.test_models:odd_model", "whose weights are in a body and a head"),
