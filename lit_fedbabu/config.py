@@ -32,6 +32,10 @@ class Config(Derived):
         "FourConvNet, MobileNet, ResNet18, a network of timm as timm:resnet18, or your own build(num_classes, norm,"
         " channels): my_package.my_module:build",
     )
+    pretrained: bool = option(
+        False,
+        "whether a network of timm starts from its weights of the hub, which are its initial-weights then",
+    )
     initial_weights: str = option(
         "",
         "file of weights that the model starts from, where names and shapes fit: a state dict (.pt), .safetensors, or"

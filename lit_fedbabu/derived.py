@@ -32,20 +32,24 @@ class Derived:
         word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return int(np.random.SeedSequence([self.seed, word, *ids]).generate_state(1, np.uint64)[0] >> 1)
 
-    def pinned(self) -> Self:
+    def pinned(self, given: str = "") -> Self:
         """The same options with the absolute path of the file of initial weights, and its digest.
+
+        Args:
+            given: the file, where it is not that of the options.
 
         Raises:
             InputError: there is no such file, or it is another one than the digest says.
         """
-        if not self.initial_weights:
+        given = given or self.initial_weights
+        if not given:
             return self
-        path = from_home(self.initial_weights).resolve()
+        path = from_home(given).resolve()
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             remedy = f"cannot be read ({error.strerror}); give a state dict, .safetensors or a checkpoint"
-            raise InputError("initial-weights", self.initial_weights, remedy) from None
+            raise InputError("initial-weights", given, remedy) from None
         if self.initial_weights_digest not in ("", digest):
             remedy = f"has the SHA-256 {digest[:16]}..., and that of the run began with"
             remedy += f" {self.initial_weights_digest[:16]}...; put that file back"

@@ -28,6 +28,11 @@ def check_together(config: Any) -> None:
         rate = getattr(config, field.name)
         if rate < 0 or not (rate or config.task):
             raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
+    if config.pretrained and not config.model_name.startswith("timm:"):
+        remedy = "is for networks of timm, as model-name=timm:resnet18; others start from a file, initial-weights=PATH"
+        raise InputError("pretrained", True, remedy)
+    if config.pretrained and config.initial_weights and not config.initial_weights_digest:
+        raise InputError("initial-weights", config.initial_weights, "is in place of pretrained=true; leave one out")
     if config.initial_weights_digest and not config.initial_weights:
         raise InputError(
             "initial-weights-digest", config.initial_weights_digest, "is of initial-weights; give that too"

@@ -29,8 +29,9 @@ PROTOCOL = {
     "default_root_dir": "output-dir", "callbacks": "callbacks of a Task", "fast_dev_run": "num-server-rounds=1",
 }  # fmt: skip
 """Arguments that would break the protocol, and what takes their place."""
-TYPES = {"int": int, "float": float, "str": str}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 """Types that an option can have, by the name in its annotation."""
+ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def option(
@@ -74,8 +75,7 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        article = {int: "a whole number", float: "a number", str: "a text"}[kind]
-        raise InputError(key, value, f"must be {article}, as in {key}={json.dumps(field.default)}")
+        raise InputError(key, value, f"must be {ARTICLES[kind]}, as in {key}={json.dumps(field.default)}")
     if limits["choices"] and value not in limits["choices"] and not (limits["import_path"] and ":" in value):
         path = f", or an import path as in my_module:{field.name}" if limits["import_path"] else ""
         raise InputError(key, value, f"must be one of {', '.join(limits['choices'])}{path}")
@@ -151,8 +151,7 @@ def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
         kind = allowed[name]
         numbers = (int, float) if kind is float else (kind,)
         if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
-            article = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
-            raise InputError(f"trainer.{name}", value, f"must be {article}")
+            raise InputError(f"trainer.{name}", value, f"must be {ARTICLES[kind]}")
     return given
 
 

@@ -1,7 +1,7 @@
 """Models whose body is a network of timm (PyTorch Image Models), named as in ``timm:resnet18``."""
 
 import importlib.util
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -27,19 +27,9 @@ def parts_of_timm(
     Raises:
         InputError: timm is not installed, has no such model, or the model does not take these images.
     """
-    name = model_name.removeprefix(PREFIX)
-    if importlib.util.find_spec("timm") is None:
-        raise InputError("model-name", model_name, "needs timm: pip install 'lit-fedbabu[timm]'")
-    import timm  # takes seconds to import
-
-    if not name or ":" in name or not timm.is_model(name):
-        close = timm.list_models(f"{name[:6]}*")[:3] if name else []
-        like = f"as {', '.join(close)}; " if close else ""
-        raise InputError("model-name", model_name, f"timm has no such model; {like}timm.list_models() has all")
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    timm, name = known(model_name), model_name.removeprefix(PREFIX)
     try:
-        size: dict[str, Any] = {"img_size": image_size} if fixed else {}
-        body = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
+        body = network(timm, name, channels, image_size)
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, channels, image_size, image_size))
         if features.ndim != 2:
@@ -50,6 +40,32 @@ def parts_of_timm(
     if not running:
         _use_batch_statistics(body)
     return body.train(), nn.Linear(features.shape[1], num_classes)
+
+
+def known(model_name: str) -> ModuleType:
+    """The package timm, which has a model of this name.
+
+    Raises:
+        InputError: it is not installed, or has none.
+    """
+    name = model_name.removeprefix(PREFIX)
+    if importlib.util.find_spec("timm") is None:
+        raise InputError("model-name", model_name, "needs timm: pip install 'lit-fedbabu[timm]'")
+    import timm  # takes seconds to import
+
+    if not name or ":" in name or not timm.is_model(name):
+        close = timm.list_models(f"{name[:6]}*")[:3] if name else []
+        like = f"as {', '.join(close)}; " if close else ""
+        raise InputError("model-name", model_name, f"timm has no such model; {like}timm.list_models() has all")
+    return timm
+
+
+def network(timm: ModuleType, name: str, channels: int, image_size: int, pretrained: bool = False) -> nn.Module:
+    """Timm's network without its classifier, for images of these channels and, where it is of one size, of this one."""
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    size = {"img_size": image_size} if fixed else {}
+    body: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **size)
+    return body
 
 
 def _use_batch_statistics(body: nn.Module) -> None:
