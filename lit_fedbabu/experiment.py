@@ -19,8 +19,8 @@ from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
 from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.learning.state import load_state, state_of
+from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.learning.trial import try_model
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.own import OwnTask

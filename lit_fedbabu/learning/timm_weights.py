@@ -7,7 +7,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning.backbones import PREFIX, known, network
-from lit_fedbabu.tasks import reach
+from lit_fedbabu.tasks import cache, reach
 
 WAYS_OUT = "three ways out: a network, initial-weights=PATH with a file of them, or pretrained=false for random weights"
 
@@ -27,7 +27,7 @@ def with_pretrained(config: Config) -> Config:
 def _file(model_name: str, image_size: int) -> Path:
     """The file with the body's pretrained weights, which are fetched if it is not there."""
     timm, name = known(model_name), model_name.removeprefix(PREFIX)
-    path = reach.cache_root() / "weights" / f"{name}-{image_size}px-timm{timm.__version__}.safetensors"
+    path = cache.folder() / cache.WEIGHTS / f"{name}-{image_size}px-timm{timm.__version__}.safetensors"
     if path.exists():
         return path
     if not timm.is_model_pretrained(name):

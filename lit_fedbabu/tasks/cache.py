@@ -1,4 +1,4 @@
-"""The cache of decoded images: a folder for each dataset. It can be removed at any time."""
+"""The cache: a folder for each dataset of decoded images, and pretrained weights."""
 
 import os
 import shutil
@@ -7,6 +7,8 @@ from pathlib import Path
 
 BEING_WRITTEN = ".decoding-"
 """How the name of a folder begins that a process writes."""
+WEIGHTS = "weights"
+"""The folder of pretrained weights, from which runs are resumed."""
 ABANDONED_S = 3600
 """Seconds after which such a folder, in which nothing was written, was left by a process that was killed."""
 
@@ -25,6 +27,8 @@ def clean() -> tuple[list[tuple[str, int]], list[str]]:
     """
     removed, kept = [], []
     for place in sorted(folder().glob("*/")):
+        if place.name == WEIGHTS:
+            continue
         files = [file for file in place.rglob("*") if file.is_file()]
         newest = max([place.stat().st_mtime, *(file.stat().st_mtime for file in files)])
         if place.name.startswith(BEING_WRITTEN) and time.time() - newest < ABANDONED_S:

@@ -22,7 +22,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
-from lit_fedbabu.tasks.images import hub
+from lit_fedbabu.tasks import reach
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -264,7 +264,7 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(hub, "_answers", lambda: False)
+    monkeypatch.setattr(reach, "answers", lambda: False)
     monkeypatch.setattr(superlink, "started", lambda root: pytest.fail("a SuperLink was started"))
     name, *words = command.format(here=here, run=finished, digits=DIGITS).split()
     before = contents(here, finished, tmp_path)

@@ -12,7 +12,7 @@ from PIL import Image
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import trainer
-from lit_fedbabu.tasks import cache
+from lit_fedbabu.tasks import cache, reach
 from lit_fedbabu.tasks.images import hub, sources
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import tiny, tiny_config
@@ -146,7 +146,7 @@ def test_hub_datasets_say_their_channels_classes_and_normalization(
 )
 def test_a_hub_name_may_name_a_subset(dataset, place, subset, monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "_answers", lambda: True)
+    monkeypatch.setattr(reach, "answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or {})
     assert hub.read(dataset) == {}
     assert asked == [(place, subset)]
@@ -215,7 +215,7 @@ def test_a_hub_out_of_reach_is_within_reach_the_next_time(monkeypatch):
     before = state()
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: seen.append(state()) or {})
     for answers in (False, True):
-        monkeypatch.setattr(hub, "_answers", lambda answers=answers: answers)
+        monkeypatch.setattr(reach, "answers", lambda answers=answers: answers)
         hub.read("some/dataset")
     assert seen == [(before[0], True, True), before], "the cache alone is asked where the hub does not answer"
     assert state() == before
@@ -260,7 +260,7 @@ def test_a_mistyped_folder_is_told_at_once_and_not_asked_of_the_hub(name, words,
     for each in ("data/my_photos", "data/cats", "my_photos"):
         (tmp_path / each).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_answers", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(reach, "answers", lambda: pytest.fail("the hub was asked"))
     with pytest.raises(InputError, match=words):
         sources.load(name)
 
