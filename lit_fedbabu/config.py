@@ -1,19 +1,10 @@
 """The options of an experiment: one frozen dataclass with the keys of ``[tool.flwr.app.config]``."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
-from typing import Any
 
 from lit_fedbabu.derived import Derived
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.option_rules import RATES, check_together
-from lit_fedbabu.options import checked, key_of, option, with_trainer
-
-PLACES = ("engine", "output-dir", "run-name", "resume")
-"""Keys that say where a run lies and what carries it, and nothing about its numbers."""
-WITHOUT_NUMBERS = (*PLACES, "logger")
-"""Keys that change no number."""
+from lit_fedbabu.option_rules import check_together
+from lit_fedbabu.options import checked, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +93,15 @@ class Config(Derived):
         import_path=True,
     )
     num_server_rounds: int = option(80, "K: communication rounds", low=1)
-    num_local_epochs: int = option(4, "tau: epochs of each participant in a round", low=1)
-    num_head_epochs: int = option(4, "epochs on the head before those on the body; read by fedrep", low=0)
+    num_local_epochs: int | float = option(
+        4,
+        "tau: epochs of each participant in a round; a fraction is the first batches of an epoch, rounded up",
+        above=0,
+    )
+    num_local_steps: int = option(
+        0, "mini-batches of each participant in a round, in place of num-local-epochs; 0: those epochs", low=0
+    )
+    num_head_epochs: int | float = option(4, "epochs on the head before those on the body; read by fedrep", low=0)
     fraction_train: float = option(0.1, "f: share of the clients that train in a round", above=0, high=1)
     min_clients_per_round: int = option(
         0, "trained clients that a round needs; 0: as many as were drawn, failed ones being replaced", low=0
@@ -180,28 +178,3 @@ class Config(Derived):
             value = checked(getattr(self, field.name), field)
             object.__setattr__(self, field.name, value)
         check_together(self)
-
-    @classmethod
-    def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
-        """Make a Config from kebab-case keys, as Flower's ``context.run_config`` has them.
-
-        Raises:
-            InputError: an unknown key, or a value that is refused.
-        """
-        names = {key_of(field): field.name for field in dataclasses.fields(cls)}
-        run_config = with_trainer(run_config)
-        for key, value in run_config.items():
-            if key not in names:
-                close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
-                raise InputError(key, value, f"no such key; {hint}")
-        own_rates = dict.fromkeys(RATES, 0.0) if run_config.get("task") else {}
-        return cls(**{**own_rates, **{names[key]: value for key, value in run_config.items()}})
-
-    def to_run_config(self) -> dict[str, Any]:
-        """The same options under their kebab-case keys."""
-        return {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def experiment(self) -> dict[str, Any]:
-        """The options that decide numbers: all but those that name places."""
-        return {key: value for key, value in self.to_run_config().items() if key not in WITHOUT_NUMBERS}

@@ -1,19 +1,28 @@
 """What follows from the options of an experiment: seeds, rates and counts."""
 
 import dataclasses
+import difflib
 import hashlib
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import from_home
-from lit_fedbabu.options import read_trainer
+from lit_fedbabu.option_rules import RATES
+from lit_fedbabu.options import key_of, read_trainer, with_trainer
+
+PLACES = ("engine", "output-dir", "run-name", "resume")
+"""Keys that say where a run lies and what carries it, and nothing about its numbers."""
+WITHOUT_NUMBERS = (*PLACES, "logger")
+"""Keys that change no number."""
 
 
 class Derived:
     """The part of ``Config`` that is no option."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     seed: int
     task: str
     partitioner: str
@@ -22,10 +31,37 @@ class Derived:
     num_new_clients: int
     fraction_train: float
     num_server_rounds: int
+    num_local_epochs: int | float
+    num_local_steps: int
     trainer_options: str
     initial_weights: str
     initial_weights_digest: str
     logger: str
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
+        """Make a Config from kebab-case keys, as Flower's ``context.run_config`` has them.
+
+        Raises:
+            InputError: an unknown key, or a value that is refused.
+        """
+        names = {key_of(field): field.name for field in dataclasses.fields(cls)}
+        run_config = with_trainer(run_config)
+        for key, value in run_config.items():
+            if key not in names:
+                close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
+                raise InputError(key, value, f"no such key; {hint}")
+        own_rates = dict.fromkeys(RATES, 0.0) if run_config.get("task") else {}
+        return cls(**{**own_rates, **{names[key]: value for key, value in run_config.items()}})
+
+    def to_run_config(self) -> dict[str, Any]:
+        """The same options under their kebab-case keys."""
+        return {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def experiment(self) -> dict[str, Any]:
+        """The options that decide numbers: all but those that name places."""
+        return {key: value for key, value in self.to_run_config().items() if key not in WITHOUT_NUMBERS}
 
     def derived_seed(self, purpose: str, *ids: int) -> int:
         """A 63-bit seed that depends on (seed, purpose, ids) alone, as on (seed, "train", round, client)."""
@@ -54,7 +90,7 @@ class Derived:
             remedy = f"has the SHA-256 {digest[:16]}..., and that of the run began with"
             remedy += f" {self.initial_weights_digest[:16]}...; put that file back"
             raise InputError("initial-weights", str(path), remedy)
-        return dataclasses.replace(self, initial_weights=str(path), initial_weights_digest=digest)  # type: ignore[type-var]
+        return dataclasses.replace(self, initial_weights=str(path), initial_weights_digest=digest)
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -85,6 +121,16 @@ class Derived:
     def clients_per_round(self) -> int:
         """Clients that are drawn for a round: int(f N), at least one."""
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
+
+    def length(self, field: str) -> tuple[float, int]:
+        """Epochs of a phase, by the field that has them, and mini-batches in their place; 0: the epochs."""
+        return getattr(self, field), self.num_local_steps if field == "num_local_epochs" else 0
+
+    @property
+    def local_length(self) -> str:
+        """How long a participant trains in a round, in words."""
+        steps, epochs = self.num_local_steps, self.num_local_epochs
+        return f"{steps} local steps" if steps else f"{epochs} local epochs"
 
     def learning_rate_in(self, server_round: int, field: str = "learning_rate") -> float:
         """Learning rate of a round, counted from 1: decayed after rounds K//2 and 3K//4, for good."""

@@ -50,6 +50,10 @@ def check_together(config: Any) -> None:
     if config.trainer and config.cohort_size > 1:
         remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"
         raise InputError("trainer-options", config.trainer_options, remedy)
+    partial = config.num_local_steps or config.num_local_epochs % 1 or config.num_head_epochs % 1
+    if partial and (counting := sorted({"accumulate_grad_batches", "limit_train_batches"} & set(config.trainer))):
+        remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
+        raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
     if config.task and config.cohort_size > 1:
         raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
     if config.noise_multiplier and not config.clipping_norm:

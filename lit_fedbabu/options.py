@@ -65,13 +65,16 @@ def key_of(field: "dataclasses.Field[Any]") -> str:
 
 
 def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
-    """The value of a field, with whole numbers made floats where the field is one.
+    """The value of a field, with whole numbers made floats where the field is one, and kept where it may be both.
 
     Raises:
         InputError: the type is wrong, or the value is outside the limits of the field.
     """
     key, limits = key_of(field), field.metadata
-    kind: Any = field.type if isinstance(field.type, type) else TYPES[str(field.type)]
+    kind: Any = TYPES.get(str(field.type), field.type)
+    if kind == int | float:
+        kind = int if type(value) in (int, float) and value == value // 1 else float
+        value = int(value) if kind is int else value
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

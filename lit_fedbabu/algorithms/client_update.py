@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.steps import STEPS, Proximal
+from lit_fedbabu.algorithms.table import EPOCHS
 from lit_fedbabu.experiment import Data, Experiment, Module
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.cohort import stack
@@ -78,17 +79,18 @@ def cohort_update(
     pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
     losses = [float("nan")] * len(modules)
     with seeded(config.derived_seed("draws", server_round, *clients)):
-        for part, epochs in algorithm.phases:
+        for part, field in algorithm.phases:
+            epochs, steps = config.length(field)
             losses = experiment.learner.fit(
-                modules, data, mode=part, epochs=getattr(config, epochs), learning_rate=learning_rate, callbacks=step
+                modules, data, mode=part, epochs=epochs, steps=steps, learning_rate=learning_rate, callbacks=step
             )
     shared = [experiment.shared(state_of(module.model)) for module in modules]
     if algorithm.personal:
         modules = [experiment.new_module(own) for own in remembered]
-        epochs_of_personal = config.num_local_epochs
+        epochs, steps = config.length(EPOCHS)
         with seeded(config.derived_seed("personal-draws", server_round, *clients)):
             experiment.learner.fit(
-                modules, data, mode="full", epochs=epochs_of_personal, learning_rate=learning_rate, callbacks=pull
+                modules, data, mode="full", epochs=epochs, steps=steps, learning_rate=learning_rate, callbacks=pull
             )
     for client, module in zip(clients, modules, strict=True):
         if kept := experiment.kept(state_of(module.model)):

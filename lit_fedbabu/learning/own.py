@@ -14,6 +14,7 @@ from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 from lit_fedbabu.learning.trainer import new_trainer
+from lit_fedbabu.length import steps_of
 from lit_fedbabu.tasks.evaluation import OwnEvaluation, Personalization
 from lit_fedbabu.tasks.own import OwnData, short
 
@@ -23,8 +24,9 @@ def fit(
     data: Sequence[OwnData],
     *,
     mode: str,
-    epochs: int,
+    epochs: float,
     learning_rate: float,
+    steps: int = 0,
     curves: Sequence[list[OwnEvaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
 ) -> list[float]:
@@ -34,8 +36,9 @@ def fit(
         modules: one module.
         data: the client's.
         mode: "body", "head" or "full".
-        epochs: over the client's training samples.
+        epochs: over the client's training samples; of a fraction of an epoch its first batches, rounded up.
         learning_rate: written to the module's hyper-parameters; 0: the module's own stands.
+        steps: mini-batches, in place of ``epochs``; 0: the epochs.
         curves: one list, which gets an evaluation after every epoch; empty: nothing is evaluated.
         callbacks: Lightning's, before those of the task.
 
@@ -45,12 +48,16 @@ def fit(
     (module,), (own,) = modules, data
     module.set_mode(mode)
     module.set_rate(learning_rate)
-    if epochs == 0:
+    if epochs == steps == 0:
         return [math.nan]
     watch = _Watch(module, mode, keep=bool(curves))
+    if steps or epochs % 1:
+        batches = own.batches
+        watch.left = steps_of(batches, epochs, steps)
+        epochs = math.ceil(watch.left / batches)
     trainer = new_trainer(
         own.config,
-        max_epochs=epochs,
+        max_epochs=int(epochs),
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *own.task.task.callbacks(), watch],
     )
@@ -113,6 +120,8 @@ class _Watch(L.Callback):
             if name.partition(".")[0] not in parts_of(mode) or name in module.frozen
         }
         self._loss, self._seen = 0.0, 0
+        self.left = math.inf
+        """Batches that may still be trained on."""
         self.epochs: list[dict[str, Tensor]] = []
         """The weights after every epoch."""
 
@@ -141,6 +150,8 @@ class _Watch(L.Callback):
             count = _samples(batch)
             self._loss += loss.detach().double().item() * count
             self._seen += count
+        self.left -= 1
+        trainer.should_stop = trainer.should_stop or self.left == 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._keep:

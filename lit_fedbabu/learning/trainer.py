@@ -83,8 +83,9 @@ def fit(
     data: Sequence[ClientData],
     *,
     mode: str,
-    epochs: int,
+    epochs: float,
     learning_rate: float,
+    steps: int = 0,
     curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
     say: Say = _silent,
@@ -95,8 +96,9 @@ def fit(
         modules: what to train, one for each client.
         data: the clients' images.
         mode: "body", "head" or "full".
-        epochs: over each client's training images.
+        epochs: over each client's training images; of a fraction of an epoch its first batches, rounded up.
         learning_rate: of SGD.
+        steps: mini-batches of each client, in place of ``epochs``; 0: the epochs.
         curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
         callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
         say: is told of the first curve after every epoch.
@@ -109,12 +111,12 @@ def fit(
     module, datamodule = _together(modules, data)
     module.set_mode(mode)
     module.hparams["learning_rate"] = learning_rate
-    if epochs == 0:
+    if epochs == steps == 0:
         return [NAN] * len(modules)
     watch = [_Curves(curves, datamodule, say)] if curves else []
     trainer = new_trainer(
         datamodule.config,
-        max_epochs=epochs,
+        max_epochs=datamodule.allow(epochs, steps),
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if watch else 0,
         callbacks=[*callbacks, *watch],

@@ -1,12 +1,14 @@
 """What training cost: images seen, and the bytes and seconds that TensorBoard's event files have."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.algorithms.table import EPOCHS, algorithm_of
 from lit_fedbabu.config import Config
+from lit_fedbabu.length import steps_of
 
 EVENTS = "events.out.tfevents.*"
 TAGS = ("communication/bytes_up", "communication/bytes_down", "time/seconds_per_round")
@@ -41,16 +43,16 @@ def cost_of(folder: Path, config: Config, rounds: int, images: int | None) -> Co
         rounds: how many there were.
         images: that all clients have for training; None if that is not recorded.
     """
-    seen = None if images is None else images * rounds * _times_seen(config)
+    seen = None if images is None else images * rounds * _times_seen(config, images)
     return Cost(seen, *_recorded(folder, rounds))
 
 
-def _times_seen(config: Config) -> float:
+def _times_seen(config: Config, images: int) -> float:
     """How often an image is seen in a round, on average."""
     algorithm = algorithm_of(config)
-    epochs: int = sum(getattr(config, option) for _, option in algorithm.phases)
-    if algorithm.personal:
-        epochs += config.num_local_epochs
+    batches = math.ceil(images / (1 if algorithm.pooled else config.num_federated) / config.batch_size)
+    fields = [field for _, field in algorithm.phases] + [EPOCHS] * algorithm.personal
+    epochs = sum(steps_of(batches, *config.length(field)) for field in fields) / batches
     return epochs * (1 if algorithm.pooled else config.clients_per_round / config.num_federated)
 
 

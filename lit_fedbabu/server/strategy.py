@@ -73,7 +73,7 @@ class SharedParts(Strategy):
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
         self.progress.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"
-            f" {config.num_local_epochs} local epochs, on {len(self.exchange.nodes)} nodes"
+            f" {config.local_length}, on {len(self.exchange.nodes)} nodes"
             + (f"; {config.num_new_clients} new clients have no part" if config.num_new_clients else "")
             + (f"; resumed after round {self._resumed_after}" if self._resumed_after else "")
         )

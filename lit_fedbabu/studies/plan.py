@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import algorithm_of
-from lit_fedbabu.config import PLACES, Config
+from lit_fedbabu.config import Config
+from lit_fedbabu.derived import PLACES
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import whole_name
 from lit_fedbabu.options import read_toml

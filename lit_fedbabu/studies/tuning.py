@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.config import PLACES, Config
+from lit_fedbabu.config import Config
+from lit_fedbabu.derived import PLACES
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment, write_config

@@ -188,6 +188,19 @@ class OwnData:
         """Training samples."""
         return _count(self.module.train_dataloader())
 
+    @property
+    def batches(self) -> int:
+        """Training batches of an epoch.
+
+        Raises:
+            InputError: the loader does not say how many.
+        """
+        try:
+            return len(self.module.train_dataloader())
+        except TypeError as error:
+            remedy = f"its training loader has no length ({error}), which num-local-steps and fractions of epochs need"
+            raise InputError("task", self.config.task, remedy) from None
+
     @cached_property
     def num_test(self) -> int:
         """Test samples."""

@@ -1,6 +1,7 @@
 """Federations of tasks of users, against loops written by hand in plain PyTorch."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -41,9 +42,11 @@ def by_hand(experiment, client, server_round, state, trained, make=Windows):
         schedule.base_lrs = [rate]
         schedule._last_lr = [rate]
     module.log = lambda *_: None
+    steps = config.num_local_steps or config.num_local_epochs * len(data.train_dataloader())
     with seeded(config.derived_seed("draws", server_round, client)):
-        for _ in range(config.num_local_epochs):
-            for batch in data.train_dataloader():
+        while steps > 0:
+            for batch in itertools.islice(data.train_dataloader(), steps):
+                steps -= 1
                 for part in ("body", "head"):
                     getattr(module, part, module).train(part in trained)
                 loss = module.training_step(batch, 0)
@@ -55,9 +58,13 @@ def by_hand(experiment, client, server_round, state, trained, make=Windows):
     return module.state_dict()
 
 
-@pytest.mark.parametrize(("algorithm", "trained"), [("fedbabu", ["body"]), ("fedavg", ["body", "head"])])
-def test_a_round_of_a_client_is_a_plain_loop_with_the_modules_own_optimizer(algorithm, trained):
-    experiment = experiment_of(algorithm=algorithm)
+@pytest.mark.parametrize(
+    ("algorithm", "trained", "steps"),
+    [("fedbabu", ["body"], 0), ("fedavg", ["body", "head"], 0), ("fedbabu", ["body"], 1), ("fedbabu", ["body"], 5)],
+)
+def test_a_round_of_a_client_is_a_plain_loop_with_the_modules_own_optimizer(algorithm, trained, steps):
+    experiment = experiment_of(algorithm=algorithm, num_local_steps=steps)
+    assert len(experiment.client_data(1, 0).module.train_dataloader()) == 3
     received = experiment.initial_shared()
     initial = state_of(experiment.new_module().model)
     with torch.random.fork_rng(), seeded(experiment.model_seed):

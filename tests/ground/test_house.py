@@ -15,8 +15,8 @@ DOORS = {
     "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"errors"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules", "derived"}, {"config"}, {"handshake"},
-    {"wire"}, {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"}, {"algorithms"}, {"records"},
+    {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
+    {"handshake"}, {"wire"}, {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""

@@ -29,6 +29,10 @@ class CohortData(L.LightningDataModule):
         self.members = members
         self.config = members[0].config
 
+    def allow(self, epochs: float, steps: int) -> int:
+        """As of ``ClientData``, for every client; returns how many epochs the longest of them begins."""
+        return max(member.allow(epochs, steps) for member in self.members)
+
     def train_dataloader(self) -> "_SideBySide":
         return _SideBySide(dict(enumerate(member.train_dataloader() for member in self.members)))
 

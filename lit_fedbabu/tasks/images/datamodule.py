@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from lit_fedbabu.length import steps_of
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partition import evaluation_split
 from lit_fedbabu.tasks.images.partitioners import Indices
@@ -54,14 +56,23 @@ class ClientData(L.LightningDataModule):
         self.train_set = self._rows(task.source.train, own)
         self.test_set = self._rows(evaluation_split(self.config, task.source), task.partition.test[client])
         self._test_batch_size = test_batch_size or self.config.test_batch_size
+        self.left: float = math.inf
+        """Training batches that it still gives."""
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
 
+    def allow(self, epochs: float, steps: int) -> int:
+        """Give no more training batches than ``length.steps_of`` says; returns how many epochs these begin."""
+        batches = math.ceil(len(self.train_set) / self.config.batch_size)
+        self.left = steps_of(batches, epochs, steps)
+        return math.ceil(self.left / batches)
+
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
-        return _batches(self.train_set, _Shuffled(len(self.train_set), self._order), self.config.batch_size)
+        order = _Shuffled(len(self.train_set), self._order)
+        return _batches(self.train_set, _Allowed(self, order, self.config.batch_size))
 
     def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        return _batches(self.test_set, SequentialSampler(self.test_set), self._test_batch_size)
+        return self._in_order(self.test_set)
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         """The test images: fine-tuning is measured on them after each epoch, and nothing is chosen by them."""
@@ -70,7 +81,7 @@ class ClientData(L.LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[list[Tensor]]]:
         """Training images in order and without augmentation, test images, and ``others`` if there are any."""
         rows = [self.train_set, self.test_set, *([self.others] if len(self.others) else [])]
-        return [_batches(each, SequentialSampler(each), self._test_batch_size) for each in rows]
+        return [self._in_order(each) for each in rows]
 
     @cached_property
     def others(self) -> ImageRows:
@@ -110,6 +121,9 @@ class ClientData(L.LightningDataModule):
     def members(self) -> Sequence[ClientData]:
         """The clients whose images these are: one. A cohort has several."""
         return [self]
+
+    def _in_order(self, rows: ImageRows) -> DataLoader[list[Tensor]]:
+        return _batches(rows, BatchSampler(SequentialSampler(rows), self._test_batch_size, drop_last=False))
 
     def _rows(self, split: Split, indices: Indices) -> ImageRows:
         return ImageRows(split, indices, len(self.constants[0]))
@@ -159,12 +173,29 @@ class _Shuffled(Sampler[int]):
         return self.count
 
 
-def _batches(rows: ImageRows, sampler: Sampler[int], size: int) -> DataLoader[list[Tensor]]:
+class _Allowed(BatchSampler):
+    """The batches of an epoch, as long as the client is allowed more."""
+
+    def __init__(self, data: ClientData, order: Sampler[int], size: int) -> None:
+        super().__init__(order, size, drop_last=False)
+        self._data = data
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._data.left < 1:  # before the order is drawn
+            return
+        for batch in super().__iter__():
+            self._data.left -= 1
+            yield batch
+            if self._data.left < 1:
+                return
+
+
+def _batches(rows: ImageRows, sampler: Sampler[list[int]]) -> DataLoader[list[Tensor]]:
     # The sampler gives batches of indices, so a batch is one look-up and not a list of images to be stacked.
     generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
     return DataLoader(
         rows,
-        sampler=BatchSampler(sampler, size, drop_last=False),
+        sampler=sampler,
         batch_size=None,
         generator=generator,
     )
