@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from flwr.app import Context, Message
 from flwr.common.logger import log
 
+from lit_fedbabu.client import alone
 from lit_fedbabu.client.host import Host, Hosts
 from lit_fedbabu.client.numpy_client import (
     Evaluated,
@@ -20,6 +21,7 @@ from lit_fedbabu.client.numpy_client import (
 from lit_fedbabu.handshake import Code, Place
 from lit_fedbabu.learning.precision import trains_on
 from lit_fedbabu.learning.trainer import cohorts
+from lit_fedbabu.plain import is_plain
 from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
 T = TypeVar("T")
@@ -42,6 +44,8 @@ def train(message: Message, context: Context) -> Message:
     updates: list[ClientUpdate] = []
     failures: list[Failure] = []
     host = HOSTS.of(context)
+    if is_plain(message.content):
+        return alone.train(message, context, host)
     for participants, received, order in _asked(message, host):
         for participant, outcome in _each(participants, _training(received, order)):
             if isinstance(outcome, Exception):
@@ -62,6 +66,8 @@ def evaluate(message: Message, context: Context) -> Message:
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     host = HOSTS.of(context)
+    if is_plain(message.content):
+        return alone.evaluate(message, context, host)
     for participants, received, order in _asked(message, host):
         if host.experiment.config.on_sites and order.personalize:
             participants[0].save(received, order.server_round)

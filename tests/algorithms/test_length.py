@@ -94,7 +94,10 @@ def test_whole_numbers_stay_whole_and_others_are_refused():
         ({"num_local_epochs": float("inf")}, "num-local-epochs"),
         ({"num_local_epochs": True}, "num-local-epochs = true: must be a number"),
         ({"num_local_steps": 1.5}, "num-local-steps = 1.5: must be a whole number"),
-        ({"num_local_steps": 3, "trainer_options": '{"accumulate_grad_batches": 2}'}, "trainer.accumulate_grad_batches"),
+        (
+            {"num_local_steps": 3, "trainer_options": '{"accumulate_grad_batches": 2}'},
+            "trainer.accumulate_grad_batches",
+        ),
         ({"num_local_epochs": 0.5, "trainer_options": '{"limit_train_batches": 2}'}, "trainer.limit_train_batches = 2"),
     ):
         with pytest.raises(InputError, match=words):
