@@ -114,13 +114,28 @@ class Config(Derived):
     learning_rate_decay: float = option(
         0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
     )
-    inner_learning_rate: float = option(0.1, "alpha, of the inner step; read by per-fedavg", low=0)
-    inner_learning_rate_decay: float = option(0.1, "the same for alpha; read by per-fedavg", above=0, high=1)
+    inner_learning_rate: float = option(0.1, "alpha, of inner steps; read by per-fedavg, pfedme", low=0)
+    inner_learning_rate_decay: float = option(0.1, "the same for alpha; read by per-fedavg, pfedme", above=0, high=1)
+    num_inner_steps: int = option(5, "K: inner steps on each batch; read by pfedme", low=1)
     momentum: float = option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
     weight_decay: float = option(0.0, "of SGD, on the trained part only", low=0)
     proximal_mu: float = option(
-        0.01, "strength of the pull to the received model; read by fedprox, fedprox-babu, and ditto as lambda", low=0
+        0.01,
+        "strength of the pull to the received model; read by fedprox, fedprox-babu, and as lambda by ditto, pfedme",
+        low=0,
     )
+    server_optimizer: str = option(
+        "none",
+        "what the server makes of the mean of the clients' weights: none takes it; momentum, adam and yogi take its"
+        " difference to the weights before as a gradient, as Flower's FedAvgM, FedAdam and FedYogi do",
+        choices=("none", "momentum", "adam", "yogi"),
+    )
+    server_learning_rate: float = option(
+        0.0, "of the server's optimizer; 0: 1 for momentum, 0.01 for adam and yogi", low=0
+    )
+    server_momentum: float = option(0.9, "of the server's optimizer; beta 1 of adam and yogi", low=0, high=1)
+    server_second_momentum: float = option(0.99, "beta 2; read by adam, yogi", low=0, high=1)
+    server_tau: float = option(0.001, "added to the root of the second moment; read by adam, yogi", above=0)
     clipping_norm: float = option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
     noise_multiplier: float = option(
         0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0

@@ -18,8 +18,8 @@ from lit_fedbabu.learning import initial_weights, own, own_trial, trainer
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
-from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.learning.state import load_state, state_of
+from lit_fedbabu.learning.parts import PRIVATE, parts_of, select, without
+from lit_fedbabu.learning.state import load_state, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.learning.trial import try_model
 from lit_fedbabu.tasks.data import ImageClassification
@@ -139,11 +139,22 @@ class Experiment:
 
     def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that travel."""
-        return select(state, parts_of(self.algorithm.shared))
+        return without(select(state, parts_of(self.algorithm.shared)), self.private)
 
     def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that a client keeps: trained and not shared."""
-        return select(state, self.algorithm.kept)
+        trained = select(state, self.algorithm.trained)
+        return trained if self.algorithm.personal else without(trained, self.shared(state))
+
+    @cached_property
+    def private(self) -> frozenset[str]:
+        """Names of weights that stay with the client although they lie in a part that is shared."""
+        if not self.algorithm.own_norm:
+            return frozenset()
+        if names := norm_names(self._initial.model):
+            return names
+        remedy = "keeps normalization layers with the clients, and the model has none; take fedavg"
+        raise InputError("algorithm", self.config.algorithm, remedy)
 
     def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> Module:
         """The initial model, over it what lies ``under``, and over both what was received.
@@ -171,7 +182,8 @@ class Experiment:
             kind: one of ``checkpoint.KINDS``.
             facts: as ``round``, ``rounds``, ``client``, ``data``.
         """
-        return {"kind": kind, "config": self.config.experiment(), **facts, **self.task.provenance}
+        private = {PRIVATE: sorted(self.private)} if self.private else {}
+        return {"kind": kind, "config": self.config.experiment(), **private, **facts, **self.task.provenance}
 
     def check(self, images: bool = True) -> None:
         """Check what can be checked before anything starts: algorithm, model, dataset and split.
@@ -189,6 +201,7 @@ class Experiment:
         if config.min_clients_per_round > drawn:
             remedy = f"a round draws {drawn} of {config.num_federated} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
+        self.private  # noqa: B018 - refuses a model without what is to be private
         if isinstance(self.task, OwnTask):
             self._check_own(self.task)
             return

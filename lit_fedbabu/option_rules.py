@@ -54,6 +54,11 @@ def check_together(config: Any) -> None:
     if partial and (counting := sorted({"accumulate_grad_batches", "limit_train_batches"} & set(config.trainer))):
         remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
         raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
+    if config.algorithm == "pfedme" and "accumulate_grad_batches" in config.trainer:
+        count = config.trainer["accumulate_grad_batches"]
+        raise InputError("trainer.accumulate_grad_batches", count, "pfedme takes a step for each batch; leave it out")
+    if config.server_optimizer != "none" and config.algorithm == "local":
+        raise InputError("server-optimizer", config.server_optimizer, "local shares nothing with a server; take none")
     if config.task and config.cohort_size > 1:
         raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
     if config.noise_multiplier and not config.clipping_norm:

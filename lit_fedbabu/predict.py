@@ -86,6 +86,8 @@ def _notes(model: "Classifier") -> Iterator[str]:
     algorithm = ALGORITHMS[model.provenance["config"]["algorithm"]]
     if model.kind == "federation" and "head" not in parts_of(algorithm.shared):
         yield "this is a federation's body under a head that nobody trained; fine-tune it first"
+    if model.kind == "federation" and algorithm.own_norm:
+        yield "its normalization layers are as they began, for each client keeps its own; fine-tune it first"
     if model.normalizes_by_batch:
         yield (
             "this model normalizes by the batch, so that each prediction depends on the other images given;"

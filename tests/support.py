@@ -181,6 +181,12 @@ def narrow_model(num_classes, norm, channels):
     return BodyAndHead(body, torch.nn.Linear(512, num_classes))
 
 
+def plain_model(num_classes, norm, channels):
+    """The same without normalization layers."""
+    body = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel_size=3, stride=4), torch.nn.Flatten())
+    return BodyAndHead(body, torch.nn.Linear(512, num_classes))
+
+
 def partition(config):
     """Which images each client has."""
     return ImageClassification(config).partition

@@ -18,13 +18,17 @@ def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
     Raises:
         LookupError: it had taken part, but memories that old were deleted.
     """
-    place = folder / _name(client)
+    return recall_from(folder / _name(client), server_round, f"client {client}")
+
+
+def recall_from(place: Path, server_round: int, who: str) -> dict[str, Tensor]:
+    """The same of what lies in a folder of its own."""
     kept = _rounds(place)
     known = [each for each in kept if each <= server_round]
     if known:
         return load_file(kept[max(known)])
     if (place / PRUNED).exists():
-        raise LookupError(f"client {client} no longer has what it kept in round {server_round}")
+        raise LookupError(f"{who} no longer has what it kept in round {server_round}")
     return {}
 
 
@@ -36,9 +40,13 @@ def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor])
     Raises:
         ValueError: the state is not finite.
     """
+    keep_in(folder / _name(client), server_round, state)
+
+
+def keep_in(place: Path, server_round: int, state: dict[str, Tensor]) -> None:
+    """The same in a folder of its own."""
     if broken := not_finite(state):
         raise ValueError(f"what it keeps is not finite, the first is {broken[0]}; a lower learning-rate may help")
-    place = folder / _name(client)
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"round_{server_round:04d}.safetensors"
     with whole(path) as scratch:

@@ -54,7 +54,7 @@ class FirstOrderMaml(L.Callback):
         self._step_back(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        weights = {name: weight for name, weight in view_of(module).named_parameters() if weight.requires_grad}
+        weights = _trained(module)
         if self.before:
             self._step_back(module)
             return
@@ -72,11 +72,60 @@ class FirstOrderMaml(L.Callback):
         self.before = {}
 
 
+class MoreauEnvelope(L.Callback):
+    """A step towards a personal model that several steps on the same batch find near the weights.
+
+    pFedMe (Dinh et al. 2020, Algorithm 1): theta starts at w and takes K steps by the gradient of
+    f(theta; batch) + mu / 2 ||theta - w||^2. The optimizer then moves w by the envelope's gradient, mu (w - theta).
+
+    Args:
+        rate: of the inner steps.
+        mu: strength of the pull to w; lambda in the paper.
+        steps: K, inner steps on a batch.
+    """
+
+    def __init__(self, rate: float, mu: float, steps: int) -> None:
+        self.rate, self.mu, self.steps = rate, mu, steps
+        self.anchor: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        weights = _trained(module)
+        self.anchor = {name: weight.detach().clone() for name, weight in weights.items()}
+        for _ in range(self.steps - 1):  # the last one is made of the gradient that Lightning computes
+            with trainer.precision_plugin.train_step_context():
+                outputs: Any = module.training_step(batch, batch_idx)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            self._step(weights, dict(zip(weights, gradients, strict=True)))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        weights = _trained(module)
+        self._step(weights, {name: weight.grad for name, weight in weights.items()})
+        for name, weight in weights.items():
+            weight.grad = (self.anchor[name] - weight.detach()) * self.mu
+            weight.data.copy_(self.anchor[name])
+
+    def _step(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
+        for name, weight in weights.items():
+            pull = (weight.detach() - self.anchor[name]) * self.mu
+            gradient = gradients[name]
+            weight.data.sub_(pull if gradient is None else pull + gradient, alpha=self.rate)
+
+
+def _trained(module: L.LightningModule) -> dict[str, Tensor]:
+    return {name: weight for name, weight in view_of(module).named_parameters() if weight.requires_grad}
+
+
 STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]] = {
     "sgd": lambda config, server_round, start: [],
     "proximal": lambda config, server_round, start: [Proximal(config.proximal_mu, start)],
     "first-order-maml": lambda config, server_round, start: [
         FirstOrderMaml(config.learning_rate_in(server_round, "inner_learning_rate"))
+    ],
+    "moreau-envelope": lambda config, server_round, start: [
+        MoreauEnvelope(
+            config.learning_rate_in(server_round, "inner_learning_rate"), config.proximal_mu, config.num_inner_steps
+        )
     ],
 }
 """New callbacks for one client and one round (its number), which starts from the weights ``start``."""

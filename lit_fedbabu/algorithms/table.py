@@ -13,7 +13,7 @@ import dataclasses
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning.parts import NORM, PARTS, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Algorithm:
         phases: what a client trains in a round, one after the other: a part, and the option with its number of epochs.
         step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
         personal: the client also trains a whole model of its own, pulled towards the received one, and keeps it.
+        own_norm: normalization layers stay with the client, their weights and their statistics.
         pooled: there is one participant, and it has the training images of all clients.
     """
 
@@ -34,6 +35,7 @@ class Algorithm:
     phases: tuple[tuple[str, str], ...]
     step: str = "sgd"
     personal: bool = False
+    own_norm: bool = False
     pooled: bool = False
 
     @property
@@ -44,7 +46,10 @@ class Algorithm:
     @property
     def kept(self) -> tuple[str, ...]:
         """The parts that a client keeps for itself: what it trains and does not share."""
-        return PARTS if self.personal else tuple(part for part in self.trained if part not in parts_of(self.shared))
+        if self.personal:
+            return PARTS
+        own = tuple(part for part in self.trained if part not in parts_of(self.shared))
+        return (*own, NORM) if self.own_norm else own
 
 
 EPOCHS = "num_local_epochs"
@@ -56,10 +61,12 @@ ALGORITHMS = {
     "fedper": Algorithm("FedPer", "body", FULL),  # Arivazhagan et al. 2019, Algorithm 1
     "fedrep": Algorithm("FedRep", "body", (("head", "num_head_epochs"), *BODY)),  # Collins et al. 2021, Algorithm 1
     "lg-fedavg": Algorithm("LG-FedAvg", "head", FULL),  # Liang et al. 2020, Algorithm 1
+    "fedbn": Algorithm("FedBN", "full", FULL, own_norm=True),  # Li et al. 2021, Algorithm 1
     "fedprox": Algorithm("FedProx", "full", FULL, step="proximal"),  # Li et al. 2020, Algorithm 2
     "fedprox-babu": Algorithm("FedProx+BABU", "body", BODY, step="proximal"),  # Oh et al. 2022
     "ditto": Algorithm("Ditto", "full", FULL, personal=True),  # Li et al. 2021, Algorithm 1
     "per-fedavg": Algorithm("Per-FedAvg", "full", FULL, step="first-order-maml"),  # Fallah et al. 2020, Algorithm 1
+    "pfedme": Algorithm("pFedMe", "full", FULL, step="moreau-envelope"),  # Dinh et al. 2020, Algorithm 1
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Algorithm("Centralized", "full", FULL, pooled=True),  # no federation: all images in one place
 }

@@ -1,9 +1,13 @@
 """The parts of a model: a *body* that extracts features and a *head* that classifies them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 PARTS = ("body", "head")
+NORM = "norm"
+"""The part of normalization layers, which lies across body and head."""
+PRIVATE = "private"
+"""Where the provenance of a checkpoint has the names of weights that stay with clients, though their part travels."""
 
 Value = TypeVar("Value")
 
@@ -17,3 +21,8 @@ def select(state: Mapping[str, Value], parts: Iterable[str]) -> dict[str, Value]
     """The entries of a model's state that lie in the given parts, in the order of the state."""
     prefixes = tuple(f"{part}." for part in parts)
     return {name: value for name, value in state.items() if name.startswith(prefixes)}
+
+
+def without(state: Mapping[str, Value], names: Collection[str]) -> dict[str, Value]:
+    """The entries of a model's state but those of these names."""
+    return {name: value for name, value in state.items() if name not in names}

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Layers of that part; ``_NormBase`` is every batch and instance norm."""
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -34,3 +38,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"a state without {', '.join(missing)}")
     if wrong.unexpected_keys:
         raise ValueError(f"a state with {', '.join(wrong.unexpected_keys)}, which the model does not have")
+
+
+def norm_names(model: nn.Module) -> frozenset[str]:
+    """Names of the weights and statistics of normalization layers in a model's state."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, NORMALIZATIONS)}
+    return frozenset(f"{path}.{name}" for path, module in layers.items() for name in module.state_dict())

@@ -14,7 +14,7 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.learning.parts import PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import (
@@ -124,8 +124,8 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False) -> Fe
     on_nodes = config.on_sites or _memories_on_nodes(folder)
     if algorithm.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
-    shared = select(content.state, parts_of(algorithm.shared))
-    initial = {name: value for name, value in content.state.items() if name not in shared}
+    shared = without(select(content.state, parts_of(algorithm.shared)), provenance.get(PRIVATE, ()))
+    initial = without(content.state, shared)
     return Federation(
         config,
         provenance["rounds"],
@@ -176,7 +176,9 @@ def _with_rounds(config: Config, other: Config) -> Config:
 
 def _refuse_other_schedule(config: Config, begun: Config, done: int) -> None:
     """Raise InputError where a run of other rounds would have had another learning rate in a round that is done."""
-    fields = ("learning_rate", "inner_learning_rate") if config.algorithm == "per-fedavg" else ("learning_rate",)
+    fields = (
+        ("learning_rate", "inner_learning_rate") if config.algorithm in ("per-fedavg", "pfedme") else ("learning_rate",)
+    )
     for server_round, field in itertools.product(range(1, done + 1), fields):
         rate = getattr(config, field) or 1.0  # with 0 the rate is that of a task's module, times the same factor
         was, would = (each.decayed(rate, server_round, field) for each in (begun, config))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
 from lit_fedbabu.system import shipped_bodies
@@ -67,7 +66,7 @@ def _of_federation(run: Path, client: int | None) -> tuple[Path, str]:
     if not (run / CONFIG).is_file():
         raise InputError("MODEL", str(run), "has no saved model in it")
     algorithm = algorithm_of(read_config(run))
-    whole = "head" in parts_of(algorithm.shared) and "body" in parts_of(algorithm.shared)
+    whole = algorithm.shared == "full" and not algorithm.own_norm
     if not whole or client is not None or not (run / LAST_CHECKPOINT).is_file():
         remedy = f"has no saved personal model; make some: lit-fedbabu finetune {run} --clients {client or 0} --save"
         raise InputError("MODEL", str(run), remedy)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import append_json_line
-from lit_fedbabu.records.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, MEMORY
+from lit_fedbabu.records.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, MEMORY, SERVER
 
 SEAL = "seal.jsonl"
 
@@ -37,8 +37,9 @@ def add(folder: Path, server_round: int, file: Path, content: Path | None = None
 
 
 def add_memories(folder: Path, server_round: int) -> None:
-    """Note the digests of what clients kept in a round, where that lies in the run's folder."""
-    for file in sorted((folder / MEMORY).glob(f"client_*/round_{server_round:04d}.safetensors")):
+    """Note the digests of what clients and the server kept in a round, where that lies in the run's folder."""
+    name = f"round_{server_round:04d}.safetensors"
+    for file in sorted([*(folder / MEMORY).glob(f"client_*/{name}"), *folder.glob(f"{SERVER}/{name}")]):
         add(folder, server_round, file)
 
 
@@ -57,13 +58,13 @@ def check_checkpoints(folder: Path) -> None:
 
 
 def check_memories(folder: Path, server_round: int) -> None:
-    """Raise InputError where what a client kept by the end of the round is missing or was changed."""
+    """Raise InputError where what a client or the server kept by the end of the round is missing or was changed."""
     newest: dict[str, tuple[int, str, _Line]] = {}
     for name, lines in _lines(folder).items():
         before = [line for line in lines if line.server_round <= server_round]
-        if name.startswith(f"{MEMORY}/") and before:
-            client = name.split("/")[1]
-            newest[client] = max(newest.get(client, (0, "", before[-1])), (before[-1].server_round, name, before[-1]))
+        if name.startswith((f"{MEMORY}/", f"{SERVER}/")) and before:
+            place = name.rpartition("/")[0]
+            newest[place] = max(newest.get(place, (0, "", before[-1])), (before[-1].server_round, name, before[-1]))
     for _, name, line in newest.values():
         _check(folder, name, [line])
 

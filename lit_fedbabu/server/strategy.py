@@ -16,6 +16,7 @@ from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import average, digest_of
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
+from lit_fedbabu.server.optimizer import ServerOptimizer
 from lit_fedbabu.server.round_log import RoundLog
 from lit_fedbabu.server.sampling import participants
 
@@ -63,6 +64,9 @@ class SharedParts(Strategy):
         self._kept: list[dict[str, Any]] = []
         """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
         self._resumed_after = len(rounds)
+        weights = dict(experiment.new_module().model.named_parameters())
+        moved = [name for name in experiment.shared_names if name in weights]
+        self.optimizer = ServerOptimizer(config, moved, folder, self._resumed_after)
 
     def summary(self) -> None:
         """Say what is about to run."""
@@ -90,9 +94,11 @@ class SharedParts(Strategy):
         return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
-        averaged, loss = average(self.exchange.updates(replies), self.exchange.arrays)
-        self.log.trained(server_round + self._resumed_after, loss, self.exchange.bytes_down, self.exchange.bytes_up)
-        return averaged, None
+        server_round += self._resumed_after
+        mean, loss = average(self.exchange.updates(replies), self.exchange.arrays)
+        moved = self.optimizer.step(server_round, self.exchange.arrays, mean)
+        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up)
+        return moved, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

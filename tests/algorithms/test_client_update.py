@@ -7,6 +7,7 @@ from torch.nn import functional
 from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
@@ -56,12 +57,14 @@ def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
     state, _, _ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path)
     row = ALGORITHMS[algorithm]
-    shared, kept = parts_of(row.shared), row.kept
-    assert state.keys() == select(before, shared).keys()
+    norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.own_norm else set()
+    assert len(norms) == (8 if row.own_norm else 0), "weights and biases of four layers"
+    kept = row.kept
+    assert state.keys() == select(before, parts_of(row.shared)).keys() - norms
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
     assert files == (["client_0002/round_0005.safetensors"] if kept else [])
     remembered = memory.recall(tmp_path, 2, 5)
-    assert remembered.keys() == select(before, kept).keys()
+    assert remembered.keys() == select(before, kept).keys() | norms
     trained = {name for name, value in {**state, **remembered}.items() if not torch.equal(value, before[name])}
     assert {name.partition(".")[0] for name in trained} == set(row.trained)
     assert memory.recall(tmp_path, 2, 4) == memory.recall(tmp_path, 1, 5) == {}
@@ -71,6 +74,18 @@ SAME = {
     "FedProx without pull is FedAvg": ({"algorithm": "fedprox", "proximal_mu": 0.0}, {"algorithm": "fedavg"}),
     "FedProx+BABU without pull is FedBABU": ({"algorithm": "fedprox-babu", "proximal_mu": 0.0}, {}),
     "FedRep without head epochs is FedBABU": ({"algorithm": "fedrep", "num_head_epochs": 0}, {}),
+    "pFedMe with one inner step is FedAvg at the product of its rates": (
+        {
+            "algorithm": "pfedme",
+            "num_inner_steps": 1,
+            "proximal_mu": 0.5,
+            "inner_learning_rate": 0.25,
+            "inner_learning_rate_decay": 1.0,
+            "weight_decay": 0.0,
+            "learning_rate": 0.5,
+        },
+        {"algorithm": "fedavg", "weight_decay": 0.0, "learning_rate": 0.0625},
+    ),
     "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
 }
 
@@ -81,7 +96,37 @@ def test_algorithms_meet_where_they_are_the_same(changes, federate):
     for change in changes:
         folder, _ = federate(tiny_config(model_name=NARROW, **change))
         states.append(LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    same = torch.allclose if "pfedme" in changes[0].values() else torch.equal  # whose products are rounded otherwise
+    assert all(same(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_fedbn_averages_all_but_what_clients_keep(federate):
+    config = tiny_config(algorithm="fedbn", num_clients=3, fraction_train=1.0, num_server_rounds=2)
+    folder, _ = federate(config)
+    federated = read_federation(folder / run_folder.LAST_CHECKPOINT)
+    experiment = Experiment(config)
+    own = [update.own_module(experiment, client, 2, federated.shared, federated.memories).model for client in range(3)]
+    for name, value in own[0].state_dict().items():
+        same = torch.equal(value, own[1].state_dict()[name])
+        assert same == (name in federated.shared) == (name.split(".")[2:3] != ["1"]), name
+    expected = experiment.initial_shared()
+    for server_round in (1, 2):
+        rate = config.learning_rate_in(server_round)
+        trained = [
+            update.client_update(experiment, client, server_round, expected, rate, folder / "again")
+            for client in range(3)
+        ]
+        total = sum(each.num_train for each in trained)
+        expected = {
+            name: (sum(each.num_train * each.state[name].double() for each in trained) / total).float()
+            for name in expected
+        }
+    assert all(torch.allclose(expected[name], value, atol=1e-6) for name, value in federated.shared.items())
+
+
+def test_a_model_without_normalization_layers_is_refused_for_fedbn():
+    with pytest.raises(InputError, match='algorithm = "fedbn": keeps normalization layers .* has none; take fedavg'):
+        tiny(algorithm="fedbn", model_name="tests.support:plain_model").check()
 
 
 def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_path):

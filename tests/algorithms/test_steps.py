@@ -55,3 +55,31 @@ def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_roun
     state, _, _ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_pfedme_steps_towards_what_inner_steps_on_the_same_batch_find(server_round):
+    experiment = tiny(
+        algorithm="pfedme", num_inner_steps=3, proximal_mu=0.7, inner_learning_rate=0.05,
+        inner_learning_rate_decay=0.2, weight_decay=0.0,
+    )  # fmt: skip
+    rate = 0.05 * 0.2 ** (server_round - 1)
+    model = model_by_hand(experiment)
+    weights = list(model.parameters())
+    optimizer = torch.optim.SGD(weights, lr=0.1, momentum=experiment.config.momentum)
+    for images, labels in batches(experiment, 0, server_round)(1):
+        start = [weight.detach().clone() for weight in weights]
+        for _ in range(3):
+            pull = sum((weight - before).square().sum() for weight, before in zip(weights, start, strict=True))
+            loss = functional.cross_entropy(model(images), labels) + 0.7 / 2 * pull
+            gradients = torch.autograd.grad(loss, weights)
+            with torch.no_grad():
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    weight.sub_(gradient, alpha=rate)
+        for weight, before in zip(weights, start, strict=True):
+            weight.grad = 0.7 * (before - weight.detach())
+            weight.data.copy_(before)
+        optimizer.step()
+    state, _, _ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)

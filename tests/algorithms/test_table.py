@@ -14,6 +14,8 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "fedprox": ({"body", "head"}, {"body", "head"}, set()),
     "fedprox-babu": ({"body"}, {"body"}, set()),
     "ditto": ({"body", "head"}, {"body", "head"}, {"body", "head"}),
+    "fedbn": ({"body", "head"}, {"body", "head"}, {"norm"}),
+    "pfedme": ({"body", "head"}, {"body", "head"}, set()),
     "per-fedavg": ({"body", "head"}, {"body", "head"}, set()),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
