@@ -30,13 +30,13 @@ Every option of a run: written as `key=value` on the command line, as `key = val
 `Config` that has `_` for `-`. Unknown keys, values of another type and values outside the limits are refused before
 anything starts. `lit-fedbabu run --help` prints the same; what a command takes besides is in its own `--help`.
 
-The values of `algorithm` and `model-name` are in [architecture.md](architecture.md#methods), those of `dataset`,
-`partitioner` and `augmentation` in [data.md](data.md), those of `logger` in
-[tensorboard.md](tensorboard.md#other-loggers).
+The values of `algorithm` and `model-name` are in [architecture](architecture.md#methods), those of `dataset`,
+`partitioner` and `augmentation` in [data](data.md), those of `logger` in
+[TensorBoard](tensorboard.md#other-loggers).
 """
 TAIL = """
 With a `task` of your own, options of images, of their split and of the built-in models are not read:
-[own-model.md](own-model.md).
+[your own model](own-model.md).
 
 `trainer.NAME=value`, or a table `[trainer]`, passes an argument to Lightning's Trainer and is gathered in
 `trainer-options`. What would break the protocol, as `trainer.max_epochs`, is refused, and the option in its place is
@@ -59,10 +59,10 @@ def page() -> str:
     """The page ``docs/options.md``: a table of options for each group."""
     lines = [HEAD]
     for title, fields in _groups():
-        lines += [f"## {title}", "", "| key | default | type and limits | meaning |", "|---|---|---|---|"]
+        lines += [f"## {title}", "", "| key | meaning | default | type and limits |", "|---|---|---|---|"]
         for field in fields:
             default = f"`{json.dumps(field.default)}`"
-            cells = (f"`{key_of(field)}`", default, _limits(field), _meaning(field))
+            cells = (f"`{key_of(field)}`", _meaning(field), default, _limits(field))
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     arguments = [f"- `{name}`: {_kind(kind)}" for name, kind in TRAINER.items()]

@@ -26,7 +26,7 @@ def test_the_page_of_options_is_made_from_the_dataclass():
     rows = [line for line in page().splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(Config().to_run_config())
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
-    assert "| `fraction-train` | `0.1` | number, above 0, at most 1 | f: share" in page()
+    assert "in a round | `0.1` | number, above 0, at most 1 |\n" in page()
 
 
 @pytest.mark.parametrize("field", [each for each in dataclasses.fields(Config) if each.metadata["read_by"]])
