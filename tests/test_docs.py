@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,15 @@ def test_algorithms_are_added_as_the_page_says_and_go_through_the_tests_of_every
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert "7 passed" in done.stdout, done.stdout  # the tests of every row, and by hand where the step is plain SGD
+
+
+def test_a_package_index_shows_no_link_and_no_picture_that_it_does_not_have():
+    text = (ROOT / "README.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert not re.findall(r"\]\((?!https://)", text)
+    assert "![" not in text
+    assert "[FedBABU](https://arxiv.org" in text
+    assert "networks of timm" in text
