@@ -2,7 +2,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 FLWR ?= 1.42
 
-.PHONY: help demo check format test results golden bench bench-decoding bench-start scale setup test-flwr dist tensorboard
+.PHONY: help demo check format test results options docs golden bench bench-decoding bench-start scale setup test-flwr dist tensorboard
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | awk '{printf "make %-14s", $$1; $$1 = ""; print}'
@@ -38,6 +38,13 @@ dist: setup ## build sdist and wheel in dist/ and check their metadata
 
 results: setup ## make the tables and figures of results/
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results
+
+options: setup ## write docs/options.md from lit_fedbabu/config.py
+	$(RUN) lit_fedbabu.option_text > docs/options.md
+
+docs: options ## build the site of docs/ in site/, broken links being errors
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 bench: setup ## measure a round beside two plain loops
 	$(RUN) benchmarks.bench

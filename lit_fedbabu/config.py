@@ -72,16 +72,16 @@ class Config(Derived):
         low=0,
     )
     num_classes_per_client: int = option(
-        2, "s of the paper: classes (or shards) per client; read by classes, shards, pathological, distribution", low=1
+        2, "s of the paper: classes or shards per client", read_by="classes, shards, pathological, distribution", low=1
     )
-    dirichlet_alpha: float = option(0.5, "concentration; read by dirichlet, inner-dirichlet", above=0)
-    lognormal_sigma: float = option(2.0, "spread of the sizes of a class's pieces; read by distribution", low=0)
-    natural_id_column: str = option("", "column of the dataset that says whose an image is; read by natural-id")
+    dirichlet_alpha: float = option(0.5, "concentration", read_by="dirichlet, inner-dirichlet", above=0)
+    lognormal_sigma: float = option(2.0, "spread of the sizes of a class's pieces", read_by="distribution", low=0)
+    natural_id_column: str = option("", "column of the dataset that says whose an image is", read_by="natural-id")
     min_client_images: int = option(10, "training images that every client must have at least", low=1)
     validation_fraction: float = option(
         0.0,
-        "share of each client's training images that is held out of training and takes the place of its test images, to"
-        " choose options without test data; 0: clients are evaluated on their test images",
+        "share, below 1, of each client's training images that is held out of training and takes the place of its test"
+        " images, to choose options without test data; 0: clients are evaluated on their test images",
         low=0,
     )
     augmentation: str = option(
@@ -101,7 +101,7 @@ class Config(Derived):
     num_local_steps: int = option(
         0, "mini-batches of each participant in a round, in place of num-local-epochs; 0: those epochs", low=0
     )
-    num_head_epochs: int | float = option(4, "epochs on the head before those on the body; read by fedrep", low=0)
+    num_head_epochs: int | float = option(4, "epochs on the head before those on the body", read_by="fedrep", low=0)
     fraction_train: float = option(0.1, "f: share of the clients that train in a round", above=0, high=1)
     min_clients_per_round: int = option(
         0, "trained clients that a round needs; 0: as many as were drawn, failed ones being replaced", low=0
@@ -109,19 +109,20 @@ class Config(Derived):
     max_round_retries: int = option(2, "times that a round asks other clients in place of failed ones", low=0)
     batch_size: int = option(50, "training images per step", low=1)
     learning_rate: float = option(
-        0.1, "in the first round; with a task 0, its default: that of the module's own hyper-parameters"
+        0.1, "in the first round, above 0; with a task 0, its default, takes that of the module's own hyper-parameters"
     )
     learning_rate_decay: float = option(
         0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
     )
-    inner_learning_rate: float = option(0.1, "alpha, of inner steps; read by per-fedavg, pfedme", low=0)
-    inner_learning_rate_decay: float = option(0.1, "the same for alpha; read by per-fedavg, pfedme", above=0, high=1)
-    num_inner_steps: int = option(5, "K: inner steps on each batch; read by pfedme", low=1)
+    inner_learning_rate: float = option(0.1, "alpha, of inner steps", read_by="per-fedavg, pfedme", low=0)
+    inner_learning_rate_decay: float = option(0.1, "the same for alpha", read_by="per-fedavg, pfedme", above=0, high=1)
+    num_inner_steps: int = option(5, "K: inner steps on each batch", read_by="pfedme", low=1)
     momentum: float = option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
     weight_decay: float = option(0.0, "of SGD, on the trained part only", low=0)
     proximal_mu: float = option(
         0.01,
-        "strength of the pull to the received model; read by fedprox, fedprox-babu, and as lambda by ditto, pfedme",
+        "strength of the pull to the received model; lambda of ditto and pfedme",
+        read_by="fedprox, fedprox-babu, ditto, pfedme",
         low=0,
     )
     server_optimizer: str = option(
@@ -134,8 +135,8 @@ class Config(Derived):
         0.0, "of the server's optimizer; 0: 1 for momentum, 0.01 for adam and yogi", low=0
     )
     server_momentum: float = option(0.9, "of the server's optimizer; beta 1 of adam and yogi", low=0, high=1)
-    server_second_momentum: float = option(0.99, "beta 2; read by adam, yogi", low=0, high=1)
-    server_tau: float = option(0.001, "added to the root of the second moment; read by adam, yogi", above=0)
+    server_second_momentum: float = option(0.99, "beta 2 of adam and yogi", low=0, high=1)
+    server_tau: float = option(0.001, "added to the root of the second moment of adam and yogi", above=0)
     clipping_norm: float = option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
     noise_multiplier: float = option(
         0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0
@@ -144,7 +145,8 @@ class Config(Derived):
     num_finetune_epochs: int = option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = option(
         0.001,
-        "while fine-tuning; the paper's is the decayed rate of the last rounds, and that is 0 with a task, its default",
+        "while fine-tuning, above 0; the default is the paper's decayed rate of the last rounds, and with a task 0, its"
+        " default, takes the rate of the last round",
     )
     evaluate_every: int = option(
         10, "rounds between two evaluations on all clients; the last round is always evaluated", low=1

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ def option(
     default: Any,
     about: str,
     *,
+    read_by: str = "",
     choices: tuple[str, ...] = (),
     low: float | None = None,
     above: float | None = None,
@@ -49,13 +49,14 @@ def option(
     Args:
         default: the value where none is given.
         about: what it means, with its unit; shown by ``--help`` and in the documentation.
+        read_by: the algorithms or partitioners that read it; empty: all.
         choices: the values that are allowed; empty: any.
         low: the least value allowed.
         above: a value that must be exceeded.
         high: the greatest value allowed.
         import_path: whether the path of an object, as in my_module:name, may stand in place of a choice.
     """
-    limits = {"about": about, "choices": choices, "low": low, "above": above, "high": high}
+    limits = {"about": about, "read_by": read_by, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata={**limits, "import_path": import_path})
 
 
@@ -156,15 +157,6 @@ def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
         if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"trainer.{name}", value, f"must be {ARTICLES[kind]}")
     return given
-
-
-def describe(config: Any) -> str:
-    """All options of a configuration with their values and meanings, for ``--help``."""
-    lines = []
-    for field in dataclasses.fields(config):
-        lines.append(f"  {key_of(field)}={json.dumps(getattr(config, field.name))}")
-        lines += textwrap.wrap(field.metadata["about"], 100, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(["options and their defaults:", *lines])
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:

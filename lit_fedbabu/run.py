@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
-from lit_fedbabu.options import describe, parse_words
+from lit_fedbabu.option_text import describe
+from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import loggers, run_folder
 from lit_fedbabu.system import program
 from lit_fedbabu.workers.worker import Warm, threads

@@ -2,12 +2,60 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import lit_fedbabu
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "add-an-algorithm.md"
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")),
+]
+
+
+def anchors(page):
+    """The anchors of a page's headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def listed(entries):
+    """All pages of a navigation, which may have sections."""
+    for entry in entries:
+        for value in entry.values():
+            yield from listed(value) if isinstance(value, list) else [value]
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    pages = set(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= pages
+    assert all((ROOT / "docs" / page).is_file() or (ROOT / page).is_file() for page in pages - {"index.md"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?![a-z]+:)([^)]*)\)", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    named = re.findall(r"^::: lit_fedbabu\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(lit_fedbabu.__all__) - {"__version__"} == set(named) - {"Request"}
+
+
+def test_the_picture_of_the_rooms_has_every_room():
+    picture = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    rooms = {path.parent.name for path in (ROOT / "lit_fedbabu").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"\b(\w+)/", re.sub(r"<[^>]*>", "", picture)))
 
 
 @pytest.mark.slow
@@ -32,3 +80,15 @@ def test_algorithms_are_added_as_the_page_says_and_go_through_the_tests_of_every
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert "7 passed" in done.stdout, done.stdout  # the tests of every row, and by hand where the step is plain SGD
+
+
+def test_a_package_index_shows_no_link_and_no_picture_that_it_does_not_have():
+    text = (ROOT / "README.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert not re.findall(r"\]\((?!https://)", text)
+    assert "![" not in text
+    assert "[FedBABU](https://arxiv.org" in text
+    assert "networks of timm" in text

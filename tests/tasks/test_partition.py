@@ -39,6 +39,17 @@ def test_no_image_has_two_owners_and_classes_agree_between_the_splits(partitione
     assert np.average(distances, weights=test.sum(1)) < 0.1
 
 
+@pytest.mark.parametrize("partitioner", ANYWHERE)
+def test_options_say_which_partitioners_read_them(partitioner):
+    clients = {"exponential": 4, "square": 6}.get(partitioner, 10)
+    config = Config(dataset="digits", partitioner=partitioner, num_clients=clients)
+    readers = {field.name: field.metadata["read_by"].split(", ") for field in dataclasses.fields(Config)}
+    for option, value in (("num_classes_per_client", 3), ("dirichlet_alpha", 5.0), ("lognormal_sigma", 0.1)):
+        one, other = partition(config).train, partition(dataclasses.replace(config, **{option: value})).train
+        changed = any(not np.array_equal(*parts) for parts in zip(one, other, strict=True))
+        assert changed == (partitioner in readers[option]), option
+
+
 def test_default_split_is_equal_in_size_and_has_exactly_s_classes(cifar_like):
     for per_client in (2, 5, 10):
         dealt = partition(dataclasses.replace(cifar_like, num_classes_per_client=per_client))

@@ -1,0 +1,33 @@
+"""What the site has beside the pages of this folder: pages of the repository's root, and files that pages link to."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+PAGES |= {"SECURITY.md": "SECURITY.md", "results/digits/differences.md": "results/digits/differences.md"}
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#]+)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add those pages, and the files outside of docs/ that pages link to, under their paths in the repository."""
+    linked = set()
+    for source in [*(ROOT / "docs").glob("*.md"), *(ROOT / page for page in PAGES)]:
+        for link in LINK.findall(source.read_text()):
+            target = (source.parent / link).resolve()
+            if target.is_file() and not target.is_relative_to(ROOT / "docs"):
+                linked.add(target.relative_to(ROOT).as_posix())
+    for source, uri in PAGES.items():
+        files.append(File.generated(config, uri, content=(ROOT / source).read_text()))
+    for path in sorted(linked - set(PAGES)):
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Let links fit the site, in which the pages of docs/ lie beside those of the root."""
+    prefix = "docs/" if page.file.generated_by else "../"
+    return markdown.replace(f"]({prefix}", "](").replace("](README.md", "](index.md")

@@ -1,0 +1,41 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.config import Config
+from lit_fedbabu.option_text import GROUPS, describe, page
+from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_help_describes_every_option_with_its_default_under_its_group():
+    text = describe(Config())
+    for key, value in Config().to_run_config().items():
+        assert f"  {key}={json.dumps(value)}\n      " in text
+    for first, title in GROUPS.items():
+        assert f"\n\n{title}\n  {first}=" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_page_of_options_is_made_from_the_dataclass():
+    assert (ROOT / "docs" / "options.md").read_text() == page(), "make options writes it anew"
+    rows = [line for line in page().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(Config().to_run_config())
+    assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
+    assert "in a round | `0.1` | number, above 0, at most 1 |\n" in page()
+
+
+@pytest.mark.parametrize("field", [each for each in dataclasses.fields(Config) if each.metadata["read_by"]])
+def test_an_option_is_read_by_whom_it_names(field):
+    named = set(field.metadata["read_by"].split(", "))
+    assert named <= set(PARTITIONERS) or named <= set(ALGORITHMS)
+    if field.name == "num_head_epochs":
+        assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
+    if field.name == "proximal_mu":
+        assert named == {name for name, row in ALGORITHMS.items() if row.step == "proximal" or row.personal}
+    if field.name.startswith("inner_"):
+        assert named == {name for name, row in ALGORITHMS.items() if row.step == "first-order-maml"}
