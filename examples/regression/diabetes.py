@@ -2,11 +2,12 @@
 
 import lightning as L
 import torch
-from lit_fedbabu import Task
 from sklearn.datasets import load_diabetes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics import R2Score
+
+from lit_fedbabu import Task
 
 
 class Progression(L.LightningModule):

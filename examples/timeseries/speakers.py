@@ -1,4 +1,4 @@
-"""Which of nine speakers says this vowel: recordings of 7 to 29 steps, dealt to devices that have a few of each speaker.
+"""Which of nine speakers says this vowel: recordings of 7 to 29 steps, of which each device has a few of each speaker.
 
 The recordings are the JapaneseVowels of Kudo, Toyama and Shimbo (1999): 12 coefficients in each step.
 """
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lit_fedbabu import Task
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torchmetrics import F1Score
+
+from lit_fedbabu import Task
 
 SPEAKERS = 9
 
