@@ -4,8 +4,7 @@ The recordings are the JapaneseVowels of Kudo, Toyama and Shimbo (1999): 12 coef
 """
 
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
 
 import lightning as L
 import torch
@@ -58,8 +57,8 @@ class Speakers(L.LightningModule):
 @cache
 def recordings(split):
     """Every recording of a split, "TRAIN" or "TEST", as steps x 12 coefficients and its speaker."""
-    folder = Path(find_spec("aeon").origin).parent / "datasets" / "data" / "JapaneseVowels"
-    _, rows = (folder / f"JapaneseVowels_{split}.ts").read_text().split("@data\n")
+    file = files("aeon") / "datasets" / "data" / "JapaneseVowels" / f"JapaneseVowels_{split}.ts"
+    _, rows = file.read_text().split("@data\n")
     found = []
     for row in rows.splitlines():
         *coefficients, speaker = row.split(":")
