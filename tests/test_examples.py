@@ -4,6 +4,7 @@ import importlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_a_model_of_ones_own_is_federated_as_the_page_says(tmp_path, monkeypatch
 
 
 FEW = {"num-clients": 2, "num-server-rounds": 1, "num-local-epochs": 2, "num-finetune-epochs": 1, "evaluate-every": 1}
-TRIED = {
+TRIED: dict[str, tuple[str, dict[str, Any], float]] = {
     "timeseries": ("speakers", {**FEW, "num-local-epochs": 8}, 0.5),
     "regression": ("diabetes", {**FEW, "num-local-epochs": 8}, 0.2),
     "photographs": ("patches", {**FEW, "num-classes-per-client": 2, "model-name": "timm:test_resnet"}, 0.6),
