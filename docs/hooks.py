@@ -9,6 +9,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 PAGES |= {"SECURITY.md": "SECURITY.md", "results/digits/differences.md": "results/digits/differences.md"}
+EXAMPLES = [f"examples/{name}/README.md" for name in ("timeseries", "regression", "photographs")]
+PAGES |= {path: path for path in EXAMPLES}
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#]+)")
 
 

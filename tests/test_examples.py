@@ -1,8 +1,10 @@
-"""The Python of the pages runs from top to bottom, and docs/python.md shows every public name."""
+"""The Python of the pages runs from top to bottom, docs/python.md shows every public name, and the examples learn."""
 
 import importlib
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 
 import lit_fedbabu
 from lit_fedbabu.__main__ import main
+from lit_fedbabu.records.results import read_results, score_of
+from lit_fedbabu.studies.plan import read_study
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/python.md"
@@ -53,3 +57,44 @@ def test_a_model_of_ones_own_is_federated_as_the_page_says(tmp_path, monkeypatch
     exec(last, names)
     assert names["model"].hparams.width == 16
     assert (tmp_path / "report" / "report.html").exists()
+
+
+FEW = {"num-clients": 2, "num-server-rounds": 1, "num-local-epochs": 2, "num-finetune-epochs": 1, "evaluate-every": 1}
+TRIED: dict[str, tuple[str, dict[str, Any], float]] = {
+    "timeseries": ("speakers", {**FEW, "num-local-epochs": 8}, 0.5),
+    "regression": ("diabetes", {**FEW, "num-local-epochs": 8}, 0.2),
+    "photographs": ("patches", {**FEW, "num-classes-per-client": 2, "model-name": "timm:test_resnet"}, 0.6),
+}
+"""File of an example, options of a short run, and a score that is better than chance."""
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("name", TRIED)
+def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, few, least = TRIED[name]
+    if name == "photographs":
+        write = importlib.import_module(f"examples.{name}.{file}").write
+        write(Path("data/patches"), train=10, test=5, photographs=("brick", "coffee"))
+    options = {**tomllib.loads((ROOT / "examples" / name / "study.toml").read_text()), **few}
+    words = [f"{key}={value}" for key, value in options.items() if key not in ("name", "algorithm", "seed")]
+    assert main(["run", "--plain", "run-name=small", *words]) == 0
+    task = ["--task", str(options["task"])] if "task" in options else []
+    assert main(["finetune", "tb_logs/small", "--plain", "--save", *task]) == 0
+    outcome = read_results(tmp_path / "tb_logs" / "small")
+    assert outcome["summary"][f"personalized_{score_of(outcome).name}"]["mean"] > least
+    assert len(list(tmp_path.glob("tb_logs/small/finetune/*/personal/client_*.ckpt"))) == 2
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_an_example_is_short_and_its_page_has_commands_that_are_right(name):
+    folder = ROOT / "examples" / name
+    file, _, _ = TRIED[name]
+    assert len((folder / f"{file}.py").read_text().splitlines()) <= 120
+    study = read_study(folder / "study.toml")
+    assert study.folder.name == name
+    text = (folder / "README.md").read_text()
+    assert f"$ lit-fedbabu study examples/{name}/study.toml" in text
+    (run,) = re.findall(rf"lit-fedbabu finetune tb_logs/studies/{name}/(\S+)", text)
+    assert run in [each.name for each in study.runs]
+    assert "**What federating brought**: " in text

@@ -9,6 +9,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.option_text import GROUPS, describe, page
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 
+INNER, PULLED = ("first-order-maml", "moreau-envelope"), ("proximal", "moreau-envelope")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -36,6 +37,6 @@ def test_an_option_is_read_by_whom_it_names(field):
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
     if field.name == "proximal_mu":
-        assert named == {name for name, row in ALGORITHMS.items() if row.step == "proximal" or row.personal}
+        assert named == {name for name, row in ALGORITHMS.items() if row.step in PULLED or row.personal}
     if field.name.startswith("inner_"):
-        assert named == {name for name, row in ALGORITHMS.items() if row.step == "first-order-maml"}
+        assert named == {name for name, row in ALGORITHMS.items() if row.step in INNER}
