@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
 from lit_fedbabu.studies.cluster import submit
-from lit_fedbabu.studies.conduct import do, side_by_side
+from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
 from lit_fedbabu.system import configs_folder
 
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dry_run(study: Study) -> int:
+    from lit_fedbabu.studies.shares import shares, workers_of
     from lit_fedbabu.studies.tuning import chosen, tuning_of
     from lit_fedbabu.studies.work import is_done, times  # imports PyTorch, which takes seconds
 
@@ -67,7 +68,8 @@ def _dry_run(study: Study) -> int:
         print(f"{state:<6} {run.name}  {_told(study.estimate(run, known))}")
         todo += [] if state == "done" else [run]
     estimates = [seconds for run in todo if (seconds := study.estimate(run, known)) is not None]
-    whole = _told(sum(estimates) / side_by_side(study)) if len(estimates) == len(todo) else "unknown"
+    at_once = len(shares(workers_of(study), len(todo)))
+    whole = _told(sum(estimates) / at_once) if len(estimates) == len(todo) else "unknown"
     print(f"{len(study.runs) - len(todo)} of {len(study.runs)} runs are done; the others take: {whole}")
     return 0
 

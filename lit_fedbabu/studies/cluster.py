@@ -36,14 +36,16 @@ class Job:
 
     Args:
         study: whose runs it does.
+        jobs: how many such jobs there are.
     """
 
     study: Study
+    jobs: int
 
     def __call__(self) -> None:
         """Do runs until nobody is needed; exits with a failing status where a run fails."""
         try:
-            status = do(self.study, plain=True, is_worker=True)
+            status = do(self.study, plain=True, is_worker=True, machines=self.jobs)
         except (InputError, RunError) as error:
             sys.exit(f"error: {error}")
         if status:
@@ -83,13 +85,14 @@ def submit(study: Study, jobs: int) -> int:
     if not todo:
         print(f"all {len(study.runs)} runs are done, and no job is needed; the command without --slurm reports")
         return 0
-    if todo < jobs:
+    count = min(jobs, todo)
+    if count < jobs:
         print(f"note: {todo} runs are not done, so that there are {todo} jobs")
     print(f"checking {sum(len(each.runs) for each in studies)} runs", flush=True)
     for each in studies:
         check(each)
     make_folder("output-dir", study.folder / JOBS)
-    for job in _submitted(cluster, study.folder / JOBS, parameters, [Job(study)] * min(jobs, todo)):
+    for job in _submitted(cluster, study.folder / JOBS, parameters, [Job(study, count)] * count):
         print(f"job {job.job_id}  {job.paths.stdout}")
     print("--dry-run in place of --slurm shows which runs are done; without either, when the jobs have ended, the same")
     print("command does what they have left and writes the report")

@@ -19,14 +19,7 @@ LOOK_S = 5.0
 """Seconds between two looks at runs that others do."""
 
 
-def side_by_side(study: Study) -> int:
-    """How many runs are done at once on this machine."""
-    from lit_fedbabu.engines.resources import worker_environments  # imports PyTorch, which takes seconds
-
-    return min(len(worker_environments(run.config)) for run in study.runs)
-
-
-def do(study: Study, plain: bool, is_worker: bool = False) -> int:
+def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) -> int:
     """Do all runs of a study that are not done, after those of its tuning, and report; returns the exit status.
 
     Args:
@@ -34,6 +27,7 @@ def do(study: Study, plain: bool, is_worker: bool = False) -> int:
         plain: whether lines alone are printed, without a live table.
         is_worker: whether this process is one of several that do the study: it leaves the runs of others to them, and
             writes no report.
+        machines: how many of them there are; each begins no more runs at once than would be its part.
 
     Raises:
         InputError: a run cannot be done, or was begun with other options.
@@ -45,16 +39,16 @@ def do(study: Study, plain: bool, is_worker: bool = False) -> int:
     with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
         warm.start()
         print(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs", flush=True)
-        check(study)
+        need = check(study)
         words: dict[str, str] = {}
         if tuning is not None:
-            check(tuning.study)
+            need = max(need, check(tuning.study))
             print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
-            study, words = chosen(study, tuning, _work(tuning.study, warm, plain)[0])
+            study, words = chosen(study, tuning, _work(tuning.study, warm, plain, need, machines=machines)[0])
             for group, told in {run.group: words[run.name] for run in study.runs}.items():
                 print(f"chosen for {group}: {told}", flush=True)
             refuse_other_studies(study)
-        failed, elsewhere = _work(study, warm, plain, is_worker)
+        failed, elsewhere = _work(study, warm, plain, need, is_worker, machines)
         for run in study.runs:
             if run.name in words and run.name not in failed and run.name not in elsewhere:
                 write_choice(run, words[run.name])
@@ -72,19 +66,29 @@ def do(study: Study, plain: bool, is_worker: bool = False) -> int:
     return int(bool(failed))
 
 
-def check(study: Study) -> None:
-    """Check one run of every kind: what differs in the seed alone is alike."""
-    from lit_fedbabu.experiment import Experiment
+def check(study: Study) -> int:
+    """Check one run of every kind, for what differs in the seed alone is alike; returns the memory of one, in bytes.
 
-    seen = set()
+    Raises:
+        InputError: a run cannot be done.
+    """
+    from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.studies.shares import need_of
+
+    seen, need = set(), 0
     for run in study.runs:
         kind = dataclasses.replace(run.config, seed=0, run_name="")
         if kind not in seen:
             seen.add(kind)
-            Experiment(run.config).check()
+            experiment = Experiment(run.config)
+            experiment.check()
+            need = max(need, need_of(experiment))
+    return need
 
 
-def _work(study: Study, warm: Warm, plain: bool, is_worker: bool = False) -> tuple[dict[str, str], list[str]]:
+def _work(
+    study: Study, warm: Warm, plain: bool, need: int, is_worker: bool = False, machines: int = 1
+) -> tuple[dict[str, str], list[str]]:
     """Do the runs that are not done; returns the failed ones with their reasons, and those that others do.
 
     A worker leaves the runs of others to them. The command itself waits for them, and does those whose worker died.
@@ -92,21 +96,28 @@ def _work(study: Study, warm: Warm, plain: bool, is_worker: bool = False) -> tup
     Raises:
         RunError: no worker can be started.
     """
-    from lit_fedbabu.engines.resources import worker_environments
+    from lit_fedbabu.studies.shares import shares, workers_of
     from lit_fedbabu.studies.show import shown
-    from lit_fedbabu.studies.work import DONE, ELSEWHERE, is_done
+    from lit_fedbabu.studies.work import DONE, ELSEWHERE, PLACE, is_done
 
     make_folder("output-dir", study.folder)
     todo = [run for run in study.runs if not is_done(run.config)]
-    size = side_by_side(study)
-    environments = worker_environments(study.runs[0].config)[:size]
+    workers = workers_of(study, need)
+    if len(workers) < len(workers_of(study)):
+        print(f"note: memory is free for {len(workers)} workers of about {need / 2**30:.1f} GiB each")
+    at_once = [{**share[0], PLACE: str(place)} for place, share in enumerate(shares(workers, len(todo), machines))]
     failed: dict[str, str] = {}
     elsewhere: list[Run] = []
-    with shown(study, todo, plain) as show, Pool(warm, size, environments, str(study.folder / LOG), show.say) as pool:
+    with (
+        shown(study, todo, plain) as show,
+        Pool(warm, len(at_once), at_once, str(study.folder / LOG), show.say) as pool,
+    ):
         while todo:
             elsewhere = []
+            dealt = shares(workers, len(todo), machines)  # of fewer runs as time goes by, and never of more
+            requests = [(run.config, dealt, warm.name) for run in todo]
             try:
-                for place, outcome in pool.answers("lit_fedbabu.studies.work:work", [(run.config,) for run in todo]):
+                for place, outcome in pool.answers("lit_fedbabu.studies.work:work", requests):
                     run = todo[place]
                     if isinstance(outcome, Exception):
                         failed[run.name] = f"{outcome}; {run.folder}.log has what it printed"
