@@ -125,7 +125,9 @@ def _refuse(cluster: Any, parameters: dict[str, Any]) -> None:
         close = [name for name in (word, f"slurm_{word}") if not _wrong(name, value)]
         raise InputError(f"slurm.{key}", value, f"{wrong}; did you mean {close[0]}?" if close else wrong)
     if TIME not in parameters:
-        raise InputError(f"slurm.{TIME}", None, f"must be given, the minutes that a job may run, as in {TIME} = 240")
+        raise InputError(
+            f"slurm.{TIME}", None, f"must be in the table [slurm], the minutes a job may run, as in {TIME} = 240"
+        )
     if cluster == "slurm" and shutil.which("srun") is None:
         remedy = 'there is no srun here; submit on a machine of the cluster, or try with cluster = "local"'
         raise InputError("slurm.cluster", cluster, remedy)

@@ -47,7 +47,7 @@ REFUSED = {
     "timeout_min = 'an hour'": 'slurm.timeout_min = "an hour": Parameter "timeout_min" expected type',
     "slurm_time = '1:00'": 'slurm.slurm_time = "1:00": must be given as timeout_min, in minutes',
     "timeout_min = 9\nnodes = 2": "slurm.nodes = 2: is not for a study, whose jobs are one worker each",
-    "mem_gb = 2": "slurm.timeout_min = null: must be given, the minutes that a job may run",
+    "mem_gb = 2": "slurm.timeout_min = null: must be in the table [slurm], the minutes a job may run",
     "timeout_min = 9": 'slurm.cluster = "slurm": there is no srun here',
 }
 
