@@ -4,7 +4,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +63,42 @@ def source_digest() -> str:
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes of memory that new processes can have: free on this machine, and in the control groups of this process."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    return min([free, *left_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def left_in_groups(groups: Path, root: Path) -> list[int]:
+    """Bytes that control groups with a limit have left, as of containers and of Slurm's jobs (Linux).
+
+    Args:
+        groups: file with the groups of a process.
+        root: folder of all groups.
+    """
+    left = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        limit, usage, idle = ("max", "current", "inactive_file")
+        if controllers:
+            limit, usage, idle = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # a group without a limit has no file, or no number in it
+                statistics = (folder / "memory.stat").read_text()
+                cache = sum(map(int, re.findall(rf"^{idle} (\d+)$", statistics, re.MULTILINE)))
+                used = int((folder / f"memory.{usage}").read_text()) - cache
+                left.append(max(0, int((folder / f"memory.{limit}").read_text()) - used))
+            if folder == top:
+                break
+    return left
 
 
 def program(name: str) -> str:

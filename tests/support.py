@@ -174,6 +174,20 @@ def model_by_hand(experiment):
 NARROW = "tests.support:narrow_model"
 
 
+def write_study(tmp_path, **options):
+    """A study of two methods and two seeds on the tiny dataset; returns its file and its folder."""
+    base = {
+        key: value
+        for key, value in tiny_config(model_name=NARROW).to_run_config().items()
+        if value != Config().to_run_config()[key]
+    }
+    base |= {"algorithm": ["fedbabu", "fedper"], "seed": [1, 2], "output-dir": str(tmp_path / "out")}
+    base |= {key.replace("_", "-"): value for key, value in options.items()}
+    path = tmp_path / "study.toml"
+    path.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in base.items()))
+    return path, tmp_path / "out" / "study"
+
+
 def narrow_model(num_classes, norm, channels):
     """A model of a user's own, so small that a step takes a millisecond."""
     convolution = torch.nn.Conv2d(channels, 8, kernel_size=3, stride=4)

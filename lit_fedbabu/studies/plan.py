@@ -17,7 +17,7 @@ from lit_fedbabu.options import read_toml
 from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
 
-OWN = ("base", "name", "output-dir", "per", "tune")
+OWN = ("base", "name", "output-dir", "per", "tune", "slurm")
 """Keys of a study's file that are no options of its runs."""
 
 
@@ -52,12 +52,14 @@ class Study:
         runs: in the order of the axes.
         axes: options with several values.
         tune: the table of options that are chosen on a validation split.
+        slurm: the table of what jobs on a cluster ask for.
     """
 
     folder: Path
     runs: tuple[Run, ...]
     axes: tuple[str, ...] = ()
     tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def estimate(self, run: Run, known: Mapping[str, float]) -> float | None:
         """Seconds that a run takes, by those of its algorithm that are done, else by all; None: none is done.
@@ -84,7 +86,8 @@ def read_study(path: Path) -> Study:
     """Read a study's file. An option with a list is an axis: there is a run for every combination of the axes' values.
 
     ``base`` names a file of options that come first, ``[per.AXIS.VALUE]`` has options of the runs with that value,
-    ``[tune]`` options that are chosen before the runs, as of ``tuning.tuning_of``.
+    ``[tune]`` options that are chosen before the runs, as of ``tuning.tuning_of``, ``[slurm]`` what jobs on a cluster
+    ask for, as of ``cluster.submit``.
     ``name`` is the study's folder below ``output-dir``; without it the file's name is.
 
     Raises:
@@ -124,10 +127,12 @@ def read_study(path: Path) -> Study:
         group = "-".join(word for key, word in words.items() if key != "seed") or "all"
         given = {*(key for key in content if key not in OWN), *_of_point(place, per)}
         runs[name] = Run(name, config, group, frozenset(given))
-    tune = content.get("tune", {})
+    tune, slurm = content.get("tune", {}), content.get("slurm", {})
     if not isinstance(tune, dict):
         raise InputError("tune", tune, "must be a table of lists, as in [tune]")
-    return Study(folder, tuple(runs.values()), tuple(axes), tune)
+    if not isinstance(slurm, dict):
+        raise InputError("slurm", slurm, "must be a table, as in [slurm]")
+    return Study(folder, tuple(runs.values()), tuple(axes), tune, slurm)
 
 
 def _whole_names(dataset: Any) -> Any:

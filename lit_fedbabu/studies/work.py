@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.engines.local import LocalGrid, answer, quiet_flower
+from lit_fedbabu.engines.local import Answers, LocalGrid, answer, quiet_flower
 from lit_fedbabu.engines.resources import nodes_of
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
@@ -18,29 +19,57 @@ from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.server.federate import federate
 from lit_fedbabu.studies.claims import Claim, claimed
+from lit_fedbabu.workers.pool import Pool
+from lit_fedbabu.workers.worker import Warm
 
 TIMES = "times.jsonl"
 """In a study's folder: how many seconds each run took."""
+PLACE = "LIT_FEDBABU_PLACE"
+"""Variable of a worker: its place among those that do runs at once."""
+PREPARE = "lit_fedbabu.client_app:prepare"
 DONE, ELSEWHERE = "done", "elsewhere"
 
 
 class Here:
-    """Stands for a pool of workers: this process answers every message itself, while it has the claim to the run.
-
-    Args:
-        claim: to the run.
-    """
-
-    def __init__(self, claim: Claim) -> None:
-        self._claim = claim
+    """Stands for a pool of workers: this process answers every message itself."""
 
     def answers(
         self, function: str, requests: Sequence[tuple[Any, ...]], shared: object = None, timeout_s: float | None = None
     ) -> Iterator[tuple[int, Any]]:
         """As of ``Pool.answers``, one after another; arguments that have no use here are ignored."""
-        self._claim.refuse_lost()
         for place, request in enumerate(requests):
             yield place, answer(*request)
+
+
+class Claimed:
+    """Has messages answered while this process has the claim to the run.
+
+    Args:
+        claim: to the run.
+        by: who answers them.
+    """
+
+    def __init__(self, claim: Claim, by: Answers) -> None:
+        self._claim, self._by = claim, by
+
+    def answers(
+        self, function: str, requests: Sequence[tuple[Any, ...]], shared: object = None, timeout_s: float | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """As of ``Pool.answers``."""
+        self._claim.refuse_lost()
+        yield from self._by.answers(function, requests, shared, timeout_s)
+
+
+@contextlib.contextmanager
+def _workers(
+    environments: Sequence[Mapping[str, str]], warm: str, log: Path, say: Callable[[str], None]
+) -> Iterator[Answers]:
+    """The workers of a run: this process where there is one alone, and else a pool of them."""
+    if len(environments) == 1:
+        yield Here()
+        return
+    with Warm(PREPARE, warm) as forks, Pool(forks, len(environments), environments, str(log), say) as pool:
+        yield pool
 
 
 def claim_of(folder: Path) -> Path:
@@ -62,8 +91,13 @@ def is_done(config: Config) -> bool:
     return done >= config.num_server_rounds
 
 
-def work(config: Config) -> str:
+def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]], warm: str) -> str:
     """Do a run, or what is left of it, in this process; what it prints goes to ``<run>.log`` beside its folder.
+
+    Args:
+        config: of the run.
+        shares: variables of the workers of each run that is done at once, of which the one at ``PLACE`` is for this.
+        warm: name of the process that workers are forked from, as of ``Warm``.
 
     Returns:
         ``DONE``, or ``ELSEWHERE`` where another process does it.
@@ -78,9 +112,15 @@ def work(config: Config) -> str:
         if (folder / CONFIG).exists():
             config = Config.from_run_config({**config.to_run_config(), "resume": str(folder)})
         log = log_of(folder)
-        with log.open("a") as file, contextlib.redirect_stdout(file), quiet_flower():
-            progress = Lines()
-            grid = LocalGrid(config, nodes_of(config), Here(claim), progress)
+        environments = shares[int(os.environ[PLACE])]
+        progress = Lines()
+        with (
+            log.open("a") as file,
+            contextlib.redirect_stdout(file),
+            quiet_flower(),
+            _workers(environments, warm, log, progress.say) as workers,
+        ):
+            grid = LocalGrid(config, nodes_of(config), Claimed(claim, workers), progress)
             federate(grid, Experiment(config), progress)
         log.unlink()  # of a run that went well; its folder has everything
         if not config.resume:

@@ -65,6 +65,7 @@ REFUSED = {
     "seed = [1]\n[per.seed.2]\nmomentum = 0.1": "per.seed.2 = .*the axis has no such value",
     "seed = [1]\n[per.seed.1]\nmomentum = [0.1]": "per.seed.1 = .*must be single values",
     'dataset = ["a/x", "b/x"]\nseed = [1]': "has two runs of the name dataset_x-seed_1",
+    "slurm = 4\nseed = [1]": r"slurm = 4: must be a table, as in \[slurm\]",
     "learning-rate = [0.1, -1.0]": "learning-rate = -1.0: must be greater than 0",
 }
 

@@ -11,8 +11,7 @@ from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment
 from lit_fedbabu.studies.plan import read_study
 from lit_fedbabu.studies.tuning import tuning_of
-from tests.studies.test_work import write
-from tests.support import client_data, partition, tiny_config
+from tests.support import client_data, partition, tiny_config, write_study
 
 
 def test_held_out_images_are_training_images_of_the_same_client():
@@ -43,7 +42,7 @@ def test_test_images_have_no_part_in_a_choice(tmp_path, federate, monkeypatch):
 
 
 def test_the_best_on_held_out_images_is_run_on_all_and_reported(tmp_path, capsys):
-    path, folder = write(tmp_path, seed=[1, 2], algorithm=["fedbabu", "fedper"])
+    path, folder = write_study(tmp_path, seed=[1, 2], algorithm=["fedbabu", "fedper"])
     path.write_text(path.read_text() + "\n[tune]\nfinetune-learning-rate = [1e-9, 0.05]\nvalidation-fraction = 0.25\n")
     assert door.main([str(path), "--dry-run"]) == 0
     assert "0 of 8 runs of the tuning are done" in capsys.readouterr().out

@@ -12,33 +12,18 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu import study as door
-from lit_fedbabu.config import Config
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import write_config
-from lit_fedbabu.studies import work
+from lit_fedbabu.studies import conduct, work
 from lit_fedbabu.studies.claims import EXPIRES_S, LOCK
 from lit_fedbabu.studies.plan import read_study
-from tests.support import NARROW, files_that_decide, tiny_config
+from tests.support import NARROW, files_that_decide, tiny_config, write_study
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def write(tmp_path, **options):
-    """A study of two methods and two seeds on the tiny dataset; returns its file and its folder."""
-    base = {
-        key: value
-        for key, value in tiny_config(model_name=NARROW).to_run_config().items()
-        if value != Config().to_run_config()[key]
-    }
-    base |= {"algorithm": ["fedbabu", "fedper"], "seed": [1, 2], "output-dir": str(tmp_path / "out")}
-    base |= {key.replace("_", "-"): value for key, value in options.items()}
-    path = tmp_path / "study.toml"
-    path.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in base.items()))
-    return path, tmp_path / "out" / "study"
-
-
 def test_a_study_does_every_run_once_to_the_bytes_of_a_run_alone_and_reports(tmp_path, federate, capsys):
-    path, folder = write(tmp_path)
+    path, folder = write_study(tmp_path)
     assert door.main([str(path)]) == 0
     told = capsys.readouterr().out
     assert "4 of 4 runs are done" in told and "4/4" in told
@@ -56,7 +41,7 @@ def test_a_study_does_every_run_once_to_the_bytes_of_a_run_alone_and_reports(tmp
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
-    path, folder = write(tmp_path, seed=[1], algorithm=["fedbabu", "ditto"], proximal_mu=1e30)
+    path, folder = write_study(tmp_path, seed=[1], algorithm=["fedbabu", "ditto"], proximal_mu=1e30)
     assert door.main([str(path)]) == 1
     told = capsys.readouterr()
     assert "1 of 2 runs are done" in told.out
@@ -66,7 +51,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
 
 
 def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys):
-    path, folder = write(tmp_path)
+    path, folder = write_study(tmp_path)
     assert door.main([str(path), "--dry-run"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "to do  fedbabu-seed_1  unknown" and told[-1] == "0 of 4 runs are done; the others take: unknown"
@@ -85,7 +70,7 @@ def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys
 
 
 def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
-    path, folder = write(tmp_path, seed=[1])
+    path, folder = write_study(tmp_path, seed=[1])
     folder.mkdir(parents=True)
     (folder / "fedper-seed_1.claim").write_text(json.dumps({"where": "another machine", "pid": 1}))
     assert door.main([str(path), "--worker"]) == 0
@@ -95,8 +80,8 @@ def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
 
 
 def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(door, "LOOK_S", 0.2)
-    path, folder = write(tmp_path, seed=[1])
+    monkeypatch.setattr(conduct, "LOOK_S", 0.2)
+    path, folder = write_study(tmp_path, seed=[1])
     folder.mkdir(parents=True)
     claim = folder / "fedper-seed_1.claim"
     claim.write_text(json.dumps({"where": "another machine", "pid": 1}))
@@ -109,12 +94,12 @@ def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypa
 
 
 def test_a_study_that_was_changed_is_not_mixed_with_the_old_one(tmp_path, capsys):
-    path, folder = write(tmp_path, seed=[1])
+    path, folder = write_study(tmp_path, seed=[1])
     (begun, _) = read_study(path).runs
     begun.folder.mkdir(parents=True)
     write_config(begun.folder, begun.config, {})
     before = {each: each.stat().st_mtime_ns for each in tmp_path.rglob("*")}
-    write(tmp_path, seed=[1], learning_rate=0.2)
+    write_study(tmp_path, seed=[1], learning_rate=0.2)
     for words in ([], ["--dry-run"], ["--worker"]):
         assert door.main([str(path), *words]) == 2
         told = capsys.readouterr().err
@@ -125,7 +110,7 @@ def test_a_study_that_was_changed_is_not_mixed_with_the_old_one(tmp_path, capsys
 
 
 def test_a_terminal_has_a_live_table(tmp_path):
-    path, _ = write(tmp_path, seed=[1], num_server_rounds=30, evaluate_every=1)
+    path, _ = write_study(tmp_path, seed=[1], num_server_rounds=30, evaluate_every=1)
     main, end = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
     command = [sys.executable, "-m", "lit_fedbabu.study", str(path)]
@@ -146,7 +131,7 @@ def test_a_terminal_has_a_live_table(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_is_stopped_is_finished_by_the_same_command_to_the_same_bytes(how, tmp_path, federate):
-    path, folder = write(tmp_path, num_server_rounds=40, evaluate_every=40)
+    path, folder = write_study(tmp_path, num_server_rounds=40, evaluate_every=40)
     command = [sys.executable, "-m", "lit_fedbabu.study", str(path), "--plain"]
     for seconds in (5.0, 7.0, 9.0):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
