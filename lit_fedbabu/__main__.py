@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
     "configs": "list the configurations and bodies that come with the package",
+    "doctor": "look at what a run needs on this machine",
     "credentials": "make certificates and keys for real nodes",
 }
 

@@ -11,8 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__") for path in FILES}
 PLACES = {name: path for path, name in NAMES.items()}
 DOORS = {
-    "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "client_app",
-    "server_app", "__main__", "__init__",
+    "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "doctor",
+    "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
