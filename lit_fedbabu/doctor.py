@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lit_fedbabu import system
+from lit_fedbabu.completion import complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         " something fails that it cannot do without.",
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
+    complete(parser, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
     config = Config.from_run_config(parse_words(arguments.words))
     failed = [name for name, look in CHECKS.items() if not _told(name, look, config)]
