@@ -16,8 +16,9 @@ DOORS = {
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
-    {"handshake", "option_text"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment", "completion"},
-    {"algorithms"}, {"records"}, {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
+    {"handshake", "option_text"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/table"},
+    {"experiment", "completion"}, {"algorithms"}, {"records"},
+    {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""
 CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning", "entry_points"]}
