@@ -1,6 +1,7 @@
 """``lit-fedbabu COMMAND``: the one command. ``python -m lit_fedbabu.COMMAND`` is the same."""
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -12,6 +13,7 @@ COMMANDS = {
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
     "configs": "list the configurations and bodies that come with the package",
+    "doctor": "look at what a run needs on this machine",
     "credentials": "make certificates and keys for real nodes",
 }
 
@@ -19,6 +21,10 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first word names; returns its exit status."""
     words = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from lit_fedbabu.completion import command_typed
+
+        words = command_typed(COMMANDS)
     if words and words[0] in COMMANDS:
         status: int = importlib.import_module(f"lit_fedbabu.{words[0]}").main(words[1:])
         return status

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lit_fedbabu.completion import complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_new_folder
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     what = "the dataset's name in the card, where a path of this machine says nothing to others"
     parser.add_argument("--dataset", metavar="NAME", help=what)
     parser.add_argument("--model-name", default="", help="the run's model if it is an import path: it is run")
+    complete(parser)
     arguments = parser.parse_args(argv)
     from lit_fedbabu.algorithms.table import ALGORITHMS  # these import PyTorch: first the cheap checks
     from lit_fedbabu.learning import checkpoint, pretrained

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lit_fedbabu.completion import complete
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 
@@ -10,6 +11,7 @@ from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lit_fedbabu.configs", description=__doc__)
+    complete(parser)
     parser.parse_args(argv)
     for path in sorted(configs_folder().glob("*.toml")):
         first = path.read_text().partition("\n")[0]

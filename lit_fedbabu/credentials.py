@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from lit_fedbabu.completion import complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_new_folder, naming
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="new or empty")
     parser.add_argument("--host", action="append", help="name or address of the SuperLink; several by several --host")
     parser.add_argument("--sites", type=int, required=True, help="how many key pairs")
+    complete(parser)
     arguments = parser.parse_args(argv)
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")

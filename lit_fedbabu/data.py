@@ -6,6 +6,7 @@ import io
 import sys
 from pathlib import Path
 
+from lit_fedbabu.completion import complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_folder, write_whole
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")
     parser.add_argument("--clean", action="store_true", help="remove the cache of decoded images instead, and say what")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to (re)write the files; %(default)s")
+    complete(parser, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
     if arguments.clean:
         return _clean(arguments.words)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu import system
+from lit_fedbabu.completion import bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     parser.add_argument("--task", default="", help="the federation's task if it has one: it is run")
+    complete(parser, source=bodies, part=values("finetune-part"), precision=values("precision"))
     return parser
 
 

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from lit_fedbabu import system
 
-VERSION = 4
+VERSION = 5
 """Of the messages. It grows when a name or a meaning changes."""
 PLACE = "query.place"
 """Type of the message that asks a node which of how many it is."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_fedbabu.completion import bodies, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--raw", action="store_true", help=what)
     parser.add_argument("--out", type=Path, help="the file of --export; otherwise beside the model")
     parser.add_argument("--model-name", default="", help="the checkpoint's model if it is an import path: it is run")
+    complete(parser, model=bodies)
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.images or arguments.export):
         raise InputError("IMAGE", "", "give one image or more, or --export")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lit_fedbabu.completion import complete
 from lit_fedbabu.errors import one_line_errors
 
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         help="the method that others are compared with, by its name in the tables; FedBABU, or the first if it is not"
         " there",
     )
+    complete(parser)
     arguments = parser.parse_args(argv)
     from lit_fedbabu.reporting.files import write_report
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_fedbabu.completion import complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml | key=value", help="options; later ones win")
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
+    complete(parser, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
     if arguments.plain:
         os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset

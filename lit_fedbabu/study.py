@@ -5,6 +5,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from lit_fedbabu.completion import complete, studies
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
 from lit_fedbabu.studies.cluster import submit
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     about = "submit JOBS jobs to Slurm, each such a worker with the resources of the study's table [slurm]"
     one_of.add_argument("--slurm", type=int, metavar="JOBS", help=about)
+    complete(parser, file=studies)
     arguments = parser.parse_args(argv)
     shipped = configs_folder() / "studies" / f"{arguments.file}.toml"
     study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file)

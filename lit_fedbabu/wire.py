@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,8 @@ class EvaluateReply:
     """A node's answer to an order to evaluate.
 
     Args:
-        rows: for each client its number under ``client``, and its entry in results.json.
+        rows: for each client its number under ``client``, and its entry in results.json: numbers, and lists of them,
+            which are of one length for all clients.
         failures: of the clients that were not evaluated.
     """
 
@@ -175,9 +177,14 @@ class EvaluateReply:
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        names = self.rows[0] if self.rows else {}
-        metrics: dict[str, Any] = {key: [row[key] for row in self.rows] for key in names}
+        columns: dict[str, Any] = {key: [row[key] for row in self.rows] for key in (self.rows or [{}])[0]}
+        lists: dict[str, Any] = {
+            key: [*chain(*column)] for key, column in columns.items() if isinstance(column[0], list)
+        }
+        metrics = {key: column for key, column in columns.items() if key not in lists}
         content = RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
+        if lists:
+            content["lists"] = MetricRecord(lists)
         return _with_failures(content, self.failures)
 
     @classmethod
@@ -187,7 +194,13 @@ class EvaluateReply:
         names = list(checked_record(content, "metrics"))
         if names:
             checked_record(content, "metrics", "client", "num_test")
-        rows = [dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)]
+        rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)]
+        for key, values in checked_record(content, "lists").items() if "lists" in content else ():
+            length, left = divmod(len(values), len(rows) or 1)
+            if left or not rows:
+                raise WireError(f"a message whose {key!r} has {len(values)} values for {len(rows)} clients")
+            for place, row in enumerate(rows):
+                row[key] = list(values[place * length : (place + 1) * length])
         return cls(rows, _failures(content))
 
 

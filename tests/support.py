@@ -224,6 +224,8 @@ def finetuned(federation, clients, config=None):
     return results(config, federation.rounds, rows)
 
 
+LISTS = {f"{name}_bin_{kind}" for name in ("initial", "personalized") for kind in ("images", "hits", "confidence")}
+"""Those that are lists."""
 MEASURES = {f"accuracy_epoch_{epoch}" for epoch in range(2)} | {
     f"{name}_{kind}"
     for name in ("initial", "personalized")

@@ -92,3 +92,16 @@ def test_a_package_index_shows_no_link_and_no_picture_that_it_does_not_have():
     assert "![" not in text
     assert "[FedBABU](https://arxiv.org" in text
     assert "networks of timm" in text
+
+
+def test_issue_forms_ask_for_what_a_report_needs():
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*")}
+    assert set(forms) == {"bug", "feature"}
+    for form in forms.values():
+        assert {"name", "description", "body"} <= set(form)
+        assert all(each["type"] in ("textarea", "input") and each["attributes"]["label"] for each in form["body"])
+        assert len({each["id"] for each in form["body"]}) == len(form["body"])
+    asked = {each["id"]: each.get("validations", {}).get("required", False) for each in forms["bug"]["body"]}
+    assert asked == {
+        "command": True, "expected": True, "happened": True, "doctor": True, "config": False, "repeats": False
+    }  # fmt: skip

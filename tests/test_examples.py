@@ -6,8 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 import lit_fedbabu
@@ -17,6 +19,7 @@ from lit_fedbabu.studies.plan import read_study
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/python.md"
+NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 
 def blocks(page):
@@ -98,3 +101,29 @@ def test_an_example_is_short_and_its_page_has_commands_that_are_right(name):
     (run,) = re.findall(rf"lit-fedbabu finetune tb_logs/studies/{name}/(\S+)", text)
     assert run in [each.name for each in study.runs]
     assert "**What federating brought**: " in text
+
+
+def outputs(notebook):
+    """The outputs of each cell of code."""
+    return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_has_the_outputs_of_a_run_and_no_paths_of_a_machine():
+    found = outputs(nbformat.read(NOTEBOOK, 4))
+    assert found and all(found)
+    kinds = {(each.output_type, each.get("name")) for of_cell in found for each in of_cell}
+    assert kinds == {("stream", "stdout"), ("display_data", None)}
+    assert sum("image/png" in each.get("data", {}) for of_cell in found for each in of_cell) == 1
+    assert not re.search(r"(?<![\w…])/(tmp|root|home|work|usr)\b", NOTEBOOK.read_text())
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, 4)
+    before = outputs(notebook)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert len(outputs(notebook)) == len(before)
+    federated, drawn, tuned, predicted = outputs(notebook)
+    assert re.search(r"personalized +9\d\.\d\d ±", "".join(each.get("text", "") for each in federated))
+    assert any("image/png" in each.get("data", {}) for each in drawn)
+    assert "% of 16 test images" in tuned[-1].text and predicted[-1].text.count("is taken for") == 10

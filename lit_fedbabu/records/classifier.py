@@ -1,5 +1,6 @@
 """A saved model that takes images as people have them: any size, files or arrays."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -7,6 +8,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # public, and not in __all__
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from lit_fedbabu.files import write_whole
 from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.checkpoint import Checkpoint
 from lit_fedbabu.records import model_card
+from lit_fedbabu.tasks import reach
 from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
 
 FILES = [pretrained.CONFIG, pretrained.WEIGHTS, model_card.NAME]
@@ -100,6 +104,35 @@ class Classifier(nn.Module, ModelHubMixin):
         titles = {"federation": "The model of a federation", "personal": "A personal model of a federation's client"}
         title = titles.get(self.kind) or f"A personal model for {Path(self.provenance.get('data', '')).name}"
         return model_card.card(title, self.provenance, None, path)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """A model from a folder, or from the Hugging Face hub by its name; without the hub from its cache.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a name as ``owner/name``.
+            options: as of ``huggingface_hub.ModelHubMixin``, and ``trusted_model`` as of ``load_model``.
+
+        Raises:
+            InputError: there is no such folder or name, the hub cannot be reached, or the model cannot be read.
+        """
+        name = str(pretrained_model_name_or_path)
+        if name and Path(name).is_dir():
+            return super().from_pretrained(name, **options)
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            remedy = "is no folder, and no name on the Hugging Face hub, as owner/name"
+            raise InputError("model", name, remedy) from None
+        cached = options.pop("local_files_only", False) or not reach.answers()
+        try:
+            with reach.offline() if cached else contextlib.nullcontext():
+                return super().from_pretrained(name, local_files_only=cached, **options)
+        except OSError as error:  # all that the hub's library raises where it has no such model
+            reason = f"the Hugging Face hub has no such model: {' '.join(str(error).split())[:200]}"
+            if cached:
+                reason = "is no folder; the Hugging Face hub cannot be reached, and the model is not in its cache"
+            raise InputError("model", name, f"{reason}; give the folder of a saved model") from None
 
     @classmethod
     def _from_pretrained(

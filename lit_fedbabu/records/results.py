@@ -93,7 +93,11 @@ def results(
 
 def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[str, float]]:
     """How each measure is spread over clients; raises RunError where no client has a score that is a number."""
-    measured = {key: [client[key] for client in rows if client[key] is not None] for key in rows[0]}
+    measured = {
+        key: [client[key] for client in rows if client[key] is not None]
+        for key, value in rows[0].items()
+        if not isinstance(value, list)
+    }
     summary: dict[str, dict[str, float]] = {}
     for stage in STAGES:
         if not measured[f"{stage}_{score.name}"]:

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.records import plots
+from lit_fedbabu.records import plots, reliability
 from lit_fedbabu.records.loggers import Loggers
 from lit_fedbabu.records.results import MEASURES, curve, score_of, spread, table
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
@@ -102,6 +102,7 @@ class Board:
         with plots.style():
             figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate, self._score)
             self._writer.add_figure(f"finetuning/{self._score.name}_over_epochs", figure, outcome["round"])
+            _add_reliability(self._writer, outcome, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])
         _add_features(self._writer, features, outcome["round"])
         for kind, _ in MEASURES.values():
@@ -111,6 +112,11 @@ class Board:
         self._file_writer.add_summary(self._end)
         self._writer.close()
         self._loggers.finish()
+
+
+def _add_reliability(writer: SummaryWriter, outcome: Mapping[str, Any], step: int) -> None:
+    if (figure := reliability.diagram(outcome)) is not None:
+        writer.add_figure("calibration/reliability", figure, step)
 
 
 def _first(names: Sequence[str], experiment: Any) -> None:
@@ -171,6 +177,7 @@ def write_finetuning(
     with plots.style():
         for which, (title, matrix) in confusions.items():
             writer.add_figure(f"confusion/{which}_client", plots.confusion(matrix, class_names, title))
+        _add_reliability(writer, outcome, 0)
     _add_features(writer, features, 0)
     writer.add_text("results", f"```\n{table(outcome)}\n```")
     writer.close()

@@ -43,7 +43,7 @@ class Line:
     note: str = ""
 
 
-def _panels(
+def panels_of(
     study: Study, title: str, lines: dict[str, Line], label: Callable[[Axes], object], style: str = "-"
 ) -> Iterator[Panel]:
     """Panels with a few of the methods in colour, the reference in each, and all others in grey behind them."""
@@ -105,7 +105,7 @@ def rounds(study: Study) -> Drawing | None:
                 for cell in cells
             }
         )
-        panels += _panels(study, setting, lines, label) if lines else []
+        panels += panels_of(study, setting, lines, label) if lines else []
     note = (
         "Mean over clients and seeds; bands are one standard deviation over seeds, where there are two or more."
         " Each panel has a few methods in colour and the others in grey. Lines that end early belong to runs with"
@@ -131,7 +131,7 @@ def finetuning(study: Study) -> Drawing | None:
             title = ", ".join(word for word in (setting, f"{part} at learning rate {rate:g}") if word)
             longest = max(len(run.curve) for members in of_methods.values() for run in members) - 1
             lines = {name: _course(members, longest) for name, members in of_methods.items()}
-            panels += _panels(study, title, _lines(lines), label)
+            panels += panels_of(study, title, _lines(lines), label)
     note = (
         "Mean over clients and seeds; bands are one standard deviation over seeds. The epochs that all seeds of a"
         " method have are drawn; the key says where these are fewer than others."
@@ -155,7 +155,7 @@ def clients(study: Study) -> Drawing:
                 axes.set(xlim=study.score.limits)
 
             lines = {cell.method: _distribution(cell, stage) for cell in study.of_setting(setting)}
-            panels += _panels(study, ", ".join(word for word in (setting, stage) if word), lines, label)
+            panels += panels_of(study, ", ".join(word for word in (setting, stage) if word), lines, label)
     note = "The share of clients, of all seeds together, that reach no more than a value:"
     note += f" {'lower' if study.score.higher_is_better else 'higher'} lines are ahead."
     return Drawing("clients", "Scores of the clients", panels, note)
@@ -191,7 +191,7 @@ def cost(study: Study) -> Drawing | None:
                 if len(known) == len(cell.runs):
                     reached = float(np.mean(cell.means("personalized")))
                     lines[cell.method] = Line(np.array([np.mean(known)]), np.array([reached]))
-            panels += _panels(study, setting, lines, label, style="") if lines else []
+            panels += panels_of(study, setting, lines, label, style="") if lines else []
     note = "A point is a method, mean over seeds; what is not recorded is not drawn. Left and"
     note += f" {'above' if study.score.higher_is_better else 'below'} is ahead."
     return Drawing("cost", f"{study.score.title} beside cost", panels, note) if panels else None

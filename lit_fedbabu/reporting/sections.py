@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lit_fedbabu.reporting import differences, dots, facts, figures, tables
+from lit_fedbabu.reporting import differences, dots, facts, figures, reliability, tables
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.formats import Table
 from lit_fedbabu.reporting.panels import Drawing
@@ -119,7 +119,7 @@ def sections(study: Study) -> list[Section]:
             "Calibration and other measures",
             [] if calibrations else ["Calibration error was measured in none of the runs."],
             _tables(("measures", "Measures", tables.measure_table(study), "Means over clients and seeds, 0 to 1.")),
-            _drawings(calibrations),
+            _drawings(calibrations, reliability.reliability(study)),
         ),
         Section("Cost", (), _tables(("cost", "Cost", tables.cost_table(study), COST)), _drawings(figures.cost(study))),
         Section(

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 STAGES = ("initial", "personalized")
 """A client's model as received, and after fine-tuning."""
@@ -132,6 +132,10 @@ class Evaluation:
         return {name: getattr(self, name) for name in ("accuracy", "loss", "calibration_error")}
 
 
+BINS = 15
+"""Of confidence, equally wide from 0 to 1."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureProbe:
     """What predictions say beyond loss and accuracy; from 0 to 1.
@@ -144,12 +148,19 @@ class FeatureProbe:
         f1: on the client's test images, the mean over classes that they have or are taken for.
         auroc: on the client's test images, one class against the others, the mean over the classes that they have; nan
             if that is one class.
+        bin_images: numbers of test images by ``BINS`` of the probability of the predicted class; none of a model whose
+            logits are not finite.
+        bin_hits: how many of these are classified right.
+        bin_confidence: sums of these probabilities.
     """
 
     template_accuracy: float
     other_classes_accuracy: float
     f1: float
     auroc: float
+    bin_images: Sequence[int] = (0,) * BINS
+    bin_hits: Sequence[int] = (0,) * BINS
+    bin_confidence: Sequence[float] = (0.0,) * BINS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,13 +187,15 @@ class Personalization:
         """Of the model after the last epoch."""
         return self.curve[-1]
 
-    def as_row(self) -> dict[str, float]:
-        """The client's entry in results.json, without the client's number."""
-        row: dict[str, float] = {"num_test": self.initial.count}
+    def as_row(self) -> dict[str, Any]:
+        """The client's entry in results.json, without the client's number: numbers, and behind them lists for bins."""
+        row: dict[str, Any] = {"num_test": self.initial.count}
         stages = dict(zip(STAGES, (self.initial, self.personalized), strict=True))
         for measure in self.initial.measures:
             row |= {f"{stage}_{measure}": evaluation.measures[measure] for stage, evaluation in stages.items()}
         for measure in (field.name for field in dataclasses.fields(FeatureProbe)) if self.probes else ():
             probes = zip(STAGES, self.probes, strict=True)
             row |= {f"{stage}_{measure}": getattr(probe, measure) for stage, probe in probes}
-        return row | {f"{self.name}_epoch_{epoch}": evaluation.score for epoch, evaluation in enumerate(self.curve)}
+        row |= {f"{self.name}_epoch_{epoch}": evaluation.score for epoch, evaluation in enumerate(self.curve)}
+        lists = {key: list(value) for key, value in row.items() if isinstance(value, Sequence)}
+        return {key: value for key, value in row.items() if key not in lists} | lists

@@ -28,13 +28,14 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 COMMANDS = {
     name: importlib.import_module(f"lit_fedbabu.{name}").main
-    for name in ("run", "finetune", "predict", "report", "data", "credentials")
+    for name in ("run", "finetune", "predict", "report", "data", "credentials", "doctor")
 }
 DIGITS = "dataset=digits num-clients=8 min-client-images=1"
 
 CASES = [
     # configuration: keys, types, limits, contradictions
     ("run learning-rat=0.1", "learning-rat = 0.1: no such key; did you mean learning-rate?"),
+    ("doctor learning-rat=0.1", "learning-rat = 0.1: no such key; did you mean learning-rate?"),
     ("run num_client=3", "num_client = 3: no such key; did you mean num-clients?"),
     ("run sauce=ketchup", 'sauce = "ketchup": no such key; the keys are algorithm, model-name'),
     ("run num-server-rounds=two", 'num-server-rounds = "two": must be a whole number'),

@@ -11,13 +11,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__") for path in FILES}
 PLACES = {name: path for path, name in NAMES.items()}
 DOORS = {
-    "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "client_app",
-    "server_app", "__main__", "__init__",
+    "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "doctor",
+    "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
-    {"handshake", "option_text"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/table"}, {"experiment"},
-    {"algorithms"}, {"records"}, {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
+    {"handshake", "option_text"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/table"},
+    {"experiment", "completion"}, {"algorithms"}, {"records"},
+    {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""
 CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning", "entry_points"]}

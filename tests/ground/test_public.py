@@ -49,6 +49,12 @@ def test_the_version_is_the_same_everywhere():
     assert project["version"] == lit_fedbabu.__version__
 
 
+def test_the_extra_all_has_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (everything,) = extras.pop("all")
+    assert everything == f"lit-fedbabu[{','.join(extras)}]"
+
+
 def test_the_one_command_names_its_commands(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out

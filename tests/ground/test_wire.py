@@ -60,7 +60,16 @@ def test_updates_arrive_with_each_array_once_for_all_clients():
 
 
 def test_evaluations_and_places_arrive_as_they_were_sent():
-    rows = [{"client": client, "num_test": 4, "initial_accuracy": client / 4} for client in (0, 3)]
+    rows = [
+        {
+            "client": client,
+            "num_test": 4,
+            "initial_accuracy": client / 4,
+            "hits": [client, 2],
+            "sums": [0.5, client / 3],
+        }
+        for client in (0, 3)
+    ]
     received = EvaluateReply.from_record(EvaluateReply(rows).to_record())
     assert (received.rows, received.clients) == (rows, {0, 3})
     place = Place(1, 3, "cpu")
@@ -112,6 +121,13 @@ def test_replies_without_a_value_of_their_clients_are_refused_by_its_name(reply,
     del content[record][key]
     with pytest.raises(WireError, match=f"a message whose '{record}' has no {key}"):
         read(content)
+
+
+def test_lists_of_clients_that_are_not_equally_long_are_refused():
+    content = EvaluateReply([{"client": client, "num_test": 4, "hits": [1, 2]} for client in (0, 3)]).to_record()
+    content["lists"]["hits"] = [1, 2, 3]
+    with pytest.raises(WireError, match="whose 'hits' has 3 values for 2 clients"):
+        EvaluateReply.from_record(content)
 
 
 def test_clients_that_do_not_each_have_a_value_are_refused():
@@ -182,7 +198,7 @@ def test_clients_of_a_node_of_another_version_have_failed_by_that_reason(federat
 
 KEYS = {
     "source-digest", "source-folder", "server-round", "learning-rate", "personalize", "trains-on",
-    "metrics", "failures", "place", "reply",
+    "metrics", "lists", "failures", "place", "reply",
 }  # fmt: skip
 """Of messages. Left out are words with other meanings all over the package, as client, train_loss and config."""
 ELSEWHERE = {

@@ -71,7 +71,9 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
         events = EventAccumulator(str(folder / "finetune" / name), size_guidance={"histograms": 0}).Reload()
         shown = [(event.step, event.value) for event in events.Scalars("finetuning/accuracy_mean")]
         assert shown == [(epoch, pytest.approx(mean)) for epoch, mean in enumerate(means)]
-        assert set(events.Tags()["images"]) == {"confusion/worst_client", "confusion/best_client"}
+        assert set(events.Tags()["images"]) == {
+            "confusion/worst_client", "confusion/best_client", "calibration/reliability",
+        }  # fmt: skip
         assert len(events.Histograms("finetuning/accuracy_of_clients")) == 4
         table = folder / "finetune" / name / "00000" / "body_features" / "metadata.tsv"
         labels = [label for client in partition(tiny_config()).test for label in source.test.labels[client]]

@@ -10,6 +10,7 @@ from lit_fedbabu import Classifier, load_model
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import checkpoint, pretrained
+from lit_fedbabu.tasks import reach
 from tests.support import tiny_config
 
 
@@ -63,6 +64,7 @@ def test_a_model_is_pushed_to_a_hub_and_loaded_from_it(saved, tmp_path, monkeypa
         def upload_folder(self, folder_path, **_):
             shutil.copytree(folder_path, tmp_path / "hub")
 
+    monkeypatch.setattr(reach, "answers", lambda: True)
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
     load_model(saved / "me").push_to_hub("me/photos")
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: tmp_path / "hub" / "config.json")
@@ -70,6 +72,33 @@ def test_a_model_is_pushed_to_a_hub_and_loaded_from_it(saved, tmp_path, monkeypa
     assert torch.equal(logits(Classifier.from_pretrained("me/photos")), logits(load_model(saved / "me")))
     with pytest.raises(TypeError, match="no argument trust"):
         Classifier.from_pretrained("me/photos", trust="all")
+
+
+@pytest.mark.parametrize(
+    ("name", "reached", "told"),
+    [
+        (
+            "owner/name",
+            False,
+            "is no folder; the Hugging Face hub cannot be reached, and the model is not in its cache",
+        ),
+        ("owner/name", True, "the Hugging Face hub has no such model: 404 not found; give the folder of a saved"),
+        ("no/such/folder", False, "is no folder, and no name on the Hugging Face hub, as owner/name"),
+        ("", False, "is no folder, and no name on the Hugging Face hub, as owner/name"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_told_in_one_line(name, reached, told, tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise OSError("404\nnot found")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reach, "answers", lambda: reached)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    if reached:
+        monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", missing)
+    with pytest.raises(InputError) as raised:
+        Classifier.from_pretrained(name)
+    assert str(raised.value).startswith(f'model = "{name}": {told}') and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

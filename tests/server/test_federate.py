@@ -22,6 +22,7 @@ from lit_fedbabu.records import results, run_folder, tensorboard
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import (
+    LISTS,
     MEASURES,
     NARROW,
     FakeGrid,
@@ -69,12 +70,15 @@ def test_only_shared_parts_travel(algorithm, federate):
             order = {"server-round", "clients", "memory", "learning-rate", "personalize"}
             assert set(message.content["config"]) == order | code
     told = {"train": {"client", "num_train", "train_loss"}, "evaluate": {"client", "num_test", *MEASURES}}
+    lists = {"train": set(), "evaluate": LISTS}
     for reply in grid.replies:
         for record in reply.content.array_records.values():
             assert set(record) == shared
         if reply.metadata.message_type != PLACE:
             kind = reply.metadata.message_type
-            assert set(reply.content) <= {"arrays", "metrics", "reply"} and set(reply.content["reply"]) == {"version"}
+            assert set(reply.content) <= {"arrays", "metrics", "lists", "reply"}
+            assert set(reply.content["reply"]) == {"version"}
+            assert set(reply.content.get("lists", ())) <= lists[kind]
             assert set(reply.content["metrics"]) <= told[kind]
     final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     moved = {name for name, value in whole.items() if not torch.equal(final[name], value)}
@@ -143,7 +147,8 @@ def test_tensorboard_has_every_curve_over_rounds(federate):
         },
     }
     assert sorted(events.Tags()["histograms"]) == ["accuracy/initial_of_clients", "accuracy/personalized_of_clients"]
-    assert set(events.Tags()["images"]) == {"split/training_images", "finetuning/accuracy_over_epochs"}
+    drawn = {"split/training_images", "finetuning/accuracy_over_epochs", "calibration/reliability"}
+    assert set(events.Tags()["images"]) == drawn
     assert {"configuration/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
     outcome = json.loads((folder / "results.json").read_text())
     final = events.Scalars("accuracy/personalized_mean")[0].value

@@ -1,0 +1,86 @@
+"""What a shell offers after TAB: commands, flags, options and names, through argcomplete."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.options import key_of
+from lit_fedbabu.system import configs_folder, shipped_bodies
+
+ASKED = "_ARGCOMPLETE"
+"""Is set where a shell asks: the place of the first word to be completed, from 1, in the line that was typed."""
+Offers = Callable[..., Iterable[str]]
+"""What may stand in the place of an argument; called with ``prefix``, what was typed of it, and more."""
+
+
+def command_typed(commands: Mapping[str, str]) -> list[str]:
+    """The command whose arguments the shell asks for. If it asks for a command, offer these and end the process."""
+    from argcomplete.lexers import split_line
+
+    _, _, _, words, _ = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
+    place = int(os.environ[ASKED])
+    if len(words) > place and words[place] in commands:
+        os.environ[ASKED] = str(place + 1)
+        return [words[place]]
+    parser = argparse.ArgumentParser(prog="lit-fedbabu")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("command", choices=commands)
+    complete(parser)
+    return []
+
+
+def complete(parser: argparse.ArgumentParser, **offers: Offers) -> None:
+    """Where a shell asks, offer what may come next and end the process; otherwise do nothing.
+
+    Args:
+        parser: of the command.
+        offers: for arguments by their names; files for others.
+    """
+    if ASKED not in os.environ:
+        return
+    import argcomplete
+
+    for action in parser._actions:
+        if action.dest in offers:
+            action.completer = offers[action.dest]  # type: ignore[attr-defined] # where argcomplete looks for it
+    argcomplete.autocomplete(parser)
+
+
+def option_words(prefix: str, **_: object) -> list[str]:
+    """Shipped configurations, TOML files, and ``key=`` of options; after it the values where they are few."""
+    if "=" in prefix:
+        key = prefix.partition("=")[0]
+        return [f"{key}={each}" for each in values(key)(prefix)]
+    shipped = [path.stem for path in configs_folder().glob("*.toml")]
+    return [*shipped, *_files("toml")(prefix), *(f"{key_of(field)}=" for field in dataclasses.fields(Config))]
+
+
+def values(key: str) -> Offers:
+    """The values of an option that has few."""
+    field = next((each for each in dataclasses.fields(Config) if key_of(each) == key), None)
+    found: Iterable[str] = ()
+    if key == "algorithm":
+        from lit_fedbabu.algorithms.table import ALGORITHMS
+
+        found = list(ALGORITHMS)
+    elif field is not None:
+        found = ("true", "false") if field.type in (bool, "bool") else field.metadata["choices"]
+    return lambda prefix, **_: found
+
+
+def bodies(prefix: str, **_: object) -> list[str]:
+    """Bodies that come with the package, and files and folders."""
+    return [*shipped_bodies(), *_files()(prefix)]
+
+
+def studies(prefix: str, **_: object) -> list[str]:
+    """Studies that come with the package, and TOML files."""
+    return [*(path.stem for path in (configs_folder() / "studies").glob("*.toml")), *_files("toml")(prefix)]
+
+
+def _files(*endings: str) -> Offers:
+    from argcomplete.completers import FilesCompleter
+
+    return FilesCompleter(endings)
