@@ -26,7 +26,7 @@ KINDS = {
     "flower": {"server": "flwr-simulation", "worker": "ClientAppActor", "SuperLink": "flower-superlink"},
 }
 """Processes of each engine, and a word of their command lines."""
-SAMPLE_S = 2.0
+SAMPLE_S = 0.5
 
 
 class Flaky(torch.nn.Module):
