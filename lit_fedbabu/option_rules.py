@@ -63,12 +63,12 @@ def check_together(config: Any) -> None:
         raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
     if config.noise_multiplier and not config.clipping_norm:
         raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
-    if config.on_sites and len(config.classes) < 2:
+    if config.on_sites and not config.task and len(config.classes) < 2:
         remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
         raise InputError("class-names", config.class_names, remedy)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")
-    if config.on_sites and config.normalization == "data":
+    if config.on_sites and not config.task and config.normalization == "data":
         remedy = "no one sees the images of all sites; take imagenet"
         raise InputError("normalization", config.normalization, remedy)
     if config.clipping_norm and config.norm == "batch-running":

@@ -13,6 +13,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import from_home
+from lit_fedbabu.tasks.own import OwnTask
 
 
 class Host(NamedTuple):
@@ -52,14 +53,14 @@ class Hosts:
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
-        self._asked: Config | None = None
+        self._asked: tuple[Config, int | None] | None = None
 
     def of(self, context: Context) -> Host:
         """The node that a message has come to.
 
-        With the partitioner "sites" its node-config has ``client-id``, ``data-path`` and, if memories are not to lie
-        in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``, and where
-        what clients keep is to lie on a disk of the node's own, ``state-path``.
+        With the partitioner "sites" its node-config has ``client-id``, for images ``data-path``, and if memories are
+        not to lie in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``,
+        and where what clients keep is to lie on a disk of the node's own, ``state-path``.
 
         Raises:
             ValueError: the node-config does not say that, or the images are not what the experiment needs.
@@ -70,13 +71,17 @@ class Hosts:
             place, nodes = int(node["partition-id"]), int(node["num-partitions"])
             state = Path(str(node["state-path"])).expanduser() if "state-path" in node else None
             return Host(place, nodes, self._built(config), state)
-        _need(node, "client-id", "data-path", example='client-id=0 data-path="/data/images"')
+        if config.task:
+            _need(node, "client-id", example="client-id=0")
+        else:
+            _need(node, "client-id", "data-path", example='client-id=0 data-path="/data/images"')
         client, name = node["client-id"], f"client-id {node['client-id']} on {platform.node()}"
         if not isinstance(client, int) or client not in range(config.num_clients):
             highest = config.num_clients - 1
             raise ValueError(f"{name}: there are {config.num_clients} clients, so it must be 0 to {highest}")
         try:
-            experiment = self._built(dataclasses.replace(config, dataset=str(node["data-path"])))
+            images = config.dataset if config.task else str(node["data-path"])
+            experiment = self._built(dataclasses.replace(config, dataset=images), client)
             experiment.check()
             for note in experiment.task.notes:
                 print(f"note: {note}", flush=True)
@@ -85,9 +90,10 @@ class Hosts:
         state = from_home(str(node.get("state-path", state_folder())))
         return Host(client, config.num_clients, experiment, state, client)
 
-    def _built(self, config: Config) -> Experiment:
-        if self._experiment is None or self._asked != config:
-            self._experiment, self._asked = Experiment(config), config
+    def _built(self, config: Config, site: int | None = None) -> Experiment:
+        if self._experiment is None or self._asked != (config, site):
+            task = OwnTask(config, clients=[site]) if config.task and site is not None else None
+            self._experiment, self._asked = Experiment(config, task), (config, site)
         return self._experiment
 
 

@@ -65,11 +65,11 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
 
 
 def _client(task: OwnTask) -> int:
-    """The client whose last training batch is the smallest; 0 where batches have no size that is known."""
-    size = getattr(OwnData(task, 0).module.train_dataloader(), "batch_size", None)
+    """The client whose last training batch is the smallest; the first where batches have no size that is known."""
+    size = getattr(OwnData(task, task.clients[0]).module.train_dataloader(), "batch_size", None)
     if not isinstance(size, int) or size < 1:
-        return 0
-    return min(range(len(task.sizes)), key=lambda client: task.sizes[client][0] % size or size)
+        return task.clients[0]
+    return min(task.clients, key=lambda client: task.sizes[client][0] % size or size)
 
 
 def _held_by_optimizer(module: OwnModule, data: OwnData) -> set[int]:

@@ -73,8 +73,10 @@ class Federation:
     def experiment(self, config: Config) -> Experiment:
         """The experiment of this configuration, with the federation's initial model."""
         from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
+        from lit_fedbabu.tasks.own import OwnTask
 
-        return Experiment(config, initial=self.initial)
+        task = OwnTask(config, clients=[self.site]) if config.task and self.site is not None else None
+        return Experiment(config, task, self.initial)
 
     @property
     def server_round(self) -> int:

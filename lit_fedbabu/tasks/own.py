@@ -73,6 +73,7 @@ class OwnTask:
     Args:
         config: the experiment, of which ``task`` is the import path of a ``Task``.
         data: makes a client's LightningDataModule in place of the task's own, as of a newcomer.
+        clients: whose data this machine has; None: everyone's, or with sites nobody's, as on the server.
 
     Raises:
         InputError: there is no such task.
@@ -81,8 +82,15 @@ class OwnTask:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, config: Config, data: Callable[[], L.LightningDataModule] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Callable[[], L.LightningDataModule] | None = None,
+        clients: Sequence[int] | None = None,
+    ) -> None:
         self.config = config
+        everyone: Sequence[int] = () if config.on_sites else range(config.num_clients)
+        self.clients = everyone if clients is None else clients
         self.task = read_task(config.task)
         self._data = data
 
@@ -107,13 +115,13 @@ class OwnTask:
         return OwnData(self, client)
 
     @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Training and test samples of every client.
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Training and test samples of the clients whose data this machine has.
 
         Raises:
             InputError: the data of a client cannot be made, or are empty.
         """
-        return [self._sizes_of(client) for client in range(self.config.num_clients)]
+        return {client: self._sizes_of(client) for client in self.clients}
 
     def _sizes_of(self, client: int) -> tuple[int, int]:
         data = OwnData(self, client)
@@ -127,12 +135,14 @@ class OwnTask:
         return found
 
     def check(self) -> None:
-        """Make the data of every client once; raises InputError where they cannot be used."""
+        """Make the data of ``clients`` once; raises InputError where they cannot be used."""
         self.sizes  # noqa: B018 - counted once, here
 
     def summary(self) -> str:
         """The split in one line."""
-        train, test = ([size[place] for size in self.sizes] for place in (0, 1))
+        if self.config.on_sites:
+            return f"{self.config.num_clients} sites with data of their own"
+        train, test = ([size[place] for size in self.sizes.values()] for place in (0, 1))
         ranges = [f"{min(each)} to {max(each)}" if min(each) < max(each) else str(min(each)) for each in (train, test)]
         return f"{self.config.num_clients} clients with {ranges[0]} training and {ranges[1]} test samples each"
 
@@ -142,7 +152,7 @@ class OwnTask:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["client", "split", "samples"])
         for place, split in enumerate(("train", "test")):
-            for client, counts in enumerate(self.sizes):
+            for client, counts in self.sizes.items():
                 writer.writerow([client, split, counts[place]])
         return file.getvalue()
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
-from lit_fedbabu.client.host import Host
+from lit_fedbabu.client import handlers
+from lit_fedbabu.client.host import Host, Hosts
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
@@ -14,7 +16,7 @@ from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server import exchange
 from lit_fedbabu.server.federate import federate
 from tests.sites import MODEL, SITES, Sites, site_config, write_site
-from tests.support import client_data, files_that_decide, unavailable
+from tests.support import FakeGrid, client_data, files_that_decide, unavailable
 
 
 @pytest.fixture
@@ -232,3 +234,42 @@ def test_what_a_site_kept_before_sites_had_folders_of_their_own_is_read(tmp_path
     (tmp_path / "client-1" / "run" / "memory").mkdir(parents=True)
     assert host.memories("run/memory") == tmp_path / "client-1" / "run" / "memory"
     assert Host(2, 3, None, tmp_path, client=2).memories("run/memory") == tmp_path / "client-2" / "run" / "memory"
+
+
+class TaskSites(Sites):
+    """Sites of a task, each in a process of its own that has the data of its client."""
+
+    def answer(self, message, context):
+        handlers.HOSTS = Hosts()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SITE", str(context.node_config["client-id"]))
+            return super().answer(message, context)
+
+
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+def test_sites_of_a_task_have_their_own_data_alone(algorithm, tmp_path, capsys, monkeypatch):
+    options = {
+        "task": "tests.own_tasks:on_sites", "algorithm": algorithm, "num-clients": SITES, "fraction-train": 1.0,
+        "num-server-rounds": 2, "num-local-epochs": 1, "num-finetune-epochs": 1, "precision": "32-true",
+    }  # fmt: skip
+    place = {"output-dir": str(tmp_path / "server"), "run-name": "run", "partitioner": "sites"}
+    config = Config.from_run_config({**options, **place})
+    nodes = [{"client-id": site, "state-path": str(tmp_path / f"state-{site}")} for site in range(SITES)]
+    experiment = Experiment(config)
+    experiment.check(images=False)
+    folder = federate(TaskSites(config, nodes), experiment)
+    assert "3 sites with data of their own" in capsys.readouterr().out
+    outcome = results.read_results(folder)
+    one = Config.from_run_config({**options, "task": "tests.own_tasks:windows", "output-dir": str(tmp_path / "one")})
+    together = federate(FakeGrid(one), Experiment(one))
+    assert outcome["clients"] == results.read_results(together)["clients"], "as with all data on one machine"
+    (state,) = (tmp_path / "state-1" / "client-1").iterdir()
+    monkeypatch.setenv("SITE", "1")
+    assert finetune([str(state), "--task", "tests.own_tasks:on_sites", "--save"]) == 0
+    (tuned,) = state.glob("finetune/*")
+    assert results.read_results(tuned)["clients"] == [outcome["clients"][1]]
+    monkeypatch.setenv("SITE", "2")
+    assert finetune([str(state), "--task", "tests.own_tasks:on_sites", "--epochs", "2"]) == 2
+    assert "its data of client 1 fail" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="client-id 0 on .*: its data of client 0 fail: .*are elsewhere"):
+        handlers.HOSTS.of(Context(1, 1, nodes[0], RecordDict(), config.to_run_config()))
