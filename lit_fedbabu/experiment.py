@@ -223,8 +223,7 @@ class Experiment:
         module = self._initial
         task.check()
         parts = [part for part, _ in self.algorithm.phases]
-        if task.clients:
-            own_trial.try_task(module, task, dict.fromkeys([*parts, self.config.finetune_part]))
+        own_trial.try_task(module, task, dict.fromkeys([*parts, self.config.finetune_part]))
         self._check_protected(module.model)
 
     def _check_protected(self, model: nn.Module) -> None:

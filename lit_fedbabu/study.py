@@ -8,9 +8,9 @@ from pathlib import Path
 from lit_fedbabu.completion import complete, studies
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
-from lit_fedbabu.studies.cluster import submit
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
+from lit_fedbabu.studies.slurm import submit
 from lit_fedbabu.system import configs_folder
 
 

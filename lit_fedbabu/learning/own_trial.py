@@ -21,7 +21,8 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
     """Train copies of the module for an epoch in each mode, and test one for a batch.
 
     Of an epoch the first batches are enough, unless it is short. The client is one whose last batch is the smallest,
-    for on such batches modules fail, as batch norm does on a single sample.
+    for on such batches modules fail, as batch norm does on a single sample. Where no data are here, as on a server of
+    sites, only the module itself is looked at.
 
     Args:
         module: it is left as it is.
@@ -40,6 +41,8 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
             raise refuse(f"its {name} has no shape before the first batch; give the layer its sizes")
         if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
             raise refuse(f"its {name} is of {value.dtype}, which cannot be averaged; take float32")
+    if not task.clients:
+        return
     client = _client(task)
     data = OwnData(task, client)
     for mode in modes:

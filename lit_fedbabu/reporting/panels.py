@@ -79,14 +79,15 @@ def together(panels: Sequence[Panel]) -> Figure:
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, panel in zip(grid.flat, panels, strict=False):  # the last row may have room
+    tallest = [max(each.height for each in row) for row in rows]
+    for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):  # the last row may have room
         panel.draw(axes)
         axes.set_title("\n".join(_wrapped(panel)))
         if panel.key:
             handles = [Line2D([], [], label=name, **look(number)) for name, number in panel.key]
             under = 0.42 if axes.get_xlabel() else 0.25  # inches, for numbers and the name of the axis
-            place = (0.5, -under / panel.height * 1.25)
-            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=place, ncols=_columns(panel))
+            below = -under / tallest[place // columns] * 1.25
+            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, below), ncols=_columns(panel))
     return figure
 
 

@@ -87,7 +87,7 @@ def read_study(path: Path) -> Study:
 
     ``base`` names a file of options that come first, ``[per.AXIS.VALUE]`` has options of the runs with that value,
     ``[tune]`` options that are chosen before the runs, as of ``tuning.tuning_of``, ``[slurm]`` what jobs on a cluster
-    ask for, as of ``cluster.submit``.
+    ask for, as of ``slurm.submit``.
     ``name`` is the study's folder below ``output-dir``; without it the file's name is.
 
     Raises:

@@ -84,7 +84,10 @@ def test_a_cohort_becomes_personal_as_its_clients_do(part):
     for client, (module, outcome) in enumerate(together):
         expected_module, expected = client_update.personal_model(experiment, client, 1, received)
         assert_same(module.model.state_dict(), expected_module.model.state_dict())
-        assert outcome.as_row() == pytest.approx(expected.as_row(), abs=1e-6, nan_ok=True)
+        found, row = outcome.as_row(), expected.as_row()
+        assert found.keys() == row.keys()
+        for name, value in row.items():
+            assert found[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
     assert client_update.initial_evaluations(experiment, range(5), 1, received) == [
         outcome.initial for _, outcome in together
     ]

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from lit_fedbabu import study as door
-from lit_fedbabu.studies import cluster, work
+from lit_fedbabu.studies import slurm, work
 from lit_fedbabu.studies.plan import read_study
 from tests.support import files_that_decide, write_study
 
@@ -65,12 +65,12 @@ def test_a_table_that_cannot_be_asked_for_is_refused_by_its_key(table, tmp_path,
 def test_jobs_are_at_least_one_and_need_an_extra(tmp_path, capsys, monkeypatch):
     path, _ = written(tmp_path)
     assert told(path, capsys, jobs=0) == ("error: --slurm = 0: must be at least 1, the number of jobs\n", 2)
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
     assert told(path, capsys) == ("error: --slurm = 2: needs submitit: pip install 'lit-fedbabu[slurm]'\n", 2)
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
+def commands(tmp_path, monkeypatch):
     """A folder with stand-ins for Slurm's commands, which write down what they are asked for."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -81,7 +81,7 @@ def slurm(tmp_path, monkeypatch):
     return folder
 
 
-def test_slurm_gets_an_array_of_jobs_with_the_resources_of_the_table(tmp_path, slurm, capsys):
+def test_slurm_gets_an_array_of_jobs_with_the_resources_of_the_table(tmp_path, commands, capsys):
     path, folder = written(tmp_path)
     assert door.main([str(path), "--slurm", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -97,7 +97,7 @@ def test_slurm_gets_an_array_of_jobs_with_the_resources_of_the_table(tmp_path, s
     assert not any(run.folder.exists() for run in job.study.runs), "nothing is done here"
 
 
-def test_no_more_jobs_than_runs_and_none_for_a_study_that_is_done(tmp_path, slurm, capsys, monkeypatch):
+def test_no_more_jobs_than_runs_and_none_for_a_study_that_is_done(tmp_path, commands, capsys, monkeypatch):
     path, _ = written(tmp_path)
     monkeypatch.setattr(work, "is_done", lambda config: config.algorithm == "fedper" or config.seed == 1)
     assert door.main([str(path), "--slurm", "3"]) == 0
@@ -110,8 +110,8 @@ def test_no_more_jobs_than_runs_and_none_for_a_study_that_is_done(tmp_path, slur
     assert not (tmp_path / "asked").exists()
 
 
-def test_jobs_that_slurm_refuses_are_told(tmp_path, slurm, capsys):
-    (slurm / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition specified: short >&2\nexit 1\n")
+def test_jobs_that_slurm_refuses_are_told(tmp_path, commands, capsys):
+    (commands / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition specified: short >&2\nexit 1\n")
     path, _ = written(tmp_path)
     said, status = told(path, capsys)
     assert status == 1
