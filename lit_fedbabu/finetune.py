@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -34,11 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--save", str(save), "is for --data; for the clients it is --save alone")
     if arguments["data"] is not None and save == HERE:
         raise InputError("--save", "", "needs a folder where there is --data")
-    if arguments["plain"]:
-        os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset
     save_to = None if save == HERE else save
     try:
-        _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
+        with system.plain_lines(arguments["plain"]):
+            _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
     except KeyboardInterrupt:
         begins = "goes on from here" if arguments["data"] is None else "begins again"
         words = [system.program("lit-fedbabu"), "finetune", *(sys.argv[1:] if argv is None else argv)]

@@ -5,7 +5,6 @@ SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
 """
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -19,7 +18,7 @@ from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
 from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import loggers, run_folder
-from lit_fedbabu.system import program
+from lit_fedbabu.system import plain_lines, program
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -39,13 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
     complete(parser, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.plain:
-        os.environ["TTY_INTERACTIVE"] = "0"  # also for what is shown of the dataset
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse_words(arguments.words)
     if arguments.resume:
         options["resume"] = str(arguments.resume)
-    folder, status = _run(options, arguments.plain)
+    with plain_lines(arguments.plain):
+        folder, status = _run(options, arguments.plain)
     if status == 0:
         print(f"TensorBoard: {program('tensorboard')} --logdir {folder.parent}", flush=True)
     return status

@@ -6,16 +6,35 @@ import os
 import platform
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+INTERACTIVE = "TTY_INTERACTIVE"
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 LOG_MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log, where ``lit_fedbabu.run`` finds it."""
 MALLOC = "glibc.malloc.mmap_threshold=16777216:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers (Linux). Buffers of a training step are kept and reused. Larger ones, above 16 MB, are
 needed only to predict all of a client's images at once, and go back to the system."""
+
+
+@contextmanager
+def plain_lines(wanted: bool) -> Iterator[None]:
+    """While it lasts, nothing here or in the processes that are started is shown live, if that is wanted.
+
+    It is told by a variable of the environment, which rich reads as well.
+    """
+    before = os.environ.get(INTERACTIVE)
+    if wanted:
+        os.environ[INTERACTIVE] = "0"
+    try:
+        yield
+    finally:
+        if wanted:
+            os.environ.pop(INTERACTIVE)
+            os.environ.update({} if before is None else {INTERACTIVE: before})
 
 
 def versions() -> dict[str, str]:

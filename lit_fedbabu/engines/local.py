@@ -72,9 +72,9 @@ class LocalGrid(Grid):
         replies = []
         try:
             for place, answered in self._pool.answers(ANSWER, requests, arrays, timeout):
-                died = isinstance(answered, Exception)
-                error = Error(ErrorCode.CLIENT_APP_CRASHED, str(answered))
-                replies.append(Message(error, reply_to=messages[place]) if died else answered)
+                if isinstance(answered, Exception):
+                    answered = Message(Error(ErrorCode.CLIENT_APP_CRASHED, str(answered)), reply_to=messages[place])
+                replies.append(answered)
                 if order := orders[place]:
                     self._progress.advance(len(order[0].clients))
         except StartError as error:

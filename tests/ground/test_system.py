@@ -1,8 +1,11 @@
 """What this process runs on."""
 
+import os
+
 import psutil
 import pytest
 
+from lit_fedbabu import system
 from lit_fedbabu.system import available_memory, left_in_groups
 
 
@@ -38,3 +41,16 @@ def test_a_group_has_left_what_it_does_not_use_beside_its_cache(line, top, files
 
 def test_there_is_no_more_memory_than_the_machine_has():
     assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_plain_lines_are_wanted_for_as_long_as_they_are(before, monkeypatch):
+    monkeypatch.delenv("TTY_INTERACTIVE", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TTY_INTERACTIVE", before)
+    with system.plain_lines(False):
+        assert os.environ.get("TTY_INTERACTIVE") == before
+    with pytest.raises(KeyboardInterrupt), system.plain_lines(True):
+        assert os.environ["TTY_INTERACTIVE"] == "0"
+        raise KeyboardInterrupt
+    assert os.environ.get("TTY_INTERACTIVE") == before

@@ -16,7 +16,7 @@ from typing import BinaryIO, Self, TypeVar
 import numpy as np
 
 from lit_fedbabu.files import naming
-from lit_fedbabu.system import available_cores
+from lit_fedbabu.system import INTERACTIVE, available_cores
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def told(what: str, count: int) -> Iterator[Callable[[int], None]]:
 
     bar = None
     console = Console()
-    if sys.stdout.isatty() and console.is_terminal and os.environ.get("TTY_INTERACTIVE") != "0":
+    if sys.stdout.isatty() and console.is_terminal and os.environ.get(INTERACTIVE) != "0":
         columns = TextColumn(what, markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
         bar = Progress(*columns, console=console, transient=True)
         task = bar.add_task(what, total=count)
