@@ -72,9 +72,8 @@ class LocalGrid(Grid):
         replies = []
         try:
             for place, answered in self._pool.answers(ANSWER, requests, arrays, timeout):
-                if isinstance(answered, Exception):
-                    answered = Message(Error(ErrorCode.CLIENT_APP_CRASHED, str(answered)), reply_to=messages[place])
-                replies.append(answered)
+                died = isinstance(answered, Exception)
+                replies.append(_crashed(answered, messages[place]) if died else answered)
                 if order := orders[place]:
                     self._progress.advance(len(order[0].clients))
         except StartError as error:
@@ -98,6 +97,10 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         raise NotImplementedError("this engine answers messages when they are sent: use send_and_receive")
+
+
+def _crashed(why: Exception, message: Message) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_CRASHED, str(why)), reply_to=message)
 
 
 @contextmanager
