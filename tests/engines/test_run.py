@@ -306,15 +306,15 @@ def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_five_hundred_rounds_leak_nothing_and_lose_no_failure(tmp_path):
-    seen = soak.soak(500, str(tmp_path))
+def test_two_thousand_rounds_leak_nothing_and_lose_no_failure(tmp_path):
+    seen = soak.soak(2000, str(tmp_path))
     assert seen["status"] == 0, seen["told"]
     assert not any(seen["left"].values()), seen["left"]
     written = (tmp_path / "soak" / run_folder.FAILURES).read_text().splitlines()
     assert len(written) == seen["injected"] > 0
     for kind in soak.KINDS["local"]:
         for what, share in (("MB", 0.01), ("files", 0.05), ("ports", 0.1)):
-            grown = soak.growth(seen["samples"], kind, what, first=100)
+            grown = soak.growth(seen["samples"], kind, what, first=400)
             assert grown, f"no {kind} was seen"
             for mean, slope in grown:
                 assert 100 * slope < share * mean, f"{kind}: {what} grow by {100 * slope:.2f} in 100 rounds"
