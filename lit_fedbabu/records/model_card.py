@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.files import dataset_folder, write_whole
-from lit_fedbabu.learning.parts import parts_of
+from lit_fedbabu.learning.parts import PRIVATE, parts_of
 from lit_fedbabu.records.results import measures, score_of
 from lit_fedbabu.tasks.evaluation import STAGES
 
@@ -236,6 +236,8 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
     if "head" not in parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared):
         what = "as it began" if provenance["config"].get("initial-weights") else "random"
         return f" Its head is {what} and untrained: fine-tune before use."
+    if provenance.get(PRIVATE):
+        return " Its normalization layers are as they began, for each client keeps its own: fine-tune before use."
     return ""
 
 

@@ -103,6 +103,8 @@ def test_algorithms_meet_where_they_are_the_same(changes, federate):
 def test_fedbn_averages_all_but_what_clients_keep(federate):
     config = tiny_config(algorithm="fedbn", num_clients=3, fraction_train=1.0, num_server_rounds=2)
     folder, _ = federate(config)
+    assert "Its normalization layers are as they began" in (folder / "README.md").read_text()
+    assert not (folder / "projector_config.pbtxt").exists(), "no features of a body that no client has"
     federated = read_federation(folder / run_folder.LAST_CHECKPOINT)
     experiment = Experiment(config)
     own = [update.own_module(experiment, client, 2, federated.shared, federated.memories).model for client in range(3)]

@@ -83,6 +83,43 @@ def test_a_round_of_a_client_is_a_plain_loop_with_the_modules_own_optimizer(algo
     assert 0 < found.train_loss < 3
 
 
+def test_pfedme_takes_its_inner_steps_by_the_modules_own_loss_and_optimizer():
+    options = {"num_inner_steps": 3, "proximal_mu": 0.5, "inner_learning_rate": 0.1, "num_local_steps": 2}
+    experiment = experiment_of("regression", algorithm="pfedme", **options)
+    module = experiment.new_module().lightning
+    data = Sensors(1, 4, experiment.config.seed)
+    data.setup("fit")
+    optimizer, weights = module.configure_optimizers(), list(module.parameters())
+    with seeded(experiment.config.derived_seed("draws", 1, 1)):
+        for batch in itertools.islice(data.train_dataloader(), 2):
+            start = [weight.detach().clone() for weight in weights]
+            for _ in range(3):
+                gradients = torch.autograd.grad(module.training_step(batch, 0), weights)
+                with torch.no_grad():
+                    for weight, before, gradient in zip(weights, start, gradients, strict=True):
+                        weight.sub_(gradient + 0.5 * (weight - before), alpha=0.1)
+            for weight, before in zip(weights, start, strict=True):
+                weight.grad = 0.5 * (before - weight.detach())
+                weight.data.copy_(before)
+            optimizer.step()
+    found = client_update(experiment, 1, 1, experiment.initial_shared(), 0.0).state
+    expected = [value for _, value in sorted(module.state_dict().items())]
+    for value, ours in zip(expected, [found[name] for name in sorted(found, key=of_user)], strict=True):
+        torch.testing.assert_close(ours, value, rtol=1e-5, atol=1e-6)
+
+
+def of_user(name):
+    """The name of a weight of Regression without the part that it is seen in."""
+    return name.partition(".")[2]
+
+
+def test_pfedme_trains_a_module_that_logs_in_its_training_step():
+    experiment = experiment_of(algorithm="pfedme")
+    received = experiment.initial_shared()
+    found = client_update(experiment, 1, 1, received, experiment.rate_in(1))
+    assert any(not torch.equal(value, received[name]) for name, value in found.state.items()) and found.train_loss > 0
+
+
 def test_a_client_of_fedper_keeps_its_head(tmp_path):
     experiment = experiment_of(algorithm="fedper")
     received = experiment.initial_shared()
