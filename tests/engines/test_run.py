@@ -123,7 +123,7 @@ def test_the_users_environment_does_not_reach_into_the_engine(engine, tmp_path, 
     assert len(read_results(tmp_path / "out" / "tiny")["clients"]) == 4
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+@pytest.mark.parametrize("algorithm", [pytest.param("fedbabu", marks=pytest.mark.slow), "fedper"])
 def test_the_local_engine_writes_the_bytes_of_one_process(algorithm, tmp_path, federate):
     """Workers, and what they are sent, change nothing."""
     config = tiny_config(algorithm=algorithm, model_name=NARROW)
@@ -225,6 +225,7 @@ def test_a_killed_worker_changes_nothing_but_a_note(tmp_path, federate):
     assert files_that_decide(tmp_path / "killed") == files_that_decide(whole)
 
 
+@pytest.mark.slow
 def test_a_client_that_kills_its_workers_has_failed_and_the_run_goes_on(tmp_path):
     config = tiny_config(
         model_name="tests.engines.deadly:model", num_server_rounds=1, fraction_train=1.0, min_clients_per_round=1,
