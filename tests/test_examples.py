@@ -33,7 +33,10 @@ def test_the_page_shows_every_public_name():
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize(("page", "least", "told"), [(PAGE, 8, "num-clients = 0: must be"), ("README.md", 1, "['")])
+@pytest.mark.parametrize(("page", "least", "told"), [
+        (PAGE, 8, "num-clients = 0: must be"), pytest.param("README.md", 1, "['", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_page_runs_from_top_to_bottom(page, least, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("image.png")
@@ -72,7 +75,7 @@ TRIED: dict[str, tuple[str, dict[str, Any], float]] = {
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("name", ["timeseries", "regression", pytest.param("photographs", marks=pytest.mark.slow)])
 def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, few, least = TRIED[name]

@@ -20,8 +20,6 @@ LOCK = ".lock"
 """In a study's folder: the file that is locked while claims are changed."""
 BEAT_S, EXPIRES_S = 15.0, 120.0
 """Seconds between two signs of life of a claim, and after which the claim of another machine is free without them."""
-SAME_START_S = 1.0
-"""Clocks tell the start of a process anew each time, with a small difference."""
 
 
 class Claim:
@@ -89,7 +87,23 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _identity() -> dict[str, Any]:
     """What tells this process from all others, also from one that gets its number later."""
-    return {"where": _where(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"where": _where(), "pid": os.getpid(), "started": _started(psutil.Process())}
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process was started, in a form that is the same whenever it is asked for.
+
+    psutil counts from the boot by the clock, and a clock that is set in between tells another time of the same start.
+    Linux says the boot and the ticks since then.
+    """
+    boot, stat = Path("/proc/sys/kernel/random/boot_id"), Path(f"/proc/{process.pid}/stat")
+    if not boot.exists():
+        return f"{process.create_time():.0f}"
+    try:
+        ticks = stat.read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    return f"{boot.read_text().strip()} {ticks}"
 
 
 def _where() -> str:
@@ -113,7 +127,6 @@ def _is_dead(path: Path) -> bool:
         return (path.parent / LOCK).stat().st_mtime - path.stat().st_mtime > EXPIRES_S
     try:
         process = psutil.Process(owner["pid"])
-        is_other = abs(process.create_time() - owner["started"]) > SAME_START_S
-        return is_other or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return _started(process) != owner["started"] or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return True

@@ -220,7 +220,9 @@ def test_what_is_not_shared_is_not_accepted():
         experiment.received_module(everything)
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", "fedrep", "local"])
+@pytest.mark.parametrize(
+    "algorithm", ["fedbabu", "fedrep", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedavg", "local"))]
+)
 def test_a_federation_of_one_client_is_sgd_by_hand(algorithm, federate):
     experiment = tiny(
         algorithm=algorithm, num_clients=1, num_classes_per_client=10, fraction_train=1.0, num_server_rounds=3,

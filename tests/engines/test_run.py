@@ -207,6 +207,7 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     assert done.returncode == 2 and "the run is finished" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing_but_a_note(tmp_path, federate):
     options = {**TINY, "num-server-rounds": 40, "evaluate-every": 40, "model-name": NARROW}
     whole, _ = federate(Config.from_run_config(options))

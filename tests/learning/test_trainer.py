@@ -159,6 +159,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     assert trainer.evaluate([module], [data])[0].calibration_error == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_lightning_is_quiet_only_once_it_is_used():
     script = (
         "import logging, warnings; from lightning.fabric.utilities import registry;"

@@ -83,8 +83,17 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     assert finetuned(federated, list(range(6))) == results.read_results(folder / "finetune" / "body-3epochs-lr0.1")
 
 
+IN_STEPS = ("fedbabu", "fedrep", "fedprox", "ditto", "per-fedavg", "pfedme")
+"""A row for each way to step."""
+
+
 @pytest.mark.parametrize(
-    ("algorithm", "cohort_size"), [*((name, 1) for name in ALGORITHMS), ("fedbabu", 6), ("ditto", 6), ("pfedme", 6)]
+    ("algorithm", "cohort_size"),
+    [
+        *((name, 1) for name in IN_STEPS),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ALGORITHMS if name not in IN_STEPS),
+        *((name, 6) for name in ("fedbabu", "ditto")),
+    ],
 )
 def test_a_run_and_its_fine_tuning_work_in_mixed_precision(algorithm, cohort_size, federate):
     mixed = {"precision": "bf16-mixed", "cohort_size": cohort_size}

@@ -216,7 +216,12 @@ class StoppedGrid(FakeGrid):
 
 @pytest.mark.parametrize(
     ("algorithm", "kind", "server_round", "rounds"),
-    [(name, "evaluate", 2, 2) for name in ALGORITHMS]
+    [(name, "evaluate", 2, 2) for name in ("fedbabu", "fedrep", "fedbn", "ditto", "local")]
+    + [
+        pytest.param(name, "evaluate", 2, 2, marks=pytest.mark.slow)
+        for name in ALGORITHMS
+        if name not in ("fedbabu", "fedrep", "fedbn", "ditto", "local")
+    ]
     + [("fedper", "train", server_round, 3) for server_round in (1, 3)],
 )
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):

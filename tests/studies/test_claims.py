@@ -66,7 +66,7 @@ def test_a_process_that_got_the_number_of_a_dead_one_has_no_claim(tmp_path):
     claim = tmp_path / "run.claim"
     written(claim)
     assert not is_free(claim)
-    written(claim, started=psutil.Process().create_time() - 100)
+    written(claim, started="another boot 17")
     assert is_free(claim)
 
 
@@ -99,6 +99,13 @@ def test_who_lost_a_claim_stops_and_leaves_the_others_alone(tmp_path):
     assert json.loads(claim.read_text())["token"] == "another"
 
 
+def test_a_clock_that_is_set_does_not_free_the_claim_of_a_process_that_lives(tmp_path, monkeypatch):
+    claim, told = tmp_path / "run.claim", psutil.Process.create_time
+    with claimed(claim) as ours:
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: told(self) + 5)
+        assert ours and not is_free(claim)
+
+
 RACES = """
 import sys, time
 from contextlib import ExitStack
@@ -116,7 +123,7 @@ with ExitStack() as held:
 
 def test_of_several_that_find_dead_claims_one_gets_each(tmp_path):
     for number in range(100):
-        written(tmp_path / f"{number}.claim", started=0)
+        written(tmp_path / f"{number}.claim", started="0")
     words = [sys.executable, "-c", RACES, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     several = [subprocess.Popen(words, **pipes) for _ in range(4)]

@@ -42,13 +42,13 @@ def test_test_images_have_no_part_in_a_choice(tmp_path, federate, monkeypatch):
 
 
 def test_the_best_on_held_out_images_is_run_on_all_and_reported(tmp_path, capsys):
-    path, folder = write_study(tmp_path, seed=[1, 2], algorithm=["fedbabu", "fedper"])
+    path, folder = write_study(tmp_path, seed=[1, 2], algorithm=["fedbabu"])
     path.write_text(path.read_text() + "\n[tune]\nfinetune-learning-rate = [1e-9, 0.05]\nvalidation-fraction = 0.25\n")
     assert door.main([str(path), "--dry-run"]) == 0
-    assert "0 of 8 runs of the tuning are done" in capsys.readouterr().out
+    assert "0 of 4 runs of the tuning are done" in capsys.readouterr().out
     assert door.main([str(path)]) == 0
     told = capsys.readouterr().out
-    for method in ("fedbabu", "fedper"):
+    for method in ["fedbabu"]:
         means = {}
         for value in ("1e-09", "0.05"):
             names = [f"{method}-seed_{seed}-finetune-learning-rate_{value}" for seed in (1, 2)]

@@ -79,6 +79,7 @@ def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
     assert not (folder / "fedper-seed_1").exists() and not (folder / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conduct, "LOOK_S", 0.2)
     path, folder = write_study(tmp_path, seed=[1])
