@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.tasks.data import ClientData
     from lit_fedbabu.tasks.own import Task
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ALGORITHMS": "algorithms.table",

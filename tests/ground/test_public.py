@@ -70,4 +70,4 @@ def test_the_one_command_names_its_commands(capsys):
 
 def test_the_version_is_the_same_wherever_it_is_written():
     assert f"version: {lit_fedbabu.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"({lit_fedbabu.__version__.partition('.dev')[0]})" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## {lit_fedbabu.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
