@@ -386,6 +386,7 @@ def test_a_refusal_calls_an_option_as_it_was_typed(words, finished, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {TYPED[words]}")
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_other_commands_names_the_file_and_the_next_step(tiny_disk, finished, tmp_path, capsys):
     (tiny_disk / "ballast").write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 8192))
     checkpoint = str(finished / "checkpoints" / "last.ckpt")

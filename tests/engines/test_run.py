@@ -107,7 +107,8 @@ augment = v2.Compose([v2.ColorJitter(0.2), v2.RandomHorizontalFlip()])
 ODD = {"TMPDIR": "with a space", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "http_proxy": "http://127.0.0.1:9"}
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("flower", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "flower"])
 def test_the_users_environment_does_not_reach_into_the_engine(engine, tmp_path, temp):
     """No PATH, a dead proxy, an encoding without umlauts; model and augmentation lie beside the user's shell."""
     (tmp_path / "my_own.py").write_text((ROOT / "tests" / "own_models.py").read_text())

@@ -49,7 +49,12 @@ def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(fed
     assert all(other[name] != outcomes[0].get(name) for name in other)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+DIFFERENT = ("fedbabu", "fedrep", "lg-fedavg", "fedbn", "ditto", "local", "centralized")
+"""Rows that share, train or keep different parts."""
+IN_PARTS = [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.slow) for name in ALGORITHMS]
+
+
+@pytest.mark.parametrize("algorithm", IN_PARTS)
 def test_only_shared_parts_travel(algorithm, federate):
     config = tiny_config(algorithm=algorithm, model_name=NARROW)
     folder, grid = federate(config, FakeGrid(config, 2))
@@ -216,12 +221,7 @@ class StoppedGrid(FakeGrid):
 
 @pytest.mark.parametrize(
     ("algorithm", "kind", "server_round", "rounds"),
-    [(name, "evaluate", 2, 2) for name in ("fedbabu", "fedrep", "fedbn", "ditto", "local")]
-    + [
-        pytest.param(name, "evaluate", 2, 2, marks=pytest.mark.slow)
-        for name in ALGORITHMS
-        if name not in ("fedbabu", "fedrep", "fedbn", "ditto", "local")
-    ]
+    [pytest.param(name.values[0], "evaluate", 2, 2, marks=name.marks) for name in IN_PARTS]
     + [("fedper", "train", server_round, 3) for server_round in (1, 3)],
 )
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):

@@ -49,6 +49,7 @@ def test_a_client_that_is_no_longer_there_changes_nothing_for_the_others(federat
     assert rows[0] == rows[1][:4]
 
 
+@pytest.mark.slow
 def test_commands_and_reports_show_new_clients(federate, one_core, tmp_path, capsys):
     folder, _ = federate(tiny_config(num_new_clients=2))
     assert finetune_main([str(folder)]) == 0

@@ -65,6 +65,7 @@ def test_the_need_of_a_run_is_of_its_largest_batch():
     assert shares.need_of(together) > least + 2 * 2 * 1000 * layer, "and all that is in memory at once for gradients"
 
 
+@pytest.mark.slow
 def test_a_run_with_several_workers_has_the_same_bytes(tmp_path, federate, monkeypatch):
     config = tiny_config(model_name=NARROW, algorithm="fedper", output_dir=str(tmp_path), run_name="ours").pinned()
     asked = []

@@ -40,6 +40,7 @@ def test_a_study_does_every_run_once_to_the_bytes_of_a_run_alone_and_reports(tmp
     assert {each: each.stat().st_mtime_ns for each in folder.rglob("*.ckpt")} == before, "nothing was done again"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
     path, folder = write_study(tmp_path, seed=[1], algorithm=["fedbabu", "ditto"], proximal_mu=1e30)
     assert door.main([str(path)]) == 1
