@@ -24,6 +24,7 @@ class Derived:
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     seed: int
+    algorithm: str
     task: str
     partitioner: str
     class_names: str
@@ -121,6 +122,11 @@ class Derived:
     def clients_per_round(self) -> int:
         """Clients that are drawn for a round: int(f N), at least one."""
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
+
+    def reads(self, field: str) -> bool:
+        """Whether the algorithm reads an option, by its field."""
+        read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
+        return not read_by or self.algorithm in read_by.split(", ")
 
     def length(self, field: str) -> tuple[float, int]:
         """Epochs of a phase, by the field that has them, and mini-batches in their place; 0: the epochs."""

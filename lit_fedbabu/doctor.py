@@ -159,7 +159,7 @@ def hub(config: Config) -> str:
     """Whether the Hugging Face hub answers. Runs can do without."""
     from lit_fedbabu.tasks import reach
 
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    where = reach.endpoint()
     if reach.answers():
         return f"{where} answers"
     without = "digits, folders of your own and what is in its cache work without it"

@@ -13,7 +13,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import from_home
-from lit_fedbabu.tasks.own import OwnTask
+from lit_fedbabu.tasks.own import task_of_site
 
 
 class Host(NamedTuple):
@@ -92,8 +92,7 @@ class Hosts:
 
     def _built(self, config: Config, site: int | None = None) -> Experiment:
         if self._experiment is None or self._asked != (config, site):
-            task = OwnTask(config, clients=[site]) if config.task and site is not None else None
-            self._experiment, self._asked = Experiment(config, task), (config, site)
+            self._experiment, self._asked = Experiment(config, task_of_site(config, site)), (config, site)
         return self._experiment
 
 

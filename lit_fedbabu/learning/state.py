@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-"""Layers of that part; ``_NormBase`` is every batch and instance norm."""
+"""Normalization layers; ``_NormBase`` is every batch and instance norm."""
 
 
 def aliases(model: nn.Module) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Pretrained weights of timm, kept in a file that a model can start from."""
 
-import contextlib
 from pathlib import Path
 
 from lit_fedbabu.config import Config
@@ -35,7 +34,7 @@ def _file(model_name: str, image_size: int) -> Path:
         raise InputError("pretrained", True, remedy)
     reachable = reach.answers()
     try:
-        with contextlib.nullcontext() if reachable else reach.offline():
+        with reach.offline(not reachable):
             body = network(timm, name, 3, image_size, pretrained=True)
     except Exception as error:  # timm and the hub raise many kinds
         why = told(error) if reachable else "the hub cannot be reached and has nothing cached"

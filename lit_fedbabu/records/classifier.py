@@ -1,6 +1,5 @@
 """A saved model that takes images as people have them: any size, files or arrays."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -126,7 +125,7 @@ class Classifier(nn.Module, ModelHubMixin):
             raise InputError("model", name, remedy) from None
         cached = options.pop("local_files_only", False) or not reach.answers()
         try:
-            with reach.offline() if cached else contextlib.nullcontext():
+            with reach.offline(cached):
                 return super().from_pretrained(name, local_files_only=cached, **options)
         except OSError as error:  # all that the hub's library raises where it has no such model
             reason = f"the Hugging Face hub has no such model: {' '.join(str(error).split())[:200]}"

@@ -73,10 +73,9 @@ class Federation:
     def experiment(self, config: Config) -> Experiment:
         """The experiment of this configuration, with the federation's initial model."""
         from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
-        from lit_fedbabu.tasks.own import OwnTask
+        from lit_fedbabu.tasks.own import task_of_site
 
-        task = OwnTask(config, clients=[self.site]) if config.task and self.site is not None else None
-        return Experiment(config, task, self.initial)
+        return Experiment(config, task_of_site(config, self.site), self.initial)
 
     @property
     def server_round(self) -> int:
@@ -178,9 +177,7 @@ def _with_rounds(config: Config, other: Config) -> Config:
 
 def _refuse_other_schedule(config: Config, begun: Config, done: int) -> None:
     """Raise InputError where a run of other rounds would have had another learning rate in a round that is done."""
-    fields = (
-        ("learning_rate", "inner_learning_rate") if config.algorithm in ("per-fedavg", "pfedme") else ("learning_rate",)
-    )
+    fields = [field for field in ("learning_rate", "inner_learning_rate") if config.reads(field)]
     for server_round, field in itertools.product(range(1, done + 1), fields):
         rate = getattr(config, field) or 1.0  # with 0 the rate is that of a task's module, times the same factor
         was, would = (each.decayed(rate, server_round, field) for each in (begun, config))

@@ -157,6 +157,11 @@ class OwnTask:
         return file.getvalue()
 
 
+def task_of_site(config: Config, site: int | None) -> OwnTask | None:
+    """The user's task on a machine that has the data of one client; None: it has everyone's, or images are learned."""
+    return OwnTask(config, clients=[site]) if config.task and site is not None else None
+
+
 class OwnData:
     """A client's LightningDataModule, set up once.
 

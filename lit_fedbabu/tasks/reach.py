@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,17 +13,20 @@ TIMEOUT_S = 5
 """Seconds in which the hub must answer."""
 
 
+def endpoint() -> str:
+    """The address of the hub."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
 def answers() -> bool:
     """Whether the hub answers at all, known after TIMEOUT_S seconds even where packets are dropped."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     answered = threading.Event()
-    asked = time.monotonic()
 
     def ask() -> None:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=TIMEOUT_S).close()
+            urllib.request.urlopen(urllib.request.Request(endpoint(), method="HEAD"), timeout=TIMEOUT_S).close()
             answered.set()
         except urllib.error.HTTPError:
             answered.set()
@@ -32,19 +35,17 @@ def answers() -> bool:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    import datasets  # noqa: F401 - takes seconds, in which the hub may answer
-
-    thread.join(max(0.0, asked + TIMEOUT_S - time.monotonic()))
+    thread.join(TIMEOUT_S)
     return answered.is_set()
 
 
 @contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Let the Hugging Face libraries use their caches alone, for as long as this lasts."""
-    import datasets
+def offline(wanted: bool) -> Iterator[None]:
+    """While it lasts, the Hugging Face libraries use their caches alone, if that is wanted."""
     import huggingface_hub.constants
 
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    loaded = (huggingface_hub.constants, sys.modules.get("datasets.config"))
+    places: list[Any] = [place for place in loaded if wanted and place is not None]
     before = [place.HF_HUB_OFFLINE for place in places]
     for place in places:
         place.HF_HUB_OFFLINE = True

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub, also where it cannot be reached."""
 
-import contextlib
+import importlib
+import threading
 from typing import Any
 
 from lit_fedbabu.errors import InputError
@@ -19,13 +20,14 @@ def read(dataset: str) -> dict[str, Any]:
     Raises:
         InputError: the hub cannot be reached and has nothing cached, or the dataset cannot be loaded.
     """
+    threading.Thread(target=importlib.import_module, args=["datasets"]).start()  # takes seconds, while the hub answers
     reachable = reach.answers()
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
     name, _, subset = dataset.partition(":")
     try:
-        with contextlib.nullcontext() if reachable else reach.offline():
+        with reach.offline(not reachable):
             return dict(load_dataset(name, subset or SUBSETS.get(name)))
     except Exception as error:  # datasets raises many kinds, from its own and its dependencies' modules
         if not reachable:
