@@ -21,10 +21,11 @@ def refuse(number):
 
 def kill_itself_once(marker, number):
     """The first worker that gets here dies."""
-    if not Path(marker).exists():
-        Path(marker).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
+    try:
+        Path(marker).touch(exist_ok=False)  # one of several that come at once
+    except FileExistsError:
+        return number
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_itself(number):
