@@ -1,6 +1,7 @@
 import hashlib
 import json
 import random
+import time
 
 import datasets
 import numpy as np
@@ -113,6 +114,14 @@ def of_folder(temp):
                 found.append(process)
         except psutil.Error:
             pass
+    return found
+
+
+def wait_for(look, seconds):
+    """What a look finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return found
 
 

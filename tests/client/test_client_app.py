@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from lit_fedbabu.client import handlers
 from lit_fedbabu.handshake import PLACE, Code
 from lit_fedbabu.workers import worker as workers
 from tests.sites import site_config, write_site
+from tests.support import wait_for
 
 pytestmark = pytest.mark.skipif(not workers.FORKS, reason="forks")
 
@@ -44,16 +44,8 @@ def node():
         yield process
     process.kill()
     process.wait()
-    assert wait_for(lambda: not alive(process)), "it ends with the SuperNode"
+    assert wait_for(lambda: not alive(process), 30), "it ends with the SuperNode"
     assert f"-{process.pid}-{system.source_digest()}" not in Path("/proc/net/unix").read_text()
-
-
-def wait_for(look, seconds=30):
-    """What a look finds, as soon as it finds something."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
 
 
 def question(tmp_path, **node_config):
@@ -78,12 +70,12 @@ def test_a_node_answers_as_the_handlers_do_from_one_warm_process(node, tmp_path,
     for thread in several:
         thread.join()
     assert answers == [expected] * 3
-    (process,) = wait_for(lambda: len(alive(node)) == 1 and alive(node))
+    (process,) = wait_for(lambda: len(alive(node)) == 1 and alive(node), 30)
     monkeypatch.setattr(subprocess, "Popen", None)  # a second start would raise
     monkeypatch.setattr(handlers, "ANSWERS", {})  # an answer in this process too
     ask()
     assert answers[-1] == expected
-    assert wait_for(lambda: alive(node) == [process])
+    assert wait_for(lambda: alive(node) == [process], 30)
 
 
 def test_what_the_handlers_raise_is_raised(node, tmp_path):

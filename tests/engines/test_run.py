@@ -21,7 +21,17 @@ from lit_fedbabu.records.results import read_results
 from lit_fedbabu.system import program
 from tests.engines import soak
 from tests.engines.deadly import FEW
-from tests.support import NARROW, curves, failures_of, files_that_decide, of_folder, ours, partition, tiny_config
+from tests.support import (
+    NARROW,
+    curves,
+    failures_of,
+    files_that_decide,
+    of_folder,
+    ours,
+    partition,
+    tiny_config,
+    wait_for,
+)  # fmt: skip
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {
@@ -66,14 +76,6 @@ def flwr_run(tmp_path, **options):
 def left_in(temp):
     """What a run has left: processes, and with them their addresses, and files."""
     return [*of_folder(temp), *temp.iterdir()]
-
-
-def wait_for(look, seconds=60):
-    """What a look finds, as soon as it finds something."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("flower", marks=pytest.mark.slow)])

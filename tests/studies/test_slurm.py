@@ -13,7 +13,7 @@ import pytest
 from lit_fedbabu import study as door
 from lit_fedbabu.studies import slurm, work
 from lit_fedbabu.studies.plan import read_study
-from tests.support import files_that_decide, write_study
+from tests.support import files_that_decide, wait_for, write_study
 
 SLURM = """
 [slurm]
@@ -118,13 +118,6 @@ def test_jobs_that_slurm_refuses_are_told(tmp_path, commands, capsys):
     assert said.splitlines()[-1].startswith("error: the jobs were not submitted: sbatch: error: invalid partition")
 
 
-def wait_until(true, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.1)
-
-
 def is_over(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -136,11 +129,11 @@ def test_two_jobs_do_each_run_once_to_the_same_bytes_though_one_is_queued_again(
     assert door.main([str(path), "--slurm", "2"]) == 0
     jobs = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("job ")]
     pids = [int(job[1]) for job in jobs]
-    wait_until(lambda: list(folder.glob("*.claim")))
+    assert wait_for(lambda: list(folder.glob("*.claim")), 120)
     time.sleep(1)
     (worker,) = psutil.Process(pids[0]).children()
     worker.send_signal(signal.SIGUSR2)
-    wait_until(lambda: all(map(is_over, pids)))
+    assert wait_for(lambda: all(map(is_over, pids)), 120)
     assert "this job is preempted" in Path(jobs[0][2]).read_text()
     names = [json.loads(line)["run"] for line in (folder / work.TIMES).read_text().splitlines()]
     assert len(names) == len(set(names)), "no run is done twice"

@@ -13,20 +13,13 @@ import pytest
 from lit_fedbabu.workers import worker as workers
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm, WorkerDiedError, WorkerRaisedError
+from tests.support import wait_for
 from tests.workers.functions import Heavy
 
 LIGHT = "lit_fedbabu.system:versions"
 """Prepares a worker in no time."""
 FUNCTIONS = "tests.workers.functions"
 WAYS = [pytest.param(True, marks=pytest.mark.skipif(not workers.FORKS, reason="forks")), False]
-
-
-def wait_for(look, seconds=20):
-    """What a look finds, as soon as it finds something."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
 
 
 def names():
@@ -155,7 +148,7 @@ def test_a_killed_warm_process_takes_its_workers_along_and_is_started_again():
         ((_, _, forker),) = answers(pool, "surroundings", ()).values()
         workers_of_it = psutil.Process(forker).children()
         os.kill(forker, signal.SIGKILL)
-        assert wait_for(lambda: not any(each.is_running() for each in workers_of_it))
+        assert wait_for(lambda: not any(each.is_running() for each in workers_of_it), 20)
         ((_, _, another),) = answers(pool, "surroundings", ()).values()
         assert another != forker
 
