@@ -22,10 +22,11 @@ def refuse(number):
 def kill_itself_once(marker, number):
     """The first worker that gets here dies."""
     try:
-        Path(marker).touch(exist_ok=False)  # one of several that come at once
+        Path(marker).touch(exist_ok=False)  # by one of several that come at once
+        os.kill(os.getpid(), signal.SIGKILL)
     except FileExistsError:
-        return number
-    os.kill(os.getpid(), signal.SIGKILL)
+        pass
+    return number
 
 
 def kill_itself(number):
