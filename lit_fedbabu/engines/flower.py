@@ -23,10 +23,11 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def app_folder(home: Path) -> Path:
-    """The folder of the Flower app: the clone, or for an installed package a copy of it in the run's FLWR_HOME."""
+    """The Flower app as a folder of its own in the run's FLWR_HOME: Flower reads every file beside an app's package.
+
+    In a clone these would be those of its ``.venv`` too, which takes five seconds.
+    """
     package = system.package_folder()
-    if (package.parent / "pyproject.toml").exists():
-        return package.parent
     app = home / "lit-fedbabu"
     shutil.copytree(package, app / package.name, ignore=shutil.ignore_patterns("__pycache__", "shipped_configs"))
     project = {"name": "lit-fedbabu", "version": version("lit-fedbabu"), "license": "Apache-2.0", "dependencies": []}
