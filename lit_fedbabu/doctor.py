@@ -1,7 +1,6 @@
 """``lit-fedbabu doctor [CONFIG.toml] [key=value ...]``: what a run needs on this machine, one line each."""
 
 import argparse
-import contextlib
 import importlib
 import os
 import platform
@@ -25,8 +24,6 @@ LITTLE_MEMORY = 1e9
 """Bytes, about those of one worker and of the process that it was forked from."""
 LIBRARIES = ("torch", "torchvision", "lightning", "flwr.serverapp")
 WORKER_TIMEOUT_S = 120.0
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files of Linux with the bytes that a container may use."""
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -78,16 +75,12 @@ def cores(config: Config) -> str:
 
 
 def memory(config: Config) -> str:
-    """The memory of this machine, or of the container that this is."""
+    """The memory of this machine, and what this process may have of it, in its container or Slurm job too."""
     import psutil
 
-    found = psutil.virtual_memory()
-    told, least = f"{found.total / 1e9:.1f} GB, of which {found.available / 1e9:.1f} are available", found.available
-    for file in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it says "max"
-            if (limit := int(file.read_text())) < found.total:
-                told, least = f"{told}; this container may use {limit / 1e9:.1f}", min(least, limit)
-    if least < LITTLE_MEMORY:
+    available = system.available_memory()
+    told = f"{psutil.virtual_memory().total / 1e9:.1f} GB, of which this process may have {available / 1e9:.1f}"
+    if available < LITTLE_MEMORY:
         told += "; note: little for a run, end other programs, or take a greater num-threads, which makes fewer workers"
     return told
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from lit_fedbabu import doctor
+from lit_fedbabu import doctor, system
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.system import program
 from lit_fedbabu.tasks import reach
@@ -87,11 +87,10 @@ def test_what_a_run_cannot_do_without_fails_with_a_remedy(
     assert told in found[failed.partition(",")[0]]
 
 
-def test_the_limit_of_a_container_is_told(light, monkeypatch, tmp_path, capsys):
-    (tmp_path / "memory.max").write_text("500000000\n")
-    monkeypatch.setattr(doctor, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "nowhere"))
+def test_what_the_container_allows_is_told(light, monkeypatch, capsys):
+    monkeypatch.setattr(system, "left_in_groups", lambda groups, root: [500_000_000])
     assert doctor.main([]) == 0
-    assert "this container may use 0.5; note: little for a run" in lines(capsys)[0]["memory"]
+    assert "of which this process may have 0.5; note: little for a run" in lines(capsys)[0]["memory"]
 
 
 @pytest.mark.slow
