@@ -24,7 +24,7 @@ OF_TASKS = {"check_val_every_n_epoch": int, "limit_val_batches": float, "val_che
 """Those that pass through to the module of a task, whose validation is its own."""
 PROTOCOL = {
     "max_epochs": "num-local-epochs and num-finetune-epochs", "min_epochs": "num-local-epochs",
-    "max_steps": "num-local-epochs", "precision": "precision", "logger": "the run's own records",
+    "max_steps": "num-local-steps", "precision": "precision", "logger": "the run's own records",
     "default_root_dir": "output-dir", "callbacks": "callbacks of a Task", "fast_dev_run": "num-server-rounds=1",
 }  # fmt: skip
 """Arguments that would break the protocol, and what takes their place."""

@@ -128,7 +128,8 @@ def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> P
     """
     run = checkpoint.parent.parent if checkpoint.parent.name == LAST_CHECKPOINT.parent.name else checkpoint.parent
     which = "" if checkpoint.name == LAST_CHECKPOINT.name else f"{checkpoint.stem}-"
-    name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-lr{config.finetune_learning_rate:g}"
+    rate = f"lr{config.finetune_learning_rate:g}" if config.finetune_learning_rate else "last-lr"
+    name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-{rate}"
     for count in itertools.count(1):
         folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
         try:

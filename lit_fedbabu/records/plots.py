@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lit_fedbabu.files import write_whole
-from lit_fedbabu.records.results import scaled
+from lit_fedbabu.records.results import rate_words, scaled
 from lit_fedbabu.tasks.evaluation import ACCURACY, Score
 
 COLUMN = 3.5
@@ -101,7 +101,7 @@ def curve(spreads: Sequence[dict[str, float]], part: str, rate: float, score: Sc
     """The score before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
     figure, axes = one_panel(2.4)
     draw_line(axes, 0, "", range(len(spreads)), [[scaled(spread, score) for spread in spreads]], band=True)
-    axes.set(title=f"{part}, learning rate {rate:g}", xlabel="epoch of fine-tuning")
+    axes.set(title=f"{part}, learning rate {rate_words(rate)}", xlabel="epoch of fine-tuning")
     axes.set(ylabel=score.axis, ylim=score.limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
     return figure

@@ -213,6 +213,11 @@ def scaled(spread: Mapping[str, float], score: Score) -> dict[str, float]:
     return {name: value if name == "clients" else score.scale * value for name, value in spread.items()}
 
 
+def rate_words(rate: float) -> str:
+    """A learning rate of fine-tuning as people read it; 0 takes the rate that the federation ended with."""
+    return f"{rate:g}" if rate else "of the last round"
+
+
 def as_columns(outcome: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The clients of a results.json as a table: one list for each column. ``pandas.DataFrame`` takes it as it is."""
     rows = outcome["clients"]

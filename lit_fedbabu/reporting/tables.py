@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.records.results import MEASURES, measure, scaled, spread
+from lit_fedbabu.records.results import MEASURES, measure, rate_words, scaled, spread
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
 from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
@@ -89,7 +89,7 @@ def finetuning_table(study: Study) -> list[Row]:
         for (part, rate), of_methods in finetunings(cells).items():
             for cell in (each for each in cells if each.method in of_methods):
                 members = of_methods[cell.method]
-                row = {"trained": part, "learning rate": f"{rate:g}", **place(study, cell), "seeds": len(members)}
+                row = {"trained": part, "learning rate": rate_words(rate), **place(study, cell), "seeds": len(members)}
                 for epoch in EPOCHS:
                     reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
                     row[f"epoch {epoch}"] = (
@@ -107,7 +107,7 @@ def measure_table(study: Study) -> list[Row]:
         for run in cell.runs:
             for tuned in tunings_of(run):
                 config = tuned.config
-                what = config.finetune_part, f"{config.finetune_learning_rate:g}", config.num_finetune_epochs
+                what = config.finetune_part, rate_words(config.finetune_learning_rate), config.num_finetune_epochs
                 for title, (initial, personalized) in _measured(tuned).items():
                     if personalized is not None:
                         found[*what, title].append((initial, personalized))

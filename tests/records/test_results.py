@@ -14,6 +14,10 @@ def test_worst_decile_is_the_mean_of_the_lowest_tenth():
     assert results.spread([0.0, 1.0]) == {"mean": 0.5, "std": 0.5, "worst_decile": 0.0, "jain": 0.5}
 
 
+def test_no_rate_of_fine_tuning_is_told_as_zero():
+    assert [results.rate_words(rate) for rate in (0.001, 1e-9, 0.0)] == ["0.001", "1e-09", "of the last round"]
+
+
 def test_clients_as_columns_have_a_value_for_each_client():
     rows = [{"client": 0, "accuracy": 0.5}, {"client": 1, "accuracy": 0.25, "extra": 1}]
     assert results.as_columns({"clients": rows}) == {"client": [0, 1], "accuracy": [0.5, 0.25], "extra": [None, 1]}
