@@ -294,17 +294,20 @@ def test_a_run_that_is_killed_a_hundred_times_ends_where_an_unkilled_one_ends(tm
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_has_a_failing_exit_status(tmp_path):
+@pytest.mark.parametrize(("engine", "status"), [("local", 2), ("flower", 1)])
+def test_a_run_that_fails_has_a_failing_exit_status(engine, status, tmp_path):
     """The server refuses what only it can see: a folder that appeared after the first look."""
     script = (
-        "import sys; from lit_fedbabu.records import run_folder; from lit_fedbabu.run import main; "
-        "run_folder.refuse_existing = lambda folder: folder.mkdir(parents=True);"
-        "sys.exit(main(sys.argv[1:]))"
+        "import sys; from lit_fedbabu.records import run_folder; from lit_fedbabu.run import main\n"
+        "real = run_folder.refuse_existing\n"
+        "def first_look(folder):\n"
+        "    run_folder.refuse_existing = real; folder.mkdir(parents=True)\n"
+        "run_folder.refuse_existing = first_look; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, *words(output_dir=tmp_path, run_name="taken")]
+    command = [sys.executable, "-c", script, *words(output_dir=tmp_path, run_name="taken", engine=engine)]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     assert 'error: run-name = "taken"' in done.stderr
     assert time.monotonic() - started < 200
 
