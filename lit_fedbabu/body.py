@@ -13,7 +13,7 @@ from lit_fedbabu.records.run_folder import CONFIG, read_environment
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.body",
+        prog="lit-fedbabu body",
         description="Save the model that a run's clients share in the form of model hubs: model.safetensors,"
         " config.json and a card with the run's results. lit-fedbabu finetune FOLDER --data PHOTOS then makes it"
         " someone's own.",

@@ -10,7 +10,9 @@ from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lit_fedbabu.configs", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="lit-fedbabu configs", description="List the configurations and the bodies that come with the package."
+    )
     complete(parser)
     parser.parse_args(argv)
     for path in sorted(configs_folder().glob("*.toml")):

@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.credentials FOLDER``: certificates and keys for a SuperLink and its sites."""
+"""``lit-fedbabu credentials FOLDER``: certificates and keys for a SuperLink and its sites."""
 
 import argparse
 import datetime
@@ -23,7 +23,7 @@ DAYS = 825
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.credentials",
+        prog="lit-fedbabu credentials",
         description="Make a certificate for a SuperLink, the authority that signed it, and a key pair for every site.",
     )
     parser.add_argument("folder", type=Path, help="new or empty")

@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.data [CONFIG.toml] [key=value ...]``: who has which images, as a table and a figure."""
+"""``lit-fedbabu data [CONFIG.toml] [key=value ...]``: who has which images, as a table and a figure."""
 
 import argparse
 import csv
@@ -20,7 +20,7 @@ ROWS = 100
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.data",
+        prog="lit-fedbabu data",
         description="Deal the dataset as a run with these options would, print the split and draw it.",
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG.toml|KEY=VALUE", help="options as of lit_fedbabu.run")

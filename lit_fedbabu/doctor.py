@@ -30,7 +30,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.doctor",
+        prog="lit-fedbabu doctor",
         description="Look at what a run with these options needs on this machine: a line each. Exit status 1 where"
         " something fails that it cannot do without.",
     )

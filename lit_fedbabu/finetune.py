@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.finetune RUN_OR_CHECKPOINT``: personal models from a federation's, without Flower."""
+"""``lit-fedbabu finetune RUN_OR_CHECKPOINT``: personal models from a federation's, without Flower."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _request(**options: Any) -> Request:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.finetune",
+        prog="lit-fedbabu finetune",
         description="Fine-tune clients of a federation on their own data, or its body on data that had no part in it."
         " What is not given is as in the federation. An interrupted command goes on where it stopped.",
         epilog=f"Bodies that come with the package: {', '.join(system.shipped_bodies())}.",

@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
+"""``lit-fedbabu predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.predict",
+        prog="lit-fedbabu predict",
         description="Print class and probability of images by a saved model, or write the model for other programs."
         " What cannot be read as an image is told, and the others are predicted; the exit status is then 2.",
     )

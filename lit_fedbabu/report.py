@@ -1,4 +1,4 @@
-"""``python -m lit_fedbabu.report RUN...``: a page, tables and figures that compare runs."""
+"""``lit-fedbabu report RUN...``: a page, tables and figures that compare runs."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from lit_fedbabu.errors import one_line_errors
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.report",
+        prog="lit-fedbabu report",
         description="Compare runs: report.html, every table as Markdown, CSV and LaTeX, every figure as PNG and SVG."
         " Runs that differ only in their seed make one row.",
     )

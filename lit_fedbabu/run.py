@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.run",
+        prog="lit-fedbabu run",
         description="Run a federation on this machine.",
         epilog=describe(Config()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

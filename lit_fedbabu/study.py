@@ -17,7 +17,7 @@ from lit_fedbabu.system import configs_folder
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lit_fedbabu.study",
+        prog="lit-fedbabu study",
         description="Do all runs of a study that are not done yet, side by side, and compare them. A study that was"
         " stopped, at whatever moment, is finished by the same command.",
     )

@@ -15,7 +15,7 @@ from lit_fedbabu.system import shipped_bodies, title_of
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Options of a fine-tuning, as of ``python -m lit_fedbabu.finetune``. What is None is as in the federation.
+    """Options of a fine-tuning, as of ``lit-fedbabu finetune``. What is None is as in the federation.
 
     Args:
         source: a run's folder, or a checkpoint.

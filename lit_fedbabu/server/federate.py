@@ -77,7 +77,7 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     if experiment.starting_note:
         say(f"note: {experiment.starting_note}")
     if any("runtime-envs" in entry for entry in sys.path):
-        say("note: Flower installed a throw-away environment for this run; python -m lit_fedbabu.run does not")
+        say("note: Flower installed a throw-away environment for this run; lit-fedbabu run does not")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     nodes = find_nodes(grid, say)
     if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:

@@ -68,6 +68,15 @@ def test_the_one_command_names_its_commands(capsys):
     assert "is no run's folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_is_called_as_the_command_is_typed(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: lit-fedbabu {name} [-h]")
+    assert "``" not in told
+
+
 def test_the_version_is_the_same_wherever_it_is_written():
     assert f"version: {lit_fedbabu.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {lit_fedbabu.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
