@@ -91,8 +91,8 @@ def diagram(outcome: Mapping[str, Any]) -> Figure | None:
         label = f"{stage}, calibration error {each.error:.3f}"
         above.plot(*each.points, marker=MARKERS[number], label=label, **look_of(number))
         below.stairs(each.images / each.images.sum(), edges, color=look_of(number)["color"], linewidth=1.2)
-    figure.suptitle(f"test images of {len(outcome['clients'])} clients together", fontsize="large")
-    figure.legend(loc="outside upper center")
+    title = f"test images of {len(outcome['clients'])} clients together"
+    figure.legend(loc="outside upper center", title=title, title_fontsize="large")
     above.set(ylabel="share that is right")
     below.set(xlabel=f"confidence; points are bins of {LEAST} images or more", ylabel="share of images")
     return figure

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu.records import plots, run_folder
@@ -58,6 +59,12 @@ def test_clients_are_pooled_and_bins_of_few_images_are_not_drawn():
     assert [list(line.get_ydata()) for line in above.lines] == [[0, 1], [36 / 40]]
     assert figure.legends[0].get_texts()[0].get_text() == "initial, calibration error 0.151"
     assert list(below.patches[0].get_data().values)[-2:] == [9 / 49, 40 / 49]
+    with plots.style():
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not any(text.get_window_extent().overlaps(legend.get_window_extent()) for text in figure.texts)
+    assert legend.get_window_extent().y0 >= above.get_tightbbox().y1
+    assert "test images of 2 clients together" in [each.get_text() for each in figure.findobj(Text)]
 
 
 def test_results_without_bins_have_no_diagram(tmp_path):
