@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_fedbabu
 
@@ -56,6 +57,12 @@ def test_the_picture_of_the_rooms_has_every_room():
     picture = (ROOT / "docs" / "images" / "rooms.svg").read_text()
     rooms = {path.parent.name for path in (ROOT / "lit_fedbabu").glob("*/__init__.py")}
     assert rooms == set(re.findall(r"\b(\w+)/", re.sub(r"<[^>]*>", "", picture)))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbabu"])
+def test_event_files_of_a_clone_leave_the_columns_of_hparams_to_new_runs(name):
+    events = EventAccumulator(str(ROOT / "tb_logs" / "reference" / name)).Reload()
+    assert set(events.PluginTagToContent("hparams")) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
 
 @pytest.mark.slow
