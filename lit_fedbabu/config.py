@@ -17,22 +17,23 @@ class Config(Derived):
         InputError: a value has the wrong type or lies outside its limits.
     """
 
-    algorithm: str = option("fedbabu", "method: a row of the table in algorithms/table.py, as fedavg, fedper or ditto")
+    algorithm: str = option(
+        "fedbabu",
+        "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
+        " local or centralized",
+    )
     model_name: str = option(
         "FourConvNet",
-        "FourConvNet, MobileNet, ResNet18, a network of timm as timm:resnet18, or your own build(num_classes, norm,"
-        " channels): my_package.my_module:build",
+        "FourConvNet, MobileNet, ResNet18, a network of timm such as timm:resnet18, or the import path of a function of"
+        " your own, build(num_classes, norm, channels), such as my_package.my_module:build",
     )
-    pretrained: bool = option(
-        False,
-        "whether a network of timm starts from its weights of the hub, which are its initial-weights then",
-    )
+    pretrained: bool = option(False, "true: a network of timm starts from pretrained weights of the Hugging Face hub")
     initial_weights: str = option(
         "",
-        "file of weights that the model starts from, where names and shapes fit: a state dict (.pt), .safetensors, or"
-        " a checkpoint of this package; empty: all are random",
+        "file of weights to start from: a state dict (.pt), .safetensors, or a checkpoint of this package; those whose"
+        " name and shape fit are taken, the others stay random; empty: all are random",
     )
-    initial_weights_digest: str = option("", "SHA-256 of that file, which a run writes down; another file is refused")
+    initial_weights_digest: str = option("", "SHA-256 of that file; a run sets it, and refuses any other file")
     norm: str = option(
         "batch",
         "normalization layers: batch uses the statistics of each batch, as in the paper; batch-running has running"
@@ -41,94 +42,98 @@ class Config(Derived):
     )
     task: str = option(
         "",
-        "what clients learn if not to classify images: the import path of a lit_fedbabu.Task of your own, as in"
-        " my_module:task; options of images and models are not read then",
+        "import path of a lit_fedbabu.Task of your own, such as my_module:task; options of images and of the models"
+        " above are then not used; empty: classify images",
     )
     dataset: str = option(
         "uoft-cs/cifar10",
         'hub name "owner/name" or "owner/name:subset", a folder of images or tables, or "digits"',
     )
-    label_column: str = option("", "column of the dataset with the labels; empty: the only one there is")
+    label_column: str = option("", "column of the dataset with the labels; empty: its only label column")
     class_names: str = option(
-        "", "names of the classes in the order of their numbers, as in cat,dog; empty: the dataset's own; sites need it"
+        "", "names of the classes by their numbers, such as cat,dog; empty: the dataset's; partitioner=sites needs them"
     )
     normalization: str = option(
         "data",
-        "of images, by channel: mean and standard deviation of the dataset's training images, or ImageNet's constants,"
-        " as in the paper's code",
+        "mean and standard deviation of each channel: data takes those of the dataset's training images, imagenet those"
+        " of ImageNet, as the paper's code does",
         choices=("data", "imagenet"),
     )
     image_size: int = option(32, "height and width in pixels that every image is resized to", low=8, high=1024)
     partitioner: str = option(
         "classes",
-        "how images are dealt to clients, as classes, shards, dirichlet or iid; with sites every SuperNode is a client"
-        " with images of its own, and dataset is a name for all of them",
+        "how images are dealt to clients: classes, shards, pathological, distribution, dirichlet, inner-dirichlet, iid,"
+        " linear, square, exponential or natural-id; sites: nothing is dealt, every SuperNode is a client with images"
+        " of its own, and dataset is only a name",
     )
-    num_clients: int = option(100, "participants with data of their own; with sites, the SuperNodes", low=1)
+    num_clients: int = option(100, "clients; with partitioner=sites, the number of SuperNodes", low=1)
     num_new_clients: int = option(
         0,
-        "of them, the last ones, that have no part in any round; after the last round they are fine-tuned as well and"
-        " reported apart",
+        "clients, the last ones, that train in no round; they are fine-tuned at the end and reported separately",
         low=0,
     )
     num_classes_per_client: int = option(
         2, "s of the paper: classes or shards per client", read_by="classes, shards, pathological, distribution", low=1
     )
-    dirichlet_alpha: float = option(0.5, "concentration", read_by="dirichlet, inner-dirichlet", above=0)
+    dirichlet_alpha: float = option(0.5, "concentration parameter alpha", read_by="dirichlet, inner-dirichlet", above=0)
     lognormal_sigma: float = option(2.0, "spread of the sizes of a class's pieces", read_by="distribution", low=0)
-    natural_id_column: str = option("", "column of the dataset that says whose an image is", read_by="natural-id")
-    min_client_images: int = option(10, "training images that every client must have at least", low=1)
+    natural_id_column: str = option("", "column of the dataset that names the owner of an image", read_by="natural-id")
+    min_client_images: int = option(
+        10, "least number of training images of a client; a split with fewer is refused", low=1
+    )
     validation_fraction: float = option(
         0.0,
-        "share, below 1, of each client's training images that is held out of training and takes the place of its test"
-        " images, to choose options without test data; 0: clients are evaluated on their test images",
+        "share, below 1, of each client's training images that is held out of training and used in place of its test"
+        " images, to choose options without test data; 0: evaluate on test images",
         low=0,
     )
     augmentation: str = option(
         "crop-flip",
-        "of training images, also while fine-tuning: crop is a random one with padding of an eighth of image-size,"
-        " resized-crop a random part of 8 to 100 % that is resized, flip a horizontal one in half of the images; or"
-        " your own function of a float batch (N, C, H, W) in 0..1: my_module:augment",
+        "of training images, also in fine-tuning: crop pads by an eighth of image-size and crops at random,"
+        " resized-crop resizes a random part of 8 to 100 % of the area, flip mirrors half of the images; or the import"
+        " path of a function of your own of a float batch (N, C, H, W) in 0..1, such as my_module:augment",
         choices=("crop-flip", "crop", "resized-crop-flip", "none"),
         import_path=True,
     )
     num_server_rounds: int = option(80, "K: communication rounds", low=1)
     num_local_epochs: int | float = option(
-        4,
-        "tau: epochs of each participant in a round; a fraction is the first batches of an epoch, rounded up",
-        above=0,
+        4, "tau: local epochs of a client in a round; of a fraction the first batches, rounded up", above=0
     )
     num_local_steps: int = option(
-        0, "mini-batches of each participant in a round, in place of num-local-epochs; 0: those epochs", low=0
+        0, "local mini-batches of a client in a round, in place of num-local-epochs; 0: epochs", low=0
     )
-    num_head_epochs: int | float = option(4, "epochs on the head before those on the body", read_by="fedrep", low=0)
+    num_head_epochs: int | float = option(
+        4, "epochs on the head, before num-local-epochs on the body", read_by="fedrep", low=0
+    )
     fraction_train: float = option(0.1, "f: share of the clients that train in a round", above=0, high=1)
     min_clients_per_round: int = option(
-        0, "trained clients that a round needs; 0: as many as were drawn, failed ones being replaced", low=0
+        0, "clients that must finish a round; 0: all that were drawn, or others in their place", low=0
     )
-    max_round_retries: int = option(2, "times that a round asks other clients in place of failed ones", low=0)
+    max_round_retries: int = option(2, "how often a round asks other clients in place of failed ones", low=0)
     batch_size: int = option(50, "training images per step", low=1)
     learning_rate: float = option(
-        0.1, "in the first round, above 0; with a task 0, its default, takes that of the module's own hyper-parameters"
+        0.1, "of SGD in the first round, above 0; with a task the default is 0, the rate of the module itself"
     )
     learning_rate_decay: float = option(
-        0.1, "factor on the learning rate after half and after three quarters of the rounds", above=0, high=1
+        0.1, "factor on the learning rate after half of the rounds, and again after three quarters", above=0, high=1
     )
-    inner_learning_rate: float = option(0.1, "alpha, of inner steps", read_by="per-fedavg, pfedme", low=0)
-    inner_learning_rate_decay: float = option(0.1, "the same for alpha", read_by="per-fedavg, pfedme", above=0, high=1)
-    num_inner_steps: int = option(5, "K: inner steps on each batch", read_by="pfedme", low=1)
-    momentum: float = option(0.9, "of SGD; starts from zero in every round", low=0, high=1)
+    inner_learning_rate: float = option(0.1, "alpha, of the inner steps", read_by="per-fedavg, pfedme", low=0)
+    inner_learning_rate_decay: float = option(
+        0.1, "the same factor for alpha", read_by="per-fedavg, pfedme", above=0, high=1
+    )
+    num_inner_steps: int = option(5, "inner steps on each batch, K", read_by="pfedme", low=1)
+    momentum: float = option(0.9, "of SGD; its buffer starts from zero in every round", low=0, high=1)
     weight_decay: float = option(0.0, "of SGD, on the trained part only", low=0)
     proximal_mu: float = option(
         0.01,
-        "strength of the pull to the received model; lambda of ditto and pfedme",
+        "mu, the weight of the proximal term that pulls to the received model; lambda of ditto and pfedme",
         read_by="fedprox, fedprox-babu, ditto, pfedme",
         low=0,
     )
     server_optimizer: str = option(
         "none",
-        "what the server makes of the mean of the clients' weights: none takes it; momentum, adam and yogi take its"
-        " difference to the weights before as a gradient, as Flower's FedAvgM, FedAdam and FedYogi do",
+        "none: the mean of the clients' weights is the new model; momentum, adam, yogi: its difference to the old model"
+        " is taken as a gradient, as in Flower's FedAvgM, FedAdam and FedYogi",
         choices=("none", "momentum", "adam", "yogi"),
     )
     server_learning_rate: float = option(
@@ -137,25 +142,22 @@ class Config(Derived):
     server_momentum: float = option(0.9, "of the server's optimizer; beta 1 of adam and yogi", low=0, high=1)
     server_second_momentum: float = option(0.99, "beta 2 of adam and yogi", low=0, high=1)
     server_tau: float = option(0.001, "added to the root of the second moment of adam and yogi", above=0)
-    clipping_norm: float = option(0.0, "greatest L2 norm of a client's update of what it shares; 0: any", low=0)
-    noise_multiplier: float = option(
-        0.0, "standard deviation of the noise on what a client shares, in clipping norms; 0: none", low=0
+    clipping_norm: float = option(
+        0.0, "largest L2 norm of a client's shared update; longer ones are scaled; 0: no clipping", low=0
     )
-    finetune_part: str = option("full", "what fine-tuning trains", choices=("head", "body", "full"))
+    noise_multiplier: float = option(
+        0.0, "standard deviation of Gaussian noise on shared updates, as a multiple of clipping-norm; 0: none", low=0
+    )
+    finetune_part: str = option("full", "part of the model that fine-tuning trains", choices=("head", "body", "full"))
     num_finetune_epochs: int = option(5, "epochs of fine-tuning on a client's own data", low=0)
     finetune_learning_rate: float = option(
         0.001,
-        "while fine-tuning, above 0; the default is the paper's decayed rate of the last rounds, and with a task 0, its"
-        " default, takes the rate of the last round",
+        "of SGD in fine-tuning, above 0; the default is the rate of the paper's last rounds; with a task the default is"
+        " 0, which takes the rate of the run's last round",
     )
-    evaluate_every: int = option(
-        10, "rounds between two evaluations on all clients; the last round is always evaluated", low=1
-    )
+    evaluate_every: int = option(10, "all clients are evaluated after every so many rounds, and after the last", low=1)
     test_batch_size: int = option(
-        1000,
-        "test images per batch at most; a client's whole test set should fit, because batch norm"
-        " uses the statistics of the test batch",
-        low=1,
+        1000, "largest batch of test images; a client's test set should fit, for batch norm uses its statistics", low=1
     )
     precision: str = option(
         "auto",
@@ -164,31 +166,30 @@ class Config(Derived):
         choices=("auto", "bf16-mixed", "16-mixed", "32-true", "64-true"),
     )
     num_threads: int = option(
-        1, "CPU threads of one client's training; part of what makes numbers repeat to the bit", low=1
+        1, "CPU threads that train one client; another number changes the last bits of results", low=1
     )
     cohort_size: int = option(
         0,
         "clients of a node that are trained together, as one model with a leading axis of clients; 1: one after"
-        " another; 0: 1 on a CPU, 10 on a GPU",
+        " another; 0: 10 on a GPU, and 1 on a CPU, with a task or with options of the Trainer",
         low=0,
     )
     trainer_options: str = option(
-        "",
-        "arguments of Lightning's Trainer as JSON; trainer.gradient_clip_val=1 and the like are gathered here",
+        "", "arguments of Lightning's Trainer as JSON; trainer.NAME=value is an easier way to set them"
     )
     engine: str = option(
         "local",
-        "what carries messages between server and clients under lit-fedbabu run: local are processes of this machine,"
-        " flower is Flower with its SuperLink and Ray, which flwr run always is",
+        "what carries messages between server and clients in lit-fedbabu run: local uses processes of this machine,"
+        " flower uses Flower's SuperLink and Ray, as flwr run always does",
         choices=("local", "flower"),
     )
-    logger: str = option(
-        "", "loggers beside TensorBoard: csv, wandb or mlflow, several with commas between them; they change no number"
-    )
-    output_dir: str = option("tb_logs", "folder of run folders")
+    logger: str = option("", "loggers in addition to TensorBoard: csv, wandb, mlflow, or several as in csv,mlflow")
+    output_dir: str = option("tb_logs", "folder in which the folders of runs are made")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
-    resume: str = option("", "folder of a run that was stopped, to be continued after its last whole round")
-    seed: int = option(42, "of the split, the initial model, the sampling and every client", low=0, high=2**63 - 1)
+    resume: str = option("", "folder of a stopped run, which goes on after its last finished round")
+    seed: int = option(
+        42, "of the split, the initial model, the sampling of clients and their training", low=0, high=2**63 - 1
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

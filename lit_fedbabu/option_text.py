@@ -28,19 +28,18 @@ HEAD = """# Options
 
 Every option of a run: written as `key=value` on the command line, as `key = value` in a TOML file, and as the field of
 `Config` that has `_` for `-`. Unknown keys, values of another type and values outside the limits are refused before
-anything starts. `lit-fedbabu run --help` prints the same; what a command takes besides is in its own `--help`.
+anything starts. `lit-fedbabu run --help` prints the same list. Options of other commands are in their own `--help`.
 
-The values of `algorithm` and `model-name` are in [architecture](architecture.md#methods), those of `dataset`,
-`partitioner` and `augmentation` in [data](data.md), those of `logger` in
-[TensorBoard](tensorboard.md#other-loggers).
+More on `algorithm` and `model-name` is in [architecture](architecture.md#methods), on `dataset`, `partitioner` and
+`augmentation` in [data](data.md), on `logger` in [TensorBoard](tensorboard.md#other-loggers).
 """
 TAIL = """
-With a `task` of your own, options of images, of their split and of the built-in models are not read:
+With a `task` of your own, options of images, of their split and of the built-in models are not used:
 [your own model](own-model.md).
 
-`trainer.NAME=value`, or a table `[trainer]`, passes an argument to Lightning's Trainer and is gathered in
-`trainer-options`. What would break the protocol, as `trainer.max_epochs`, is refused, and the option in its place is
-named. These pass:
+`trainer.NAME=value`, or a table `[trainer]` in a TOML file, passes an argument to Lightning's Trainer; all of them are
+collected in `trainer-options`. Arguments that would break the protocol, such as `trainer.max_epochs`, are refused with
+the name of the option to use. These are allowed:
 """
 
 
@@ -66,7 +65,7 @@ def page() -> str:
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     arguments = [f"- `{name}`: {_kind(kind)}" for name, kind in TRAINER.items()]
-    arguments += [f"- `{name}`: {_kind(kind)}; with a `task` alone" for name, kind in OF_TASKS.items()]
+    arguments += [f"- `{name}`: {_kind(kind)}; only with a `task`" for name, kind in OF_TASKS.items()]
     return "\n".join([*lines, TAIL.strip(), "", *arguments, ""])
 
 
@@ -82,7 +81,7 @@ def _groups() -> Iterator[tuple[str, list["dataclasses.Field[object]"]]]:
 
 def _meaning(field: "dataclasses.Field[object]") -> str:
     about: str = field.metadata["about"]
-    return f"{about}; read by {field.metadata['read_by']}" if field.metadata["read_by"] else about
+    return f"{about}; used by {field.metadata['read_by']}" if field.metadata["read_by"] else about
 
 
 def _limits(field: "dataclasses.Field[object]") -> str:

@@ -25,7 +25,7 @@ class PartModule(L.LightningModule):
     """A ``model`` of body and head, of which the mode "body", "head" or "full" says what trains.
 
     What the mode does not name has ``requires_grad=False`` and is not in the optimizer. So neither gradients nor
-    weight decay nor momentum can move it (paper, Sec. 4: the head stays as it was initialized).
+    weight decay nor momentum can move it (the paper's Algorithm 1: the head stays as it was initialized).
     """
 
     model: nn.Module

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_the_page_of_options_is_made_from_the_dataclass():
     assert [row.split("`")[1] for row in rows] == list(Config().to_run_config())
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
     assert "in a round | `0.1` | number, above 0, at most 1 |\n" in page()
+
+
+def test_help_names_every_method_and_every_partitioner():
+    text = describe(Config()).replace("-\n      ", "-").replace("\n      ", " ")
+    for names in (ALGORITHMS, PARTITIONERS):
+        assert all(re.search(rf"[ ,]{name}[,:;]?[ \n]", text) for name in names)
 
 
 @pytest.mark.parametrize("field", [each for each in dataclasses.fields(Config) if each.metadata["read_by"]])
