@@ -10,7 +10,7 @@ help: ## list the targets
 demo: setup ## run a small federation on scikit-learn's digits
 	$(RUN) lit_fedbabu.run configs/demo.toml
 
-check: setup ## format, lint, types and the order of the rooms
+check: setup ## check format, lint, types and the order of imports
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	$(RUN) mypy
