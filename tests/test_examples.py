@@ -103,7 +103,7 @@ def test_an_example_is_short_and_its_page_has_commands_that_are_right(name):
     assert f"$ lit-fedbabu study examples/{name}/study.toml" in text
     (run,) = re.findall(rf"lit-fedbabu finetune tb_logs/studies/{name}/(\S+)", text)
     assert run in [each.name for each in study.runs]
-    assert "**What federating brought**: " in text
+    assert "**Result**: " in text
 
 
 def outputs(notebook):
