@@ -147,7 +147,7 @@ def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
     for name, value in given.items():
         if name not in allowed:
             instead = (
-                f"would break the protocol; {PROTOCOL[name]} is in its place"
+                f"would break the protocol; use {PROTOCOL[name]} instead"
                 if name in PROTOCOL
                 else (f"does not pass through to the Trainer; these do: {', '.join(allowed)}")
             )

@@ -82,6 +82,6 @@ def guarantee(config: Config, participations: int) -> str:
     once, whole = epsilon(config.noise_multiplier, 1), epsilon(config.noise_multiplier, participations)
     return (
         f"local differential privacy of shared weights with delta {DELTA:g}: epsilon {once:.3g} for a round,"
-        f" {whole:.3g} for the {participations} rounds of the client that is drawn most; losses and image"
-        " counts have none"
+        f" {whole:.3g} for the {participations} rounds of the client that is drawn most; losses,"
+        " accuracies and numbers of images have none"
     )

@@ -154,7 +154,10 @@ def test_what_cannot_be_federated_is_refused_by_name(task, told, tmp_path):
 
 
 WORDS = [
-    ("trainer.max_epochs=3", "trainer.max_epochs = 3: would break the protocol; num-local-epochs"),
+    (
+        "trainer.max_epochs=3",
+        "trainer.max_epochs = 3: would break the protocol; use num-local-epochs and num-finetune-epochs instead",
+    ),
     ("trainer.sauce=3", "does not pass through"),
     ("trainer.gradient_clip_val=yes", "must be a number"),
     ("trainer.limit_val_batches=1", "does not pass through"),
