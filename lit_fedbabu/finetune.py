@@ -198,7 +198,8 @@ def _in_settings(
             title = "Personal models of a federation's clients"
             model_card.write(tuning.folder, title, provenance, outcome, str(example))
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
-            print(f"note: models of clients {diverged} are not finite; they are left out and not saved")
+            unsaved = "; models whose weights are not finite are not saved" if request.save else ""
+            print(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
         print(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
         means = ", ".join(score.shown(over["mean"]) for over in curve(outcome))

@@ -6,6 +6,7 @@ What every message says first is in ``handshake.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -162,8 +163,8 @@ class EvaluateReply:
     """A node's answer to an order to evaluate.
 
     Args:
-        rows: for each client its number under ``client``, and its entry in results.json: numbers, and lists of them,
-            which are of one length for all clients.
+        rows: for each client its number under ``client``, and its entry in results.json: numbers, which are nan where
+            only others have them, and lists of numbers, which are of one length for all clients.
         failures: of the clients that were not evaluated.
     """
 
@@ -177,7 +178,8 @@ class EvaluateReply:
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        columns: dict[str, Any] = {key: [row[key] for row in self.rows] for key in (self.rows or [{}])[0]}
+        keys = dict.fromkeys(key for row in self.rows for key in row)
+        columns: dict[str, Any] = {key: [row.get(key, math.nan) for row in self.rows] for key in keys}
         lists: dict[str, Any] = {
             key: [*chain(*column)] for key, column in columns.items() if isinstance(column[0], list)
         }

@@ -70,8 +70,9 @@ def results(
     Raises:
         RunError: no client has a score that is a number, before or after fine-tuning.
     """
+    keys = dict.fromkeys(key for client in clients for key in client)
     rows: list[dict[str, Any]] = [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in client.items()}
+        {key: _finite(client.get(key)) for key in keys}
         for client in sorted(clients, key=lambda client: client["client"])
     ]
     for client in rows:
@@ -91,6 +92,10 @@ def results(
     }
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[str, float]]:
     """How each measure is spread over clients; raises RunError where no client has a score that is a number."""
     measured = {
@@ -102,7 +107,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[
     for stage in STAGES:
         if not measured[f"{stage}_{score.name}"]:
             remedy = "a lower learning-rate or finetune-learning-rate may help"
-            raise RunError(f"the {stage} models of all {len(rows)} clients are not finite; {remedy}")
+            raise RunError(f"the {stage} {score.name} of all {len(rows)} clients is not finite; {remedy}")
     for key, values in measured.items():
         if values and (_is_score(key, score) or key == "gain"):
             summary[key] = spread(values, score.higher_is_better)
@@ -185,7 +190,7 @@ def _stages(summary: Mapping[str, Mapping[str, float]], score: Score) -> list[st
     for name in STAGES:
         over = summary[f"{name}_{score.name}"]
         mean, std, worst = (score.shown(over[key]) for key in ("mean", "std", "worst_decile"))
-        fewer = f"   over {over['clients']}: the others' weights are not finite" if "clients" in over else ""
+        fewer = f"   over {over['clients']}: the others' {score.name} is not finite" if "clients" in over else ""
         lines.append(f"{name:<16}{f'{mean} ± {std}':>16}{worst:>16}{fewer}")
     return lines
 

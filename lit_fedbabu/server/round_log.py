@@ -129,9 +129,11 @@ class RoundLog:
             scores = {row["client"]: row[key] for row in rows}
             values = [value for value in scores.values() if value is not None and isfinite(value)]
             if diverged := [client for client, value in scores.items() if value is None or not isfinite(value)]:
-                self.say(f"round {server_round}  {stage} models of clients {diverged} are not finite and are left out")
+                what = f"{stage} {self.score.name} of clients {diverged}"
+                self.say(f"round {server_round}  {what} is not finite and is left out")
             if not values:
-                raise RunError(f"round {server_round}: no client has a finite {stage} model; lower the learning rate")
+                what = f"{stage} {self.score.name}"
+                raise RunError(f"round {server_round}: no client has a finite {what}; a lower learning-rate may help")
             over = spread(values, self.score.higher_is_better)
             self.board.scores(stage, server_round, values)
             mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))

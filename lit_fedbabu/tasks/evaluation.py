@@ -191,8 +191,8 @@ class Personalization:
         """The client's entry in results.json, without the client's number: numbers, and behind them lists for bins."""
         row: dict[str, Any] = {"num_test": self.initial.count}
         stages = dict(zip(STAGES, (self.initial, self.personalized), strict=True))
-        for measure in self.initial.measures:
-            row |= {f"{stage}_{measure}": evaluation.measures[measure] for stage, evaluation in stages.items()}
+        for measure in {**self.initial.measures, **self.personalized.measures}:
+            row |= {f"{stage}_{measure}": found.measures.get(measure, math.nan) for stage, found in stages.items()}
         for measure in (field.name for field in dataclasses.fields(FeatureProbe)) if self.probes else ():
             probes = zip(STAGES, self.probes, strict=True)
             row |= {f"{stage}_{measure}": getattr(probe, measure) for stage, probe in probes}

@@ -44,8 +44,8 @@ def test_a_run_leaves_out_a_client_whose_model_diverged(diverging, federate, cap
     assert over["mean"] == pytest.approx(sum(values) / 5) and over["clients"] == 5
     assert "clients" not in outcome["summary"]["initial_accuracy"]
     told = capsys.readouterr().out
-    assert "personalized models of clients [3] are not finite and are left out" in told
-    assert "over 5 of 6 clients" in told and "over 5: the others' weights are not finite" in told
+    assert "personalized accuracy of clients [3] is not finite and is left out" in told
+    assert "over 5 of 6 clients" in told and "over 5: the others' accuracy is not finite" in told
 
 
 def test_fine_tuning_saves_no_model_that_diverged_and_says_so(diverging, finished, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_fine_tuning_saves_no_model_that_diverged_and_says_so(diverging, finishe
     shutil.copytree(finished, folder)
     assert finetune([str(folder), "--save", "--epochs", "1"]) == 0
     told = capsys.readouterr().out
-    assert "note: models of clients [3] are not finite; they are left out and not saved" in told
+    assert "note: personalized accuracy of clients [3] is not finite and is left out; models whose weights" in told
     assert "personalized not finite" in told
     (place,) = folder.glob("finetune/*")
     assert {path.stem for path in (place / "personal").iterdir()} == {f"client_{n:04d}" for n in (0, 1, 2, 4, 5)}
@@ -67,7 +67,7 @@ def test_where_every_model_diverges_the_command_fails_in_one_line_and_saves_noth
     save = ["--save", str(tmp_path / "me")] if "--data" in words else ["--save"]
     assert finetune([str(folder), *words, *save, "--lr", "1e30", "--epochs", "2"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: the personalized models of all ") and error.count("\n") == 1, error
+    assert error.startswith("error: the personalized accuracy of all ") and error.count("\n") == 1, error
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".ckpt" and path.parent.name != "checkpoints"]
 
 
@@ -107,4 +107,4 @@ def test_initial_evaluations_of_diverged_models_are_no_accuracies(monkeypatch, f
     monkeypatch.setattr(client_update, "own_module", broken)
     folder, _ = federate(tiny_config(model_name=NARROW))
     assert "initial_accuracy" not in read_results(folder)["rounds"][0]
-    assert "round 1  initial models of clients [2] are not finite and are left out" in capsys.readouterr().out
+    assert "round 1  initial accuracy of clients [2] is not finite and is left out" in capsys.readouterr().out
