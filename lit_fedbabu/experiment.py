@@ -222,8 +222,8 @@ class Experiment:
             raise InputError("algorithm", self.config.algorithm, "pools images; a task gives data client by client")
         module = self._initial
         task.check()
-        parts = [part for part, _ in self.algorithm.phases]
-        own_trial.try_task(module, task, dict.fromkeys([*parts, self.config.finetune_part]))
+        self.algorithm.check_steps(self.config.algorithm, by_hand=not module.lightning.automatic_optimization)
+        own_trial.try_task(module, task, dict(self.algorithm.phases) | {self.config.finetune_part: ""})
         self._check_protected(module.model)
 
     def _check_protected(self, model: nn.Module) -> None:

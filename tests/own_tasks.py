@@ -1,6 +1,7 @@
 """Tasks of users: modules and data that were written without knowing of the package. ``tests.own_tasks:name``."""
 
 import os
+import threading
 
 import lightning as L
 import torch
@@ -160,6 +161,169 @@ class HeadOnly(Windows):
         return torch.optim.SGD(self.head.parameters(), lr=0.1)
 
 
+class Plain(Windows):
+    """Without dropout and schedule, by plain SGD."""
+
+    def __init__(self, lr=0.01):
+        super().__init__(lr=lr)
+        self.body[-1].p = 0.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+class ByHand(Plain):
+    """The same with an optimizer for each part, whose steps it takes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=self.hparams.lr) for part in (self.body, self.head)]
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+        return loss
+
+
+class Untold(ByHand):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+
+
+class Bags(Plain):
+    """Its gradients of the body are sparse, or not."""
+
+    def __init__(self, sparse=True):
+        super().__init__()
+        self.body = nn.EmbeddingBag(9, 8, sparse=sparse)
+
+    def forward(self, windows):
+        return super().forward(windows.clamp(-4, 4).long() + 4)
+
+
+class Configured(Windows):
+    """Makes its layers in configure_model."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = self.head = None
+
+    def configure_model(self):
+        if self.body is None:
+            self.body, self.head = Windows().body, Windows().head
+
+
+class Normed(Windows):
+    """Has a weight that is computed from others, by which a module cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.utils.weight_norm(self.body[0])
+
+
+class Replaces(Windows):
+    def setup(self, stage):
+        self.head = nn.Linear(8, KINDS)
+
+
+class Grows(Windows):
+    def __init__(self):
+        super().__init__()
+        self.body.register_buffer("means", torch.zeros(0))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.body.means = torch.cat([self.body.get_buffer("means"), batch[0].mean(0)])
+
+
+class Outside(Windows):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(SENSORS, affine=False)
+
+    def forward(self, windows):
+        return super().forward(self.norm(windows))
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 1}
+
+
+class HasExtraState(Windows):
+    def __init__(self):
+        super().__init__()
+        self.head = Stateful(8, KINDS)
+
+
+class Locked(Windows):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class LogsTwice(Windows):
+    def test_step(self, batch, batch_idx):
+        super().test_step(batch, batch_idx)
+        self.log("f1", 1.0)
+
+
+class LogsSteps(Windows):
+    def test_step(self, batch, batch_idx):
+        self.log("test_f1", 1.0, on_step=True, on_epoch=True)
+
+
+class LogsOfSome(Windows):
+    """Logs a measure of kinds that not everyone has; its score is no number for client 1."""
+
+    def test_step(self, batch, batch_idx):
+        super().test_step(batch, batch_idx)
+        client = self.trainer.datamodule.client
+        self.log("test_recall", float("nan") if client == 1 else 1.0)
+        self.log(f"test_of_{client}", float(client))
+
+
+class Rates(Regression):
+    """Its hyper-parameter lr is no number."""
+
+    def __init__(self, lr=None):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Several(Sensors):
+    """Two loaders, of 3 and 6 batches."""
+
+    def train_dataloader(self):
+        return {size: DataLoader(self.train, size) for size in (8, 4)}
+
+
+class Drops(Sensors):
+    def train_dataloader(self):
+        return DataLoader(self.train, 25 if self.client == 2 else 8, drop_last=True)
+
+
+class Averages(L.Callback):
+    """Ends a fit with other weights than its last batch."""
+
+    def on_train_end(self, trainer, module):
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.mul_(0.5)
+
+
+class Stops(L.Callback):
+    """Ends the training of client 0 after an epoch."""
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = trainer.datamodule.client == 0
+
+
 def newcomer():
     """Windows of a person who had no part."""
     return Sensors(client=77, num_clients=4, seed=42)
@@ -180,6 +344,26 @@ fails = Task(Fails, Sensors, score="test_f1")
 head_only = Task(HeadOnly, Sensors, score="test_f1")
 not_logged = Task(Windows, Sensors, score="test_accuracy")
 no_task = Windows
+plain = Task(Plain, Sensors, score="test_f1")
+by_hand = Task(ByHand, Sensors, score="test_f1")
+sparse = Task(Bags, Sensors, score="test_f1")
+dense = Task(lambda: Bags(sparse=False), Sensors, score="test_f1")
+untold = Task(Untold, Sensors, score="test_f1")
+configured = Task(Configured, Sensors, score="test_f1")
+normed = Task(Normed, Sensors, score="test_f1")
+replaces = Task(Replaces, Sensors, score="test_f1")
+grows = Task(Grows, Sensors, score="test_f1")
+outside = Task(Outside, Sensors, score="test_f1")
+extra_state = Task(HasExtraState, Sensors, score="test_f1")
+locked = Task(Locked, Sensors, score="test_f1")
+logs_twice = Task(LogsTwice, Sensors, score="test_f1")
+logs_steps = Task(LogsSteps, Sensors, score="test_f1")
+of_some = Task(LogsOfSome, Sensors, score="test_recall", callbacks=lambda: [Stops()])
+rates = Task(Rates, Sensors, score="test/error", **NAMES)
+several = Task(Windows, Several, score="test_f1")
+drops = Task(Windows, Drops, score="test_f1")
+averages = Task(Windows, Sensors, score="test_f1", callbacks=lambda: [Averages()])
+overlaps = Task(Regression, Sensors, score="test/error", body=("net", "scale"), head=("net.readout",))
 
 
 def of_this_site(client, num_clients, seed):

@@ -27,8 +27,11 @@ class Proximal(L.Callback):
         self.anchor = {name: value.detach().clone() for name, value in anchor.items()}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}  # there may be others
         for name, weight in view_of(module).named_parameters():
-            if weight.requires_grad and weight.grad is not None:
+            if weight.requires_grad and weight.grad is not None and id(weight) in held:
+                if weight.grad.is_sparse:
+                    weight.grad = weight.grad.to_dense()
                 weight.grad.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
 
 

@@ -43,6 +43,12 @@ class Algorithm:
         """The parts that a round trains."""
         return tuple(part for part in PARTS if any(part in parts_of(phase) for phase, _ in self.phases))
 
+    def check_steps(self, name: str, by_hand: bool) -> None:
+        """Raise InputError where its step moves weights around an optimizer's, and a module takes steps by hand."""
+        if by_hand and self.step in ("first-order-maml", "moreau-envelope"):
+            remedy = "moves weights around each step of the optimizer, and the task's module takes steps by hand"
+            raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
+
     @property
     def kept(self) -> tuple[str, ...]:
         """The parts that a client keeps for itself: what it trains and does not share."""

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
@@ -39,7 +40,8 @@ def fit(
         epochs: over the client's training samples; of a fraction of an epoch its first batches, rounded up.
         learning_rate: written to the module's hyper-parameters; 0: the module's own stands.
         steps: mini-batches, in place of ``epochs``; 0: the epochs.
-        curves: one list, which gets an evaluation after every epoch; empty: nothing is evaluated.
+        curves: one list, which gets an evaluation after every epoch; the last is that of the trained module. Empty:
+            nothing is evaluated.
         callbacks: Lightning's, before those of the task.
 
     Returns:
@@ -66,9 +68,10 @@ def fit(
     module.lightning.zero_grad(set_to_none=True)
     for curve in curves:
         trained = {name: value.clone() for name, value in state_of(module.model).items()}
-        for state in watch.epochs:
+        for state in [*watch.epochs[:-1], trained]:  # the end of a fit may change the weights, as averages of them do
             load_state(module.model, state)
             curve.extend(evaluate(modules, data))
+        curve.extend([curve[-1]] * (int(epochs) - len(watch.epochs)))  # a callback may have stopped the training
         load_state(module.model, trained)
     return [watch.mean_loss]
 
@@ -77,16 +80,30 @@ def evaluate(modules: Sequence[OwnModule], data: Sequence[OwnData]) -> list[OwnE
     """What the one module logs of its client's test samples.
 
     Raises:
-        ValueError: the task's score is not among it.
+        InputError: as of ``tested``.
     """
     (module,), (own,) = modules, data
-    found = new_trainer(own.config).test(module.lightning, datamodule=own.module, verbose=False)
+    return [tested(new_trainer(own.config), module.lightning, own)]
+
+
+def tested(trainer: L.Trainer, module: L.LightningModule, own: OwnData) -> OwnEvaluation:
+    """What a user's module logs of a client's test samples.
+
+    Raises:
+        InputError: the task's score is not among it, or two metrics have one name in results.json.
+    """
+    found = trainer.test(module, datamodule=own.module, verbose=False)
     logged = {name: float(value) for of_loader in found for name, value in of_loader.items()}
     score = own.task.task.score
     if score not in logged:
-        names = ", ".join(logged) or "nothing"
-        raise ValueError(f"the task's score {score} is not logged in test_step; {names} is logged")
-    return [OwnEvaluation({short(name): value for name, value in logged.items()}, logged[score], own.num_test)]
+        remedy = f"its score {score} is not logged in test_step; {', '.join(logged) or 'nothing'} is logged"
+        raise InputError("task", own.config.task, remedy)
+    names: dict[str, str] = {}
+    for name in logged:
+        if (first := names.setdefault(short(name), name)) != name:
+            remedy = f"it logs {first} and {name}, which would both be {short(name)} in results.json; rename one"
+            raise InputError("task", own.config.task, remedy)
+    return OwnEvaluation({short(name): value for name, value in logged.items()}, logged[score], own.num_test)
 
 
 def personalize(
@@ -145,8 +162,7 @@ class _Watch(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
+        if (loss := loss_of(outputs)) is not None:
             count = _samples(batch)
             self._loss += loss.detach().double().item() * count
             self._seen += count
@@ -165,6 +181,12 @@ class _Watch(L.Callback):
         with torch.no_grad():
             for name, value in self._frozen.items():
                 state[name].copy_(value)
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """The loss that a ``training_step`` has returned; None if it returned none."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, Tensor) else None
 
 
 def _samples(batch: Any) -> int:

@@ -6,13 +6,13 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.learning.parts import PARTS, parts_of, select
+from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.tasks.own import OwnTask
 from lit_fedbabu.tasks.seeding import seeded
 
@@ -49,14 +49,15 @@ class OwnModule:
     @property
     def rate(self) -> float:
         """The learning rate among the module's own hyper-parameters; 0: it has none."""
-        return next((float(self.lightning.hparams[key]) for key in RATES if key in self.lightning.hparams), 0.0)
+        given = (self.lightning.hparams.get(key) for key in RATES)
+        return next((float(value) for value in given if _is_number(value)), 0.0)
 
     def set_rate(self, rate: float) -> None:
         """Write a learning rate to the hyper-parameter, and to an attribute of that name; 0 leaves them."""
         for key in RATES if rate else ():
             if key in self.lightning.hparams:
                 self.lightning.hparams[key] = rate
-                if isinstance(getattr(self.lightning, key, None), float):
+                if _is_number(getattr(self.lightning, key, None)):
                     setattr(self.lightning, key, rate)
 
     @contextmanager
@@ -92,6 +93,13 @@ class OwnModule:
             weight.requires_grad_(name.partition(".")[0] in trained and name not in self.frozen)
 
 
+def _detach(module: nn.Module) -> None:
+    """Cut what a layer has computed from its weights, as torch.nn.utils.weight_norm does, so that it can be copied."""
+    for layer in module.modules():
+        computed = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor) and value.grad_fn}
+        vars(layer).update({name: value.detach() for name, value in computed.items()})
+
+
 def view_of(module: L.LightningModule) -> nn.Module:
     """The body and head of a module that a Trainer is given: of a user's module as its task says."""
     seen: nn.Module | None = getattr(module, VIEW, None)
@@ -107,12 +115,19 @@ def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
     with seeded(seed):
         try:
             lightning = task.task.module()
+            if isinstance(lightning, L.LightningModule):
+                lightning.configure_model()
         except Exception as error:  # whatever the user's code raises
             raise InputError("task", task.config.task, f"its module cannot be made: {told(error)}") from error
     if not isinstance(lightning, L.LightningModule):
         remedy = f"its module must be a LightningModule, and is a {type(lightning).__name__}"
         raise InputError("task", task.config.task, remedy)
+    _detach(lightning)
     return OwnModule(lightning.double() if double else lightning, task)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_plain(value: Any) -> bool:
@@ -146,7 +161,7 @@ def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
             held = held or nn.Module()
             _hang(held, name, found)
         view.add_module(part, held)
-        if not any(weight.requires_grad for weight in select(dict(view.named_parameters()), [part]).values()):
+        if not any(weight.requires_grad for weight in view.get_submodule(part).parameters()):
             remedy = f"the {part} of {type(lightning).__name__} ({', '.join(names)}) has no weights to train"
             raise InputError("task", task.config.task, remedy)
     _refuse_outside(lightning, view, task)

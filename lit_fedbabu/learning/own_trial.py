@@ -1,15 +1,18 @@
 """A task of the user's own, tried before a run on a client with the smallest last batch."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import lightning as L
-from torch.nn.parameter import UninitializedParameter
+from torch import Tensor
 
 from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.learning.own import loss_of, tested
 from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.learning.trainer import new_trainer
-from lit_fedbabu.learning.trial import FLOATS
+from lit_fedbabu.learning.trial import refuse_unsendable
+from lit_fedbabu.option_rules import RATES
 from lit_fedbabu.tasks.own import OwnData, OwnTask
 from lit_fedbabu.tasks.seeding import seeded
 
@@ -36,11 +39,16 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
     def refuse(remedy: str) -> InputError:
         return InputError("task", task.config.task, remedy)
 
-    for name, value in module.model.state_dict(keep_vars=True).items():
-        if isinstance(value, UninitializedParameter):
-            raise refuse(f"its {name} has no shape before the first batch; give the layer its sizes")
-        if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
-            raise refuse(f"its {name} is of {value.dtype}, which cannot be averaged; take float32")
+    refuse_unsendable(module.model, refuse)
+    try:
+        module.copy()
+    except Exception as error:  # what the user's module holds, as an open file
+        raise refuse(f"its module cannot be copied: {told(error)}; make such things in setup") from error
+    for name in RATES:
+        key, rate = name.replace("_", "-"), getattr(task.config, name)
+        if rate and not module.rate:
+            remedy = "the task's module has no hyper-parameter learning_rate or lr that is a number; leave it out"
+            raise InputError(key, rate, f"{remedy}, or with flwr run give {key}=0")
     if not task.clients:
         return
     client = _client(task)
@@ -48,23 +56,26 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
     for mode in modes:
         tried = module.copy()
         tried.set_mode(mode)
+        watch = _Watch()
         try:
             with seeded(0):
-                held = _held_by_optimizer(tried, data)
+                _train(tried, data, watch)
         except Exception as error:  # whatever the user's code raises
             raise refuse(f"training its {mode} on data of client {client} fails: {told(error)}") from error
         weights = select(dict(tried.model.named_parameters()), parts_of(mode))
-        if not any(id(weight) in held for weight in weights.values()):
+        if not any(id(weight) in watch.held for weight in weights.values()):
             raise refuse(f"its optimizer holds no weight of its {mode}, which the run trains")
+        if not watch.told:
+            raise refuse("its training_step returns no loss; return it, also where it optimizes by hand")
+        if change := _lost(module, tried):
+            raise refuse(change)
     try:
         with seeded(0):
-            tester = new_trainer(task.config, limit_test_batches=1)
-            tester.test(module.copy().lightning, datamodule=data.module, verbose=False)
+            tested(new_trainer(task.config, limit_test_batches=1), module.copy().lightning, data)
+    except InputError:
+        raise
     except Exception as error:
         raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
-    if task.task.score not in tester.callback_metrics:
-        logged = ", ".join(tester.callback_metrics) or "nothing"
-        raise refuse(f"its score {task.task.score} is not logged in test_step; {logged} is logged")
 
 
 def _client(task: OwnTask) -> int:
@@ -75,24 +86,55 @@ def _client(task: OwnTask) -> int:
     return min(task.clients, key=lambda client: task.sizes[client][0] % size or size)
 
 
-def _held_by_optimizer(module: OwnModule, data: OwnData) -> set[int]:
-    """Train for an epoch; returns the ids of the weights that the module's optimizers hold."""
-    watch = _KeepOptimizers()
-    tried = min(BATCHES, len(data.module.train_dataloader()))
-    options: dict[str, int] = {"max_epochs": 1, "num_sanity_val_steps": 0, "limit_train_batches": tried}
+def _lost(before: OwnModule, after: OwnModule) -> str:
+    """What an epoch has changed in a module in a way that no round can carry on; empty: nothing."""
+    users = after.lightning.state_dict(keep_vars=True)
+    places = {id(value): name for name, value in users.items()}
+    first = before.model.state_dict()
+    for name, value in after.model.state_dict(keep_vars=True).items():
+        if id(value) not in places:
+            return (
+                f"its {name} is replaced when training starts; make its layer in __init__, or where there is none yet"
+            )
+        if value.shape != first[name].shape:
+            was, now = list(first[name].shape), list(value.shape)
+            return f"its {name} changes from shape {was} to {now} in training, and cannot be averaged"
+    seen = {id(value) for value in after.model.state_dict(keep_vars=True).values()}
+    earlier = before.lightning.state_dict()
+    for name, value in users.items():
+        if isinstance(value, Tensor) and id(value) not in seen and not _equal(value, earlier.get(name)):
+            remedy = "add its layer to one, or register it with persistent=False"
+            return f"its {name} changes in training, is in neither body nor head, and would be lost; {remedy}"
+    return ""
+
+
+def _equal(value: Tensor, other: Any) -> bool:
+    if not isinstance(other, Tensor) or value.shape != other.shape:
+        return False
+    return value.double().cpu().allclose(other.double().cpu(), rtol=0, atol=0, equal_nan=True)
+
+
+def _train(module: OwnModule, data: OwnData, watch: L.Callback) -> None:
+    """Train for an epoch, of which the first batches are enough."""
+    options: dict[str, int] = {"max_epochs": 1, "num_sanity_val_steps": 0, "limit_train_batches": data.first(BATCHES)}
     if "limit_val_batches" not in data.config.trainer:
         options["limit_val_batches"] = 1
     trainer = new_trainer(data.config, callbacks=[*data.task.task.callbacks(), watch], **options)
     trainer.fit(module.lightning, datamodule=data.module)
-    return watch.held
 
 
-class _KeepOptimizers(L.Callback):
-    """Notes which weights the optimizers hold; a Trainer forgets them after a fit."""
+class _Watch(L.Callback):
+    """Notes which weights the optimizers hold, which a Trainer forgets after a fit, and whether a loss was told."""
 
     def __init__(self) -> None:
         self.held: set[int] = set()
+        self.told = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for optimizer in trainer.optimizers:
             self.held |= {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.told = self.told or loss_of(outputs) is not None

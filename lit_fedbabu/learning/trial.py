@@ -45,11 +45,7 @@ def try_model(
 
     if isinstance(model, L.LightningModule):
         raise refuse("is a LightningModule, whose loss and optimizer would not be used; give a torch.nn.Module")
-    for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, UninitializedParameter):
-            raise refuse(f"its {name} has no shape before the first batch; give the layer its sizes")
-        if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
-            raise refuse(f"its {name} is of {value.dtype}, which cannot be averaged; take float32")
+    refuse_unsendable(model, refuse)
     for name, first in aliases(model).items():
         if name.partition(".")[0] != first.partition(".")[0]:
             raise refuse(f"its {first} and {name} are one weight, and body and head cannot share it")
@@ -74,6 +70,17 @@ def try_model(
                 if outputs != (size, num_classes):
                     raise refuse(f"gives {list(outputs)} outputs for {what}, and must give {[size, num_classes]}")
         load_state(copy.deepcopy(model), state_of(model))
+
+
+def refuse_unsendable(model: nn.Module, refuse: Callable[[str], InputError]) -> None:
+    """Refuse what cannot be averaged and sent: entries of a state without a shape, of other types, or no tensors."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name.rpartition(".")[2] == "_extra_state":
+            raise refuse(f"its {name}, of get_extra_state, is no weight or buffer and cannot be averaged; leave it out")
+        if isinstance(value, UninitializedParameter):
+            raise refuse(f"its {name} has no shape before the first batch; give the layer its sizes")
+        if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
+            raise refuse(f"its {name} is of {value.dtype}, which cannot be averaged; take float32")
 
 
 def _refuse_views(model: nn.Module, refuse: Callable[[str], InputError]) -> None:

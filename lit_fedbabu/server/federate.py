@@ -70,7 +70,8 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
     if config.task and not experiment.rate_in(1):
-        say("note: the task's module has no hyper-parameter learning_rate or lr; its own rate stands in every round")
+        none = "note: the task's module has no hyper-parameter learning_rate or lr that is a number"
+        say(f"{none}; its own rate stands in every round")
     for note in () if config.on_sites else experiment.task.notes:
         say(f"note: {note}")
     shared = begun.shared if begun else experiment.initial_shared()

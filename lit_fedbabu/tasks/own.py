@@ -13,6 +13,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.evaluation import Score
+from lit_fedbabu.tasks.loaders import batches_of, samples_of
 from lit_fedbabu.tasks.seeding import seeded
 
 if TYPE_CHECKING:
@@ -127,11 +128,15 @@ class OwnTask:
         data = OwnData(self, client)
         try:
             found = data.num_train, data.num_test
+            batches = batches_of(data.module.train_dataloader()), batches_of(data.module.test_dataloader())
         except Exception as error:  # whatever the user's code raises
             raise InputError("task", self.config.task, f"its data of client {client} fail: {told(error)}") from error
-        for kind, count in zip(("training", "test"), found, strict=True):
+        for kind, count, some in zip(("training", "test"), found, batches, strict=True):
             if not count:
                 raise InputError("task", self.config.task, f"the {kind} loader of client {client} is empty")
+            if some == 0:
+                remedy = f"gives no batch of its {count} samples; take smaller batches, or drop_last=False"
+                raise InputError("task", self.config.task, f"the {kind} loader of client {client} {remedy}")
         return found
 
     def check(self) -> None:
@@ -201,7 +206,7 @@ class OwnData:
     @cached_property
     def num_train(self) -> int:
         """Training samples."""
-        return _count(self.module.train_dataloader())
+        return samples_of(self.module.train_dataloader())
 
     @property
     def batches(self) -> int:
@@ -210,26 +215,20 @@ class OwnData:
         Raises:
             InputError: the loader does not say how many.
         """
-        try:
-            return len(self.module.train_dataloader())
-        except TypeError as error:
-            remedy = f"its training loader has no length ({error}), which num-local-steps and fractions of epochs need"
-            raise InputError("task", self.config.task, remedy) from None
+        if (found := batches_of(self.module.train_dataloader())) is None:
+            remedy = "its training loader has no length, which num-local-steps and fractions of epochs need"
+            raise InputError("task", self.config.task, remedy)
+        return found
+
+    def first(self, batches: int) -> int:
+        """That many training batches, or as many as there are in an epoch, where that is known."""
+        return min(batches, batches_of(self.module.train_dataloader()) or batches)
 
     @cached_property
     def num_test(self) -> int:
         """Test samples."""
-        return _count(self.module.test_dataloader())
+        return samples_of(self.module.test_dataloader())
 
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Stands for a hook of a LightningDataModule that was called already."""
-
-
-def _count(loaders: Any) -> int:
-    """Samples of a loader, or of several together."""
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    if isinstance(loaders, list | tuple):
-        return sum(map(_count, loaders))
-    return len(loaders.dataset)

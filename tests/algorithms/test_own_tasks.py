@@ -220,3 +220,50 @@ def test_trainer_arguments_reach_the_trainer():
     assert int(module.lightning.trainer.global_step) == 1
     assert int(free.lightning.trainer.global_step) == 3
     assert not torch.equal(state_of(module.model)["head.weight"], before["head.weight"])
+
+
+@pytest.mark.parametrize(("tasks"), [("by_hand", "plain"), ("sparse", "dense")])
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
+def test_steps_by_hand_and_sparse_gradients_train_as_others_do(algorithm, tasks):
+    options = {"algorithm": algorithm, "proximal_mu": 0.5}
+    found, expected = (
+        client_update((experiment := experiment_of(task, **options)), 1, 1, experiment.initial_shared(), 0.01).state
+        for task in tasks
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_made_in_configure_model_start_as_those_made_before():
+    configured, initial = experiment_of("configured"), experiment_of("configured").initial_shared()
+    with seeded(configured.model_seed):
+        Windows()
+        expected = Windows().body.state_dict()
+    assert all(torch.equal(value, initial[f"body.{name}"]) for name, value in expected.items())
+    configured.check()
+
+
+def test_weights_that_are_computed_from_others_are_trained():
+    experiment = experiment_of("normed")
+    received = experiment.initial_shared()
+    found = client_update(experiment, 1, 1, received, experiment.rate_in(1)).state
+    assert not torch.equal(found["body.0.weight_g"], received["body.0.weight_g"])
+
+
+def test_the_last_of_a_curve_is_that_of_the_trained_module():
+    experiment = experiment_of("averages", num_finetune_epochs=2)
+    module, outcome = personal_model(experiment, 0, 2, experiment.initial_shared())
+    assert experiment.learner.evaluate([module], [experiment.client_data(0, 0)]) == [outcome.personalized]
+    assert len(outcome.curve) == 3
+
+
+def test_an_epoch_of_several_loaders_has_the_batches_of_the_longest():
+    data = experiment_of("several").client_data(0, 0)
+    assert (data.num_train, data.batches) == (48, 6)
+
+
+def test_a_rate_that_is_a_whole_number_reaches_attributes_too():
+    module = experiment_of().new_module()
+    module.lightning.hparams.lr = module.lightning.lr = 1
+    assert module.rate == 1
+    module.set_rate(0.5)
+    assert module.lightning.lr == module.lightning.hparams.lr == 0.5

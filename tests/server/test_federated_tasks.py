@@ -9,10 +9,12 @@ import torch
 from lit_fedbabu import finetune, run
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune_main
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main
 from lit_fedbabu.run import main as run_main
@@ -46,7 +48,6 @@ class Breaks(FakeGrid):
 @pytest.fixture(scope="module")
 def windows(machine, tmp_path_factory):
     """The folder of a finished federation of sensor windows."""
-    from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.server.federate import federate
 
     config = config_of(output_dir=str(tmp_path_factory.mktemp("windows")), run_name="run")
@@ -142,6 +143,16 @@ REFUSED = [
     ("tests.own_tasks:fails", "training its body on data of client 0 fails: RuntimeError: shapes do not fit"),
     ("tests.own_tasks:single", "training its body on data of client 3 fails: ValueError: Expected more than 1 value"),
     ("tests.own_tasks:head_only", "its optimizer holds no weight of its body"),
+    ("tests.own_tasks:overlaps", "its weight net.readout.weight is in body and head at once"),
+    ("tests.own_tasks:untold", "its training_step returns no loss"),
+    ("tests.own_tasks:replaces", "its head.weight is replaced when training starts"),
+    ("tests.own_tasks:grows", "its body.means changes from shape [0] to [18] in training"),
+    ("tests.own_tasks:outside", "its norm.running_mean changes in training, is in neither body nor head"),
+    ("tests.own_tasks:extra_state", "its head._extra_state, of get_extra_state, is no weight or buffer"),
+    ("tests.own_tasks:locked", "its module cannot be copied: TypeError: cannot pickle"),
+    ("tests.own_tasks:logs_twice", "it logs test_f1 and f1, which would both be f1 in results.json"),
+    ("tests.own_tasks:logs_steps", "its score test_f1 is not logged in test_step; test_f1_epoch is logged"),
+    ("tests.own_tasks:drops", "the training loader of client 2 gives no batch of its 24 samples"),
 ]
 
 
@@ -151,6 +162,29 @@ def test_what_cannot_be_federated_is_refused_by_name(task, told, tmp_path):
         run(Config.from_run_config({"task": task, "num-clients": 4, "output-dir": str(tmp_path / "runs")}))
     assert told in str(refused.value)
     assert not list(tmp_path.glob("runs/*"))
+
+
+OPTIONS = [
+    ({"task": "tests.own_tasks:by_hand", "algorithm": "pfedme"}, "algorithm = .*takes steps by hand; take another"),
+    ({"task": "tests.own_tasks:rates", "learning-rate": 0.5}, "learning-rate = 0.5: .*lr that is a number; leave it"),
+    ({"task": "tests.own_tasks:regression", "finetune-learning-rate": 0.5}, "finetune-learning-rate = 0.5: .*leave it"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), OPTIONS, ids=[next(reversed(each)) for each, _ in OPTIONS])
+def test_options_that_a_module_cannot_follow_are_refused(options, told):
+    with pytest.raises(InputError, match=told):
+        Experiment(Config.from_run_config({**options, "num-clients": 4})).check()
+
+
+def test_measures_and_epochs_that_some_clients_lack_are_left_out_of_means(federate, capsys):
+    folder, _ = federate(config_of("of_some", num_server_rounds=1, num_finetune_epochs=3))
+    outcome = read_results(folder)
+    assert [row["initial_of_2"] for row in outcome["clients"]] == [None, None, 2.0, None]
+    assert outcome["summary"]["initial_of_2"] == {"mean": 2.0, "std": 0.0, "clients": 1}
+    assert outcome["summary"]["recall_epoch_3"]["clients"] == 3
+    assert [row["personalized_recall"] for row in outcome["clients"]] == [1.0, None, 1.0, 1.0]
+    assert "initial recall of clients [1] is not finite and is left out" in capsys.readouterr().out
 
 
 WORDS = [
