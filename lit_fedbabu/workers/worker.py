@@ -21,6 +21,8 @@ from lit_fedbabu.workers.warm import peer_is_this_user
 START_TIMEOUT_S = 300.0
 FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked. Elsewhere a process with PyTorch in it cannot be forked safely, and each is started."""
+ALONE = ("-P", "-m")
+"""Options of Python that run a module without searching the current folder first, where files may have any name."""
 OOM_COUNTERS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
 """Files of Linux with a line ``oom_kill N``: processes that were killed because memory ran out."""
 
@@ -134,7 +136,7 @@ class Warm:
     def start(self) -> None:
         """Start the process, so that it imports while its owner does other things."""
         if FORKS:
-            command = [sys.executable, "-m", "lit_fedbabu.workers.warm", self.name, str(self._owner), self._prepare]
+            command = [sys.executable, *ALONE, "lit_fedbabu.workers.warm", self.name, str(self._owner), self._prepare]
             self._started = self._popen(command)
 
     def worker(self, environment: Mapping[str, str] | None = None, log: str = "") -> Worker:
@@ -150,7 +152,7 @@ class Warm:
         hello = {"environment": dict(environment or {}), "path": sys.path, "log": log}
         if not FORKS:
             ours, theirs = socket.socketpair()
-            command = [sys.executable, "-m", "lit_fedbabu.workers.serving", str(theirs.fileno())]
+            command = [sys.executable, *ALONE, "lit_fedbabu.workers.serving", str(theirs.fileno())]
             with theirs:
                 process = self._popen(command, pass_fds=[theirs.fileno()])
             connection = Connection(ours.detach())

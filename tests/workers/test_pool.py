@@ -50,6 +50,14 @@ def test_every_request_is_answered_by_few_processes(warm):
         assert first <= again and len(again) <= 2
 
 
+def test_files_of_the_current_folder_do_not_stand_for_pythons_own(warm, tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise ImportError('the file of a user')")
+    monkeypatch.chdir(tmp_path)
+    with Pool(warm, 1) as pool:
+        ((_, twice),) = answers(pool, "twice", (4,)).values()
+    assert twice == 8
+
+
 def test_what_many_requests_share_is_sent_once_to_each_worker(warm):
     heavy = Heavy(5)
     with Pool(warm, 2) as pool:
