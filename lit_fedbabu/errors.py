@@ -31,7 +31,7 @@ class RunError(RuntimeError):
     """The run cannot go on. The message says in one line why, and what to do."""
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An exception of a user's code in one line, with the place where it was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

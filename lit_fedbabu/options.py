@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lit_fedbabu.errors import InputError, told
@@ -100,17 +101,42 @@ def imported(key: str, path: str, remedy: str) -> Any:
     The current folder is searched last, so a file beside the user's shell is found by installed commands too.
 
     Raises:
-        InputError: there is no such object, or its file raises an exception; ``remedy`` says what is expected.
+        InputError: there is no such object, or its file raises an exception, is this program itself, is being imported,
+            or was edited since this process imported it; ``remedy`` says what is expected.
     """
     module, _, name = path.partition(":")
+    if module == "__main__":
+        raise InputError(
+            key, path, "is this program or notebook, which workers cannot import; put it in a file of its own"
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise InputError(key, path, f"{remedy}; {error}") from None
-    except Exception as error:  # whatever the user's file raises
+        found = importlib.import_module(module)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        if not module or (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
+            raise InputError(key, path, f"{remedy}; {error}") from None
         raise InputError(key, path, f"its file cannot be imported: {told(error)}") from error
+    if getattr(found.__spec__, "_initializing", False):
+        raise InputError(
+            key, path, 'its file asks for itself when it is imported; put what runs under if __name__ == "__main__"'
+        )
+    _refuse_edited(key, path, found)
+    if not hasattr(found, name):
+        raise InputError(key, path, f"{remedy}; {found.__file__ or module} has no attribute {name!r}")
+    return getattr(found, name)
+
+
+def _refuse_edited(key: str, path: str, module: ModuleType) -> None:
+    """Refuse a file that was edited after its first use in this process: workers would import the new one."""
+    spec = module.__spec__
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return
+    source = Path(spec.origin).read_bytes()
+    if vars(spec).setdefault("lit_fedbabu_source", source) != source:
+        raise InputError(key, path, f"{spec.origin} was edited since this process imported it; restart Python")
 
 
 def with_trainer(run_config: Mapping[str, Any]) -> dict[str, Any]:

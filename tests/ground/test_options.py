@@ -1,8 +1,11 @@
+import importlib
+import sys
+
 import pytest
 
 from lit_fedbabu import configs
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import parse_words, read_toml
+from lit_fedbabu.options import imported, parse_words, read_toml
 from lit_fedbabu.system import configs_folder
 
 
@@ -36,3 +39,43 @@ def test_configs_are_listed_with_a_line_each(capsys):
     assert {line.split()[0] for line in told[:place]} == {path.stem for path in configs_folder().glob("*.toml")}
     assert [line.split()[0] for line in told[place + 2 :]] == ["cifar10", "cifar10-fedavg"]
     assert "demo           scikit-learn's digits" in "\n".join(told)
+
+
+FILES = [
+    (
+        "import nowhere_at_all",
+        "its file cannot be imported: ModuleNotFoundError: No module named 'nowhere_at_all' .*py:1",
+    ),
+    ("import os; os.nothing", "its file cannot be imported: AttributeError: .*os.*nothing"),
+    ("import argparse; argparse.ArgumentParser().parse_args(['x'])", "its file cannot be imported: SystemExit: 2"),
+    ("y = 1", "must be a name; .*user_file_3.py has no attribute 'x'"),
+    (
+        "from lit_fedbabu.options import imported; x = 1; imported('task', f'{__name__}:x', '')",
+        "asks for itself when it is imported; put what runs under if __name__",
+    ),
+]
+
+
+@pytest.mark.parametrize(("number", "told"), list(enumerate(told for _, told in FILES)))
+def test_a_file_of_the_users_that_cannot_be_imported_is_told_in_a_line(number, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"user_file_{number}.py").write_text(FILES[number][0])
+    with pytest.raises(InputError, match=told):
+        imported("task", f"user_file_{number}:x", "must be a name")
+
+
+def test_a_file_that_was_edited_after_its_first_use_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "edited_file.py"
+    file.write_text("x = 1")
+    assert imported("task", "edited_file:x", "") == imported("task", "edited_file:x", "") == 1
+    file.write_text("x = 22")
+    with pytest.raises(InputError, match="edited_file.py was edited since this process imported it; restart Python"):
+        imported("task", "edited_file:x", "")
+    importlib.reload(sys.modules["edited_file"])
+    assert imported("task", "edited_file:x", "") == 22
+
+
+def test_the_program_itself_is_refused_where_workers_would_import_it():
+    with pytest.raises(InputError, match="is this program or notebook, .* put it in a file of its own"):
+        imported("task", "__main__:task", "")
