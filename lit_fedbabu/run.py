@@ -64,6 +64,8 @@ def run(config: Config) -> dict[str, Any]:
     """
     from lit_fedbabu.records.results import read_results
 
+    if not isinstance(config, Config):
+        raise InputError("config", config, 'must be a lit_fedbabu.Config, as in Config(dataset="digits")')
     defaults = Config().to_run_config()
     folder, status = _run({key: value for key, value in config.to_run_config().items() if value != defaults[key]})
     if status:

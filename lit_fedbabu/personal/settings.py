@@ -4,10 +4,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.options import ARTICLES
 from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
 from lit_fedbabu.system import shipped_bodies, title_of
@@ -53,6 +56,16 @@ class Request:
     augmentation: str | None = None
     task: str = ""
     plain: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no text where one is written, as a number for ``lr``; other modules check the rest."""
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), (field.type, *get_args(field.type))
+            kind = str if str in kinds else bool if bool in kinds else object
+            if not isinstance(value, kind) and not (value is None and NoneType in kinds):
+                key = f"--{field.name.replace('_', '-')}"
+                example = f', as in "{value}"' if kind is str and isinstance(value, int | float) else ""
+                raise InputError(key, value, f"must be {ARTICLES[kind]}{example}")
 
     def checkpoint(self) -> Path:
         """The checkpoint that is fine-tuned; prints what it is where it comes with this package.

@@ -44,6 +44,20 @@ def test_run_and_finetune_stay_functions_when_their_files_are_imported():
     assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: lit_fedbabu.run({"dataset": "digits"}), r"config = .*must be a lit_fedbabu.Config, as in Config\("),
+        (lambda: lit_fedbabu.finetune("cifar10", lr=0.01), '--lr = 0.01: must be a text, as in "0.01"'),
+        (lambda: lit_fedbabu.finetune("cifar10", clients=[0, 1]), r"--clients = \[0, 1\]: must be a text"),
+        (lambda: lit_fedbabu.finetune("cifar10", save="me"), '--save = "me": must be true or false'),
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_a_line(call, told):
+    with pytest.raises(lit_fedbabu.InputError, match=told):
+        call()
+
+
 def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == lit_fedbabu.__version__
