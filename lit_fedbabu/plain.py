@@ -32,6 +32,24 @@ def read(content: RecordDict, rate_in: Callable[[int], float]) -> tuple[Order, A
     return order, content.array_records["arrays"]
 
 
+def check_pull(content: RecordDict, mu: float | None) -> None:
+    """Refuse a strategy's FedProx where clients are not trained so.
+
+    Args:
+        content: of the message.
+        mu: the strength of the pull that clients are trained with; None: there is none.
+
+    Raises:
+        ValueError: the strategy sends another ``proximal-mu``.
+    """
+    sent = content.config_records["config"].get("proximal-mu", mu)
+    if sent != mu and (mu is not None or sent):
+        ours = (
+            "the algorithm has none: take algorithm=fedprox or fedprox-babu" if mu is None else f"proximal-mu is {mu}"
+        )
+        raise ValueError(f"the strategy sends proximal-mu = {sent!r}, and {ours}; the two must be the same")
+
+
 def trained(arrays: Arrays, num_examples: int, metrics: Mapping[str, float]) -> RecordDict:
     """The content of a reply after training: arrays under their names, and ``num-examples`` to weight them by."""
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})

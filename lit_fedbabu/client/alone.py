@@ -14,7 +14,8 @@ def train(message: Message, context: Context, host: Host) -> Message:
     """Train the one client; what it shares goes back under its names, with ``num-examples`` and ``train_loss``.
 
     Raises:
-        ValueError: the node hosts other than one client, or the arrays are not what the algorithm shares.
+        ValueError: the node hosts other than one client, the arrays are not what the algorithm shares, or the strategy
+            pulls clients in another way than the algorithm.
     """
     client, received, order = _asked(message, context, host)
     parameters, count, metrics = client.fit(received, order.to_config())
@@ -41,6 +42,8 @@ def _asked(message: Message, context: Context, host: Host) -> tuple[FedBABUClien
         )
     order, arrays = plain.read(message.content, experiment.rate_in)
     experiment.check_received(arrays)
+    pulled = experiment.algorithm.step == "proximal"
+    plain.check_pull(message.content, experiment.config.proximal_mu if pulled else None)
     # A folder for each run: what clients kept in another one must not go into this.
     memory = f"run_{context.run_id}/memory"
     memories = host.memories(memory) if experiment.algorithm.kept else Path()

@@ -105,3 +105,25 @@ def test_arrays_that_are_not_shared_and_memories_without_a_place_are_refused():
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
         with pytest.raises(ValueError, match=words):
             grid.answer(Message(content, node, "train"), context)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sent", "told"),
+    [
+        ("fedbabu", 0.1, "sends proximal-mu = 0.1, and the algorithm has none: take algorithm=fedprox or fedprox-babu"),
+        ("fedprox", 0.1, "sends proximal-mu = 0.1, and proximal-mu is 0.7; the two must be the same"),
+        ("fedprox", 0.7, ""),
+        ("fedbabu", 0.0, ""),
+    ],
+)
+def test_flowers_fedprox_is_refused_where_clients_would_not_be_pulled_so(algorithm, sent, told):
+    config = config_of(algorithm=algorithm, proximal_mu=0.7, num_local_steps=1)
+    grid = FakeGrid(config, nodes=3)
+    node, context = next(iter(grid.contexts.items()))
+    order = ConfigRecord({"server-round": 1, "proximal-mu": sent})
+    content = RecordDict({"arrays": ArrayRecord(Experiment(config).initial_shared()), "config": order})
+    if told:
+        with pytest.raises(ValueError, match=told):
+            grid.answer(Message(content, node, "train"), context)
+    else:
+        assert not grid.answer(Message(content, node, "train"), context).has_error()
