@@ -17,6 +17,11 @@ PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger")
 """Keys that change no number."""
+OF_DATA = (
+    "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",
+    "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
+)  # fmt: skip
+"""Options that say which data the clients have."""
 
 
 class Derived:
@@ -124,9 +129,9 @@ class Derived:
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether the algorithm reads an option, by its field."""
+        """Whether the algorithm and the partitioner read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
-        return not read_by or self.algorithm in read_by.split(", ")
+        return not read_by or bool({self.algorithm, self.partitioner} & set(read_by.split(", ")))
 
     def length(self, field: str) -> tuple[float, int]:
         """Epochs of a phase, by the field that has them, and mini-batches in their place; 0: the epochs."""

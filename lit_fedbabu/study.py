@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     shipped = configs_folder() / "studies" / f"{arguments.file}.toml"
     study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file)
     refuse_unwritable("output-dir", study.folder)
+    for note in study.repeated():
+        print(note, flush=True)
     try:
         if arguments.dry_run:
             return _dry_run(study)

@@ -2,9 +2,8 @@
 
 import dataclasses
 import itertools
-import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.derived import PLACES
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import whole_name
+from lit_fedbabu.files import from_home, whole_name
 from lit_fedbabu.options import read_toml
 from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
+from lit_fedbabu.studies.names import folder_word, path_text, refuse_long, study_name, table_word, toml_key
 
 OWN = ("base", "name", "output-dir", "per", "tune", "slurm")
 """Keys of a study's file that are no options of its runs."""
@@ -61,6 +61,19 @@ class Study:
     tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def repeated(self) -> list[str]:
+        """Notes on runs that differ in nothing but options which their method or partitioner does not read."""
+        found: dict[tuple[Any, ...], list[Run]] = {}
+        for run in self.runs:
+            fields = (each.name for each in dataclasses.fields(run.config) if run.config.reads(each.name))
+            kind = tuple(getattr(run.config, name) for name in fields if name not in ("run_name", "seed"))
+            found.setdefault((run.config.seed, *kind), []).append(run)
+        several = [runs for (seed, *_), runs in found.items() if len(runs) > 1 and seed == self.runs[0].config.seed]
+        return [
+            f"note: {', '.join(run.name for run in runs)} are one run {len(runs)} times: what differs, they do not read"
+            for runs in several
+        ]
+
     def estimate(self, run: Run, known: Mapping[str, float]) -> float | None:
         """Seconds that a run takes, by those of its algorithm that are done, else by all; None: none is done.
 
@@ -94,7 +107,8 @@ def read_study(path: Path) -> Study:
         InputError: the file is no study, or one of its runs has an option that is refused.
     """
     content = read_toml(path)
-    options = read_toml(path.parent / str(content["base"])) if "base" in content else {}
+    name = study_name(content.get("name", path.stem))
+    options = read_toml(path.parent / path_text("base", content["base"])) if "base" in content else {}
     options |= {key: value for key, value in content.items() if key not in OWN}
     axes = {key: value for key, value in options.items() if isinstance(value, list)}
     for key in options:
@@ -108,14 +122,14 @@ def read_study(path: Path) -> Study:
     if "dataset" in options:
         options["dataset"] = _whole_names(options["dataset"])
     per = _per(content.get("per", {}), axes)
-    folder = Path(str(content.get("output-dir", "tb_logs/studies"))).expanduser().resolve()
-    folder /= str(content.get("name", path.stem))
+    folder = from_home(path_text("output-dir", content.get("output-dir", "tb_logs/studies"))).resolve() / name
     runs: dict[str, Run] = {}
     for point in itertools.product(*axes.values()):
         place = dict(zip(axes, point, strict=True))
         own: dict[str, Any] = {**options, **place, **_of_point(place, per)}
         words = {key: folder_word(key, value) for key, value in place.items()}
         name = "-".join(words.values())
+        refuse_long(name)
         if name in runs:
             raise InputError("study", str(path), f"has two runs of the name {name}; give the values other names")
         config = Config.from_run_config({**own, "output-dir": str(folder), "run-name": name}).pinned()
@@ -127,12 +141,39 @@ def read_study(path: Path) -> Study:
         group = "-".join(word for key, word in words.items() if key != "seed") or "all"
         given = {*(key for key in content if key not in OWN), *_of_point(place, per)}
         runs[name] = Run(name, config, group, frozenset(given))
+    _refuse_unread(per, axes, list(runs.values()))
     tune, slurm = content.get("tune", {}), content.get("slurm", {})
     if not isinstance(tune, dict):
         raise InputError("tune", tune, "must be a table of lists, as in [tune]")
     if not isinstance(slurm, dict):
         raise InputError("slurm", slurm, "must be a table, as in [slurm]")
     return Study(folder, tuple(runs.values()), tuple(axes), tune, slurm)
+
+
+def _refuse_unread(
+    per: Mapping[str, Mapping[str, Mapping[str, Any]]], axes: Mapping[str, list[Any]], runs: Sequence[Run]
+) -> None:
+    """Raise InputError where no run reads an axis, or a method does not read an option that is given for it alone."""
+    for key, values in axes.items():
+        if len(values) > 1:
+            refuse_unread(key, values, runs)
+    for name, options in per.get("algorithm", {}).items():
+        for key, value in options.items():
+            refuse_unread(f"per.algorithm.{name}.{key}", value, [run for run in runs if run.config.algorithm == name])
+
+
+def refuse_unread(name: str, value: Any, runs: Sequence[Run]) -> None:
+    """Raise InputError where none of the runs reads an option.
+
+    Args:
+        name: of the option, or of a table and the option after a dot.
+        value: what the study gives it.
+        runs: of which one should read it.
+    """
+    field = Config.__dataclass_fields__.get(name.rpartition(".")[2].replace("-", "_"))
+    if field and not any(run.config.reads(field.name) for run in runs):
+        remedy = f"is read by {field.metadata['read_by']} alone, and changes no number here; leave it out"
+        raise InputError(name, value, remedy)
 
 
 def _whole_names(dataset: Any) -> Any:
@@ -146,8 +187,8 @@ def _of_point(place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[s
     """The options of single values of axes that a run has; raises InputError where two of them contradict."""
     found: dict[str, tuple[str, Any]] = {}
     for axis, value in place.items():
-        table = f"per.{axis}.{value}"
-        for key, option in per.get(axis, {}).get(str(value), {}).items():
+        table = f"per.{axis}.{table_word(value)}"
+        for key, option in per.get(axis, {}).get(table_word(value), {}).items():
             if key in found and found[key][1] != option:
                 remedy = f"{found[key][0]} gives the same run {found[key][1]!r}; keep one of them"
                 raise InputError(f"{table}.{key}", option, remedy)
@@ -159,21 +200,22 @@ def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[st
     """The options of single values of axes; raises InputError where there is no such value."""
     if not isinstance(per, dict):
         raise InputError("per", per, "must be tables, as in [per.algorithm.fedprox]")
+    words = {axis: [toml_key(value) for value in values] for axis, values in axes.items()}
     for axis, by_value in per.items():
         if axis not in axes:
-            raise InputError(f"per.{axis}", sorted(by_value), f"there is no such axis; there are {', '.join(axes)}")
+            raise InputError(f"per.{axis}", by_value, f"there is no such axis; there are {', '.join(axes)}")
+        if not isinstance(by_value, dict):
+            raise InputError(f"per.{axis}", by_value, f"must be tables, as in [per.{axis}.{words[axis][0]}]")
         for value, options in by_value.items():
-            if value not in map(str, axes[axis]):
-                raise InputError(f"per.{axis}.{value}", options, f"the axis has no such value, but {axes[axis]}")
+            if value not in map(table_word, axes[axis]):
+                remedy = f"the axis has no such value; there are [per.{axis}.{f'], [per.{axis}.'.join(words[axis])}]"
+                raise InputError(f"per.{axis}.{value}", options, remedy)
+            if not isinstance(options, dict):
+                remedy = f"must be a table of options, as in [per.{axis}.{value}]"
+                raise InputError(f"per.{axis}.{value}", options, remedy)
             if wrong := [key for key, option in options.items() if isinstance(option, list) or key in PLACES]:
                 raise InputError(f"per.{axis}.{value}", wrong, "must be single values, and no places")
             if names := [key for key in options if key in axes]:
                 remedy = "is an axis, and runs are named by its values; leave it out here"
                 raise InputError(f"per.{axis}.{value}.{names[0]}", options[names[0]], remedy)
     return per
-
-
-def folder_word(key: str, value: Any) -> str:
-    """A value of an axis in the name of a folder."""
-    word = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name if key in ("dataset", "initial-weights") else str(value))
-    return word if key == "algorithm" else f"{key}_{word}"

@@ -67,6 +67,18 @@ REFUSED = {
     'dataset = ["a/x", "b/x"]\nseed = [1]': "has two runs of the name dataset_x-seed_1",
     "slurm = 4\nseed = [1]": r"slurm = 4: must be a table, as in \[slurm\]",
     "learning-rate = [0.1, -1.0]": "learning-rate = -1.0: must be greater than 0",
+    'name = "../other"\nseed = [1]': 'name = "../other": must be the plain name of a folder',
+    'name = ""\nseed = [1]': "name = .*must be the plain name of a folder",
+    "name = 3\nseed = [1]": "name = 3: must be the plain name of a folder",
+    f'class-names = ["{"x" * 300}"]': "name = .*has 312 bytes, and a folder's may have 200",
+    "output-dir = 3\nseed = [1]": "output-dir = 3: must be one path",
+    'base = ["a.toml"]\nseed = [1]': r'base = \["a.toml"\]: must be one path',
+    "seed = [1]\n[per]\nseed = 3": r"per.seed = 3: must be tables, as in \[per.seed.1\]",
+    "seed = [1]\n[per.seed]\n1 = 3": "per.seed.1 = 3: must be a table of options",
+    "seed = [1]\n[per]\nmomentum = 3": "per.momentum = 3: there is no such axis",
+    "momentum = [0.1]\n[per.momentum.0.1]\nseed = 1": r'there are \[per.momentum."0.1"\]',
+    "proximal-mu = [0.1, 1.0]": r"proximal-mu = \[0.1, 1.0\]: is read by fedprox, .* alone, and changes no number here",
+    'algorithm = ["fedavg"]\n[per.algorithm.fedavg]\nproximal-mu = 1.0': "per.algorithm.fedavg.proximal-mu = .*read by",
 }
 
 
@@ -74,6 +86,18 @@ REFUSED = {
 def test_a_file_that_is_no_study_is_refused_by_its_key(text, tmp_path):
     with pytest.raises(InputError, match=REFUSED[text]):
         study(tmp_path, text)
+
+
+def test_runs_that_differ_in_what_they_do_not_read_are_told(tmp_path):
+    axes = 'algorithm = ["fedbabu", "fedprox"]\nproximal-mu = [0.1, 1.0]\nseed = [1, 2]'
+    (told,) = study(tmp_path, axes).repeated()
+    assert told.startswith("note: fedbabu-proximal-mu_0.1-seed_1, fedbabu-proximal-mu_1.0-seed_1 are one run 2 times")
+    assert study(tmp_path, PLAIN).repeated() == []
+
+
+def test_a_table_of_a_truth_is_written_as_in_toml(tmp_path):
+    found = study(tmp_path, 'pretrained = [true]\n[per.pretrained.true]\nmodel-name = "timm:resnet18"')
+    assert found.runs[0].config.model_name == "timm:resnet18"
 
 
 def test_the_shipped_studies_are_those_of_their_configurations():

@@ -7,10 +7,11 @@ import pytest
 
 from lit_fedbabu import study as door
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import read_results
-from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment
+from lit_fedbabu.files import write_json
+from lit_fedbabu.records.results import read_results, results
+from lit_fedbabu.records.run_folder import RESULTS, TUNED, read_config, read_environment
 from lit_fedbabu.studies.plan import read_study
-from lit_fedbabu.studies.tuning import tuning_of
+from lit_fedbabu.studies.tuning import chosen, tuning_of
 from tests.support import client_data, partition, tiny_config, write_study
 
 
@@ -69,12 +70,35 @@ def test_the_best_on_held_out_images_is_run_on_all_and_reported(tmp_path, capsys
     assert {each: each.stat().st_mtime_ns for each in folder.rglob("*.ckpt")} == before, "nothing was done again"
 
 
+def test_a_choice_is_among_what_is_read_and_prefers_models_that_are_finite(tmp_path):
+    path, _ = write_study(tmp_path, seed=[1], algorithm=["fedbabu", "fedprox"])
+    path.write_text(path.read_text() + "\n[tune]\nproximal-mu = [0.1, 0.2, 0.3]\n")
+    study = read_study(path)
+    tuning = tuning_of(study)
+    assert [each.group for each in tuning.candidates] == ["fedprox"] * 3, "fedbabu reads none of them"
+    for candidate, scores in zip(tuning.candidates, [(0.5, 0.5), (0.9, None), (0.6, 0.6)], strict=True):
+        clients = [
+            {"client": place, "initial_accuracy": 0.5, "personalized_accuracy": value or float("nan")}
+            for place, value in enumerate(scores)
+        ]
+        (run,) = candidate.runs
+        run.folder.mkdir(parents=True)
+        write_json(run.folder / RESULTS, results(run.config, [{"round": 1}], clients))
+    made, words = chosen(study, tuning, {})
+    assert [run.config.proximal_mu for run in made.runs] == [0.01, 0.3]
+    assert list(words) == ["fedprox-seed_1"] and words["fedprox-seed_1"].startswith("proximal-mu=0.3 of 0.1, 0.2, 0.3")
+
+
 REFUSED = {
     "[tune]\nseed = [1, 2]": "tune.seed = .*cannot be tuned",
     "[tune]\nmomentum = [0.1]": "tune.momentum = .*two different values or more",
     "[tune]\nvalidation-fraction = 0.3": "tune = .*names no option",
     "[tune]\nvalidation-fraction = 1.5\nmomentum = [0.1, 0.2]": "validation-fraction = 1.5: must be less than 1",
     "[tune]\nlearning-rate = [0.1, 0.2]\n[per.seed.1]\nlearning-rate = 0.3": "seed_1 has a value for it already",
+    "[tune]\nmomentum = [0.1, 0.2]\nvalidation-fraction = 0": "tune.validation-fraction = 0: would choose on",
+    "[tune]\nnum-clients = [2, 3]": "tune.num-clients = .*is of the data that methods are compared on",
+    "[tune]\nproximal-mu = [0.1, 0.2]": "tune.proximal-mu = .*is read by fedprox, .* alone",
+    "validation-fraction = 0.3\n[tune]\nmomentum = [0.1, 0.2]": "validation-fraction = 0.3: would evaluate",
     "[tune]\nlearning-rates = [0.1, 0.2]": "learning-rates = .*no such key",
 }
 
