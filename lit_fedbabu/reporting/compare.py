@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
+from lit_fedbabu.derived import OF_DATA
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.reporting.names import method_names, setting_names
-from lit_fedbabu.reporting.runs import Run, read_run, unfinished
+from lit_fedbabu.records.run_folder import read_config
+from lit_fedbabu.reporting.names import method_names, run_names, setting_names
+from lit_fedbabu.reporting.runs import Run, Unfinished, read_run, unfinished
 from lit_fedbabu.tasks.evaluation import Score
 
-DATA = (
-    "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",
-    "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
-    "data", "clients", "round",
-)  # fmt: skip
+DATA = (*OF_DATA, "validation-fraction", "data", "clients", "round")
 """Always part of the setting: which data the clients have, and of a fine-tuning its data, clients and round."""
 
 
@@ -43,14 +41,14 @@ class Study:
         methods: names, and the options that tell methods of one algorithm apart.
         settings: names, and the options that tell them apart.
         reference: the method that others are compared with.
-        unfinished: folders of runs and fine-tunings that have no results.
+        unfinished: runs and fine-tunings that have no results.
     """
 
     cells: tuple[Cell, ...]
     methods: dict[str, dict[str, Any]]
     settings: dict[str, dict[str, Any]]
     reference: str
-    unfinished: tuple[Path, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
 
     def of_setting(self, setting: str) -> list[Cell]:
         """The methods that were run in a setting."""
@@ -66,21 +64,36 @@ class Study:
         """All runs, in the order of the cells."""
         return [run for cell in self.cells for run in cell.runs]
 
+    @property
+    def every(self) -> list[Run | Unfinished]:
+        """All runs, and after them those without results."""
+        return [*self.runs, *self.unfinished]
 
-def read_study(folders: Iterable[Path], reference: str = "") -> Study:
+    @property
+    def names(self) -> dict[Path, str]:
+        """Names of all runs, those without results among them, by their folders."""
+        return run_names([each.folder for each in self.every])
+
+
+def read_study(folders: Iterable[Path], reference: str = "", failed: Sequence[Unfinished] = ()) -> Study:
     """Read run folders; arguments and errors as of ``compare`` and ``read_run``.
+
+    Args:
+        folders: of the runs.
+        reference: as of ``compare``.
+        failed: other runs that are known to have no results.
 
     Raises:
         InputError: also where none of the runs is finished.
     """
-    found, rest = [], []
+    found, rest = [], [*failed]
     for folder in folders:
         missing = unfinished(folder)
-        rest += missing
+        rest += [Unfinished(each, read_config(each)) for each in missing]
         if folder not in missing:
             found.append(read_run(folder))
     if not found:
-        raise InputError("RUN", str(rest[0]), "has no results.json: give a run that is finished")
+        raise InputError("RUN", str(rest[0].folder), "has no results.json: give a run that is finished")
     return dataclasses.replace(compare(found, reference), unfinished=tuple(rest))
 
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.records.run_folder import TUNED
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.runs import Partition, Run
@@ -71,19 +72,34 @@ def split_table(study: Study) -> list[Row]:
     return rows
 
 
+def unfinished_table(study: Study) -> list[Row]:
+    """A row for every run that has no results."""
+    names = study.names
+    return [
+        {
+            "run": names[each.folder],
+            "method": algorithm_of(each.config).title,
+            "seed": each.config.seed,
+            "why": _short(each.reason),
+        }
+        for each in study.unfinished
+    ]
+
+
 def failure_table(study: Study) -> tuple[list[Row], str]:
     """A row for every reason in every run, the most frequent first, and a note on what is not shown."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for run in study.runs:
+    names = study.names
+    for run in study.every:
         for failure in run.failures:
-            found[run.folder.name, str(failure["reason"])].append(failure)
+            found[names[run.folder], str(failure["reason"])].append(failure)
     rows: list[Row] = [
         {
             "run": name,
             "failures": len(failures),
             "clients": _counted(failures, "client"),
             "rounds": _counted(failures, "round"),
-            "reason": reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…",
+            "reason": _short(reason),
         }
         for (name, reason), failures in sorted(found.items(), key=lambda entry: -len(entry[1]))
     ]
@@ -93,6 +109,10 @@ def failure_table(study: Study) -> tuple[list[Row], str]:
     )
     left_out = f"{len(rest)} more rows with {count} failures are in the runs' own files."
     return rows[:SHOWN_FAILURES], left_out if rest else ""
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
 
 
 def _counted(failures: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -105,9 +125,9 @@ def run_table(study: Study) -> list[Row]:
     every = [(cell, run) for cell in study.cells for run in cell.runs]
     facts = [facts_of(run) for _, run in every]
     varied = [key for key in _keys(facts) if len({each.get(key, "") for each in facts}) > 1 and key != "seed"]
-    rows = []
+    rows, names = [], study.names
     for (cell, run), fact in zip(every, facts, strict=True):
-        row: Row = {"run": run.folder.name, "method": cell.method}
+        row: Row = {"run": names[run.folder], "method": cell.method}
         if len(study.settings) > 1:
             row["setting"] = cell.setting
         row |= {"seed": run.config.seed, "clients measured": len(run.outcome["clients"]), "failures": len(run.failures)}

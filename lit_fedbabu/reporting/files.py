@@ -7,25 +7,27 @@ from pathlib import Path
 
 from lit_fedbabu.files import make_folder, write_whole
 from lit_fedbabu.reporting.compare import read_study
+from lit_fedbabu.reporting.runs import Unfinished
 
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path], out: Path, reference: str = "") -> None:
+def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed: Sequence[Unfinished] = ()) -> None:
     """Compare runs, write the files and print their names.
 
     Args:
         folders: of the runs.
         out: folder for the files; those of an earlier report are written anew.
         reference: the method that others are compared with; "": FedBABU, or the first.
+        failed: runs that have no results, as was told already; the report names them, too.
 
     Raises:
         InputError: a run cannot be read, or none is finished.
     """
-    study = read_study(folders, reference)
+    study = read_study(folders, reference, failed)
     make_folder("--out", out)
-    for folder in study.unfinished:
-        print(f"note: {folder} has no results, it is not finished", file=sys.stderr)
+    for run in (run for run in study.unfinished if run not in failed):
+        print(f"note: {run.folder} has no results, {run.reason}", file=sys.stderr)
     from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
     from lit_fedbabu.reporting import formats
     from lit_fedbabu.reporting.page import page

@@ -1,6 +1,7 @@
 """Names of methods and settings, made from the options that tell them apart."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -20,6 +21,19 @@ def _words(options: Mapping[str, Any]) -> str:
 def printable(text: str) -> str:
     """The text in one line, with a mark for every character that cannot be shown."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+
+
+def run_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The names of runs by their folders: so much of the path as tells them apart, and with a fine-tuning its run."""
+    parts = {folder: folder.resolve().parts for folder in folders}
+    names = {}
+    for folder, own in parts.items():
+        least = 3 if own[-2:-1] == ("finetune",) else 1
+        others = {each for each in parts.values() if each != own}
+        lengths = range(least, len(own) + 1)
+        name = next((own[-n:] for n in lengths if all(each[-n:] != own[-n:] for each in others)), own)
+        names[folder] = "/".join(name)
+    return names
 
 
 def setting_names(options: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -47,6 +47,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
                 _counted(len(study.methods), "method"),
                 _counted(len(study.settings), "setting"),
                 _counted(len(seeds), "seed"),
+                *([f"{_counted(len(study.unfinished), 'run')} without results"] if study.unfinished else []),
             ],
             sections=sections,
             css=Markup((FOLDER / "page.css").read_text()),  # a file of this package

@@ -4,9 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.records.results import curve, read_results, scaled, score_of
 from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment
 from lit_fedbabu.reporting.costs import Cost, cost_of
+from lit_fedbabu.reporting.damage import refuse_damaged
 from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 
@@ -99,17 +98,28 @@ class Run:
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:
-        """Failures of clients; a line that was cut off when the run was killed stands for itself."""
-        path = self.folder / FAILURES
-        found = []
-        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
-            try:
-                entry = json.loads(line)
-                found.append({key: entry[key] for key in ("round", "client", "node", "reason")})
-            except (ValueError, LookupError, TypeError):
-                reason = f"line {number} of {FAILURES} cannot be read"
-                found.append({"round": "", "client": "", "node": "", "reason": reason})
-        return found
+        """Failures of clients."""
+        return _read_failures(self.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A run, or a fine-tuning, without results.
+
+    Args:
+        folder: of it, which may not exist yet.
+        config: its options.
+        reason: why it has none, where that is known.
+    """
+
+    folder: Path
+    config: Config
+    reason: str = "it is not finished"
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """Failures of clients."""
+        return _read_failures(self.folder)
 
 
 def read_run(folder: Path) -> Run:
@@ -120,13 +130,27 @@ def read_run(folder: Path) -> Run:
     """
     config, outcome = _resolved(folder), read_results(folder)
     algorithm_of(config)
-    _refuse_damaged(folder / RESULTS, outcome)
+    refuse_damaged(folder / RESULTS, config, outcome)
     name = score_of(outcome).name
     finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_{name}"] for stage in STAGES]]
     outcome = {**outcome, "clients": finite}  # as in the summary, which says over how many it is
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
     tuned = tuple(read_run(each) for each in below)
     return Run(folder, config, read_environment(folder), outcome, _read_partition(folder / PARTITION), tuned)
+
+
+def _read_failures(folder: Path) -> list[dict[str, Any]]:
+    """Failures of clients; a line that was cut off when the run was killed stands for itself."""
+    path = folder / FAILURES
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+        try:
+            entry = json.loads(line)
+            found.append({key: entry[key] for key in ("round", "client", "node", "reason")})
+        except (ValueError, LookupError, TypeError):
+            reason = f"line {number} of {FAILURES} cannot be read"
+            found.append({"round": "", "client": "", "node": "", "reason": reason})
+    return found
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -140,43 +164,6 @@ def _resolved(folder: Path) -> Config:
     config = read_config(folder)
     found = re.search(r" in (\S+) with torch ", str(read_environment(folder).get("trains-on", "")))
     return dataclasses.replace(config, precision=found[1]) if found and config.precision == "auto" else config
-
-
-def _refuse_damaged(path: Path, outcome: Mapping[str, Any]) -> None:
-    """Raise InputError where what a report needs is missing or no number."""
-
-    def check(spread: Mapping[str, float]) -> None:
-        if not all(math.isfinite(spread[key]) for key in ("mean", "std", "worst_decile")):
-            raise ValueError(f"not finite: {dict(spread)}")
-
-    try:
-        score = score_of(outcome)
-        for key in (f"{stage}_{score.name}" for stage in STAGES):
-            check(outcome["summary"][key])
-            values = [row[key] for row in outcome["clients"]]
-            finite = [value for value in values if value is not None]
-            if len(finite) != outcome["summary"][key].get("clients", len(values)):
-                raise ValueError(f"{key} of a client is missing")
-            if score.is_accuracy and not all(0 <= value <= 1 for value in finite):
-                raise ValueError(f"{key} of a client is not from 0 to 1")
-            if not all(map(math.isfinite, finite)):
-                raise ValueError(f"{key} of a client is not finite")
-        best = outcome["best_round_on_test_data"]  # every federation has one, and nobody who had no part in it
-        if not outcome["clients"] or bool(outcome["rounds"]) != bool(best) or outcome["round"] < 1:
-            raise ValueError("there is no client or no round")
-        if len({row["client"] for row in outcome["clients"]}) < len(outcome["clients"]):
-            raise ValueError("a client is there twice")
-        if not all(math.isfinite(value) for spread in outcome["summary"].values() for value in spread.values()):
-            raise ValueError("a number of the summary is not finite")
-        for spread in curve(outcome):
-            check(spread)
-        for entry in [*outcome["rounds"], *([best] if best else [])]:
-            if entry["round"] < 1:
-                raise ValueError(f"round {entry['round']}")
-            if (key := f"initial_{score.name}") in entry or entry is best:
-                check(entry[key])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("results", str(path), f"cannot be read: {error!r}; leave this run out") from None
 
 
 def _read_partition(path: Path) -> Partition | None:

@@ -26,6 +26,7 @@ NEW_CLIENTS = (
     "Clients that had no part in any round. Each starts from what its method gives a newcomer, what is shared over the"
     " initial model, and is fine-tuned as the others are; it is in no other table and figure."
 )
+UNFINISHED = "They are in no figure, and in no other table but that of failures."
 TUNING = "Chosen before the runs, on training images that were held out; no test image had a part in the choice."
 COST = (
     "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
@@ -55,7 +56,7 @@ def sections(study: Study) -> list[Section]:
     ranked = differences.ranking(study)
     calibrations = dots.calibrations(study)
     failures, more = facts.failure_table(study)
-    count = sum(len(run.failures) for run in study.runs)
+    count = sum(len(run.failures) for run in study.every)
     found = [
         Section(
             study.score.title,
@@ -67,6 +68,7 @@ def sections(study: Study) -> list[Section]:
                     "Mean ± std over seeds.",
                 ),
                 ("methods", "Methods", tables.method_table(study), METHODS),
+                ("unfinished", "Runs without results", facts.unfinished_table(study), UNFINISHED),
                 ("tuning", "Options chosen on a validation split", facts.tuning_table(study), TUNING),
                 ("names", "What the names stand for", facts.name_table(study), ""),
             ),
@@ -131,8 +133,7 @@ def sections(study: Study) -> list[Section]:
         Section(
             "Failures",
             [
-                f"{count} failures of clients in {len(study.runs)} runs." if count else "No client failed.",
-                *(f"{folder.name} has no results: it is not finished." for folder in study.unfinished),
+                f"{count} failures of clients in {len(study.every)} runs." if count else "No client failed.",
                 *([more] if more else []),
             ],
             _tables(("failures", "Failures of clients", failures, "")),

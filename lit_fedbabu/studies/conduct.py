@@ -44,8 +44,12 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
         if tuning is not None:
             need = max(need, check(tuning.study))
             print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
-            study, words = chosen(study, tuning, _work(tuning.study, warm, plain, need, machines=machines)[0])
-            for group, told in {run.group: words[run.name] for run in study.runs}.items():
+            out, _ = _work(tuning.study, warm, plain, need, machines=machines)
+            for name, reason in out.items():
+                log = f"{tuning.study.folder / name}.log"
+                print(f"note: {name} is out of the choice: {reason}; {log} has what it printed", flush=True)
+            study, words = chosen(study, tuning, out)
+            for group, told in {run.group: words[run.name] for run in study.runs if run.name in words}.items():
                 print(f"chosen for {group}: {told}", flush=True)
             refuse_other_studies(study)
         failed, elsewhere = _work(study, warm, plain, need, is_worker, machines)
@@ -57,12 +61,14 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
     if elsewhere:
         print(f"{len(elsewhere)} runs are done by others at this moment: {', '.join(elsewhere)}")
     for name, reason in failed.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
+        print(f"error: {name}: {reason}; {study.folder / name}.log has what it printed", file=sys.stderr)
     if not is_worker and done:
         from lit_fedbabu.reporting.files import write_report
+        from lit_fedbabu.reporting.runs import Unfinished
 
         ready = [run.folder for run in study.runs if run.name not in failed]
-        write_report(ready, study.folder / REPORT)
+        lost = [Unfinished(run.folder, run.config, failed[run.name]) for run in study.runs if run.name in failed]
+        write_report(ready, study.folder / REPORT, failed=lost)
     return int(bool(failed))
 
 
@@ -120,7 +126,7 @@ def _work(
                 for place, outcome in pool.answers("lit_fedbabu.studies.work:work", requests):
                     run = todo[place]
                     if isinstance(outcome, Exception):
-                        failed[run.name] = f"{outcome}; {run.folder}.log has what it printed"
+                        failed[run.name] = str(outcome)
                         show.ended(run, "failed")
                     elif outcome == DONE:
                         show.ended(run, outcome)

@@ -1,14 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from lit_fedbabu import report
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records import run_folder
-from lit_fedbabu.reporting import differences
+from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.reporting import differences, facts
 from lit_fedbabu.reporting.compare import finetunings, pairs_of, read_study
-from lit_fedbabu.reporting.names import METHOD_WIDTH, printable
-from lit_fedbabu.reporting.runs import read_run
+from lit_fedbabu.reporting.files import write_report
+from lit_fedbabu.reporting.names import METHOD_WIDTH, printable, run_names
+from lit_fedbabu.reporting.runs import Unfinished, read_run
 from tests.reporting.made_up import change, made_up_run, study_of
 
 
@@ -70,6 +72,13 @@ def test_an_option_is_of_the_setting_or_of_the_method(runs, methods, settings, t
     assert len(study.settings) == settings
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "run")
+    folders = [Path(), tmp_path / "b" / "run", tmp_path / "b" / "other", tmp_path / "b" / "run" / "finetune" / "head"]
+    assert list(run_names(folders).values()) == ["a/run", "b/run", "other", "run/finetune/head"]
+
+
 def test_settings_are_in_the_order_of_their_numbers(tmp_path):
     alphas = (10.0, 0.5, 2.0)
     study = study_of(*(made_up_run(tmp_path / str(alpha), dirichlet_alpha=alpha) for alpha in alphas))
@@ -93,8 +102,8 @@ def test_long_names_and_names_that_look_alike_become_numbers(tmp_path):
 def test_other_clients_rounds_and_newcomers_are_other_settings(tmp_path):
     whole = made_up_run(tmp_path / "whole")
     part = made_up_run(tmp_path / "part", num_clients=2)
-    clients = json.loads((part / run_folder.RESULTS).read_text())["clients"]
-    change(part, clients=clients[:1])
+    outcome = json.loads((part / run_folder.RESULTS).read_text())
+    change(part, **results.results(run_folder.read_config(part), outcome["rounds"], outcome["clients"][:1]))
     newcomer = made_up_run(tmp_path / "newcomer", facts={"data": "shapes"})
     best = change(made_up_run(tmp_path / "best"), round=2)
     study = study_of(whole, part, newcomer, best)
@@ -158,9 +167,18 @@ def test_unfinished_runs_and_fine_tunings_are_told(tmp_path, capsys):
     (tuned / run_folder.RESULTS).unlink()
     study = read_study([done, begun])
     assert [run.folder for run in study.runs] == [done]
-    assert study.unfinished == (tuned, begun)
+    assert [each.folder for each in study.unfinished] == [tuned, begun]
+    assert [row["run"] for row in facts.unfinished_table(study)] == ["done/finetune/head", "begun"]
+    failure = {"round": 1, "client": 0, "node": "0", "reason": "oh", "traceback": ""}
+    (begun / run_folder.FAILURES).write_text(json.dumps(failure))
+    assert facts.failure_table(study)[0][0]["run"] == "begun", "clients failed, also in a run without results"
     with pytest.raises(InputError, match="give a run that is finished"):
         read_study([begun])
+    failed = Unfinished(tmp_path / "never", read_run(done).config, "no worker can be started")
+    write_report([done], tmp_path / "told", failed=[failed])
+    told = capsys.readouterr()
+    assert "| never | FedBABU | 1 | no worker can be started |" in told.out and "never" not in told.err
+    assert "1 run without results" not in told.out and "run" in (tmp_path / "told" / "unfinished.md").read_text()
     assert report.main([str(done), "--out", str(tmp_path / "out"), "--reference", "FedAvg"]) == 2
     assert capsys.readouterr().err.startswith(
         'error: --reference = "FedAvg": is no method of these runs; they are FedB'
@@ -192,6 +210,10 @@ CLIENT = {"client": 0, "initial_accuracy": 0.5, "personalized_accuracy": 0.5}
         {"rounds": [{"round": 1, "initial_accuracy": 0.5}]},
         {"round": "last"},
         {"best_round_on_test_data": {"round": 1}},
+        {"algorithm": "fedavg"},
+        {"round": 5},
+        {"rounds": [{"round": 2}]},
+        {"new_clients": {}},
     ],
 )
 def test_damaged_results_are_refused_by_name(changes, tmp_path):
@@ -200,6 +222,29 @@ def test_damaged_results_are_refused_by_name(changes, tmp_path):
         read_run(folder)
     told = str(caught.value)
     assert str(folder / run_folder.RESULTS) in told and "leave this run out" in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("summary", "personalized_accuracy", "mean"), 0.99),
+        (("summary", "personalized_accuracy", "worst_decile"), 0.0),
+        (("summary", "gain", "mean"), 0.5),
+        (("clients", 0, "personalized_accuracy"), 0.01),
+        (("clients", 1, "client"), "one"),
+        (("clients", 1, "initial_bin_hits"), [1, 2]),
+        (("clients", 1, "initial_bin_hits"), "many"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused_by_name(place, value, tmp_path):
+    folder = made_up_run(tmp_path / "run")
+    outcome = json.loads((folder / run_folder.RESULTS).read_text())
+    inner = outcome
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(InputError, match="leave this run out"):
+        read_run(change(folder, **outcome))
 
 
 @pytest.mark.parametrize(
