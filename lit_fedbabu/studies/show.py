@@ -36,7 +36,7 @@ class Shown:
     def __init__(self, study: Study, todo: Sequence[Run], console: Console | None) -> None:
         self._study, self._todo, self._console = study, todo, console
         self._ended: dict[str, str] = {}
-        self._begun = time.monotonic()
+        self._begun = self._newest = time.monotonic()
         self._waiting = ""
 
     def say(self, line: str) -> None:
@@ -57,6 +57,7 @@ class Shown:
                 f"  personalized {score.name} {score.shown(over['mean'])} ± {score.shown(over['std'])}{score.unit}"
             )
         self._ended[run.name] = state
+        self._newest = time.monotonic()
         self.say(f"{len(self._ended)}/{len(self._todo)}  {run.name}  {state}{reached}")
 
     def waits(self, runs: Sequence[Run]) -> None:
@@ -71,11 +72,15 @@ class Shown:
         going = [run for run in self._todo if run.name not in self._ended and claim_of(run.folder).exists()]
         left = len(self._todo) - len(self._ended)
         done = len(self._study.runs) - left
+        rows = [_progress(run) for run in going[:SHOWN]]
+        widths = [max(map(len, column)) for column in zip(("round", "newest score"), *rows, strict=True)]
+        room = (self._console.width if self._console else 80) - sum(widths) - 4  # between columns
         table = Table(box=None, pad_edge=False)
-        for name in ("run", "round", "newest score"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
-        for run in going[:SHOWN]:
-            table.add_row(run.name, *_progress(run))
+        table.add_column("run", no_wrap=True)
+        for name, width in zip(("round", "newest score"), widths, strict=True):
+            table.add_column(name, no_wrap=True, min_width=width)
+        for run, row in zip(going, rows, strict=False):  # those that are more are counted
+            table.add_row(_shortened(run.name, room), *row)
         if len(going) > SHOWN:
             table.add_row(f"and {len(going) - SHOWN} more", "", "")
         return Group(Text(f"{done} of {len(self._study.runs)} runs have ended{self._left(left)}"), table)
@@ -83,12 +88,19 @@ class Shown:
     def _left(self, left: int) -> str:
         """The time that the rest will take, by the runs that have ended here; by earlier ones before that."""
         if self._ended:
-            seconds = (time.monotonic() - self._begun) / len(self._ended) * left
+            seconds = (self._newest - self._begun) / len(self._ended) * left - (time.monotonic() - self._newest)
+            seconds = max(0.0, seconds)
         elif known := times(self._study.folder):
             seconds = sum(self._study.estimate(run, known) or 0.0 for run in self._todo)
         else:
             return ""
         return f", about {timedelta(seconds=round(seconds))} left" if left else ""
+
+
+def _shortened(name: str, room: int) -> str:
+    """A name in so many characters, without its middle: methods are at the beginning, and seeds at the end."""
+    half = max(1, (room - 1) // 2)
+    return name if len(name) <= room else f"{name[:half]}…{name[-half:]}"
 
 
 def _progress(run: Run) -> tuple[str, str]:

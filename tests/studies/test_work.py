@@ -1,5 +1,6 @@
 """Runs of a study: done once, in any process, to the bytes of a run alone; claimed by one worker at a time."""
 
+import io
 import json
 import os
 import pty
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lit_fedbabu import study as door
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import write_config
-from lit_fedbabu.studies import conduct, work
+from lit_fedbabu.studies import conduct, show, work
 from lit_fedbabu.studies.claims import EXPIRES_S, LOCK
 from lit_fedbabu.studies.plan import read_study
 from tests.support import NARROW, files_that_decide, tiny_config, write_study
@@ -49,6 +51,9 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
     assert told.err.startswith("error: ditto-seed_1: RunError: ") and "not finite" in told.err
     assert (folder / "ditto-seed_1.log").read_text().startswith("run folder")
     assert read_results(folder / "fedbabu-seed_1")["clients"]
+    assert "| ditto-seed\\_1 | Ditto | 1 | RunError: " in told.out
+    page = (folder / "report" / "report.html").read_text()
+    assert "1 run without results" in page and "No client failed" not in page
 
 
 def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys):
@@ -129,6 +134,30 @@ def test_a_terminal_has_a_live_table(tmp_path):
     text = shown.decode()
     assert "runs have ended" in text and "of 30" in text and " ± " in text
     assert "2 of 2 runs are done" in text
+
+
+def test_a_narrow_live_table_keeps_rounds_and_scores_and_counts_down(tmp_path, monkeypatch):
+    path, folder = write_study(tmp_path, algorithm=["fedprox-babu"], norm=["batch", "batch-running"])
+    study = read_study(path)
+    folder.mkdir(parents=True)
+    for run in study.runs:
+        work.claim_of(run.folder).touch()
+        work.log_of(run.folder).write_text("round 12/40  training\nround 12  initial accuracy 51.20 ± 20.10 %\n")
+    out = io.StringIO()
+    table = show.Shown(study, study.runs, Console(file=out, width=44))
+    table._console.print(table.table())
+    rows = out.getvalue().splitlines()[2:]
+    assert len(rows) == 4 and max(map(len, rows)) <= 44
+    for row, run in zip(rows, study.runs, strict=True):
+        assert row.startswith(run.name[:5]) and run.name[-5:] in row
+        assert "12 of 40" in row and "51.20 ± 20.10" in row
+    now = table._begun
+    monkeypatch.setattr(show.time, "monotonic", lambda: now)
+    now += 60
+    table.ended(study.runs[0], "failed")
+    assert table._left(3) == ", about 0:03:00 left"
+    now += 50
+    assert table._left(3) == ", about 0:02:10 left"
 
 
 @pytest.mark.slow
