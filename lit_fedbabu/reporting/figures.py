@@ -92,6 +92,7 @@ def rounds(study: Study) -> Drawing | None:
     def label(axes: Axes) -> None:
         axes.set(xlabel="communication round", ylabel=f"initial {study.score.axis}")
         axes.set(xlim=(0, None), ylim=study.score.limits)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
 
     panels: list[Panel] = []
     for setting in study.settings:

@@ -1,5 +1,6 @@
 """Tables that compare methods: accuracies, fine-tuning, measures, fairness and cost."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -174,7 +175,7 @@ def cost_table(study: Study) -> list[Row]:
 
         def mean(key: str, unit: float, costs: Sequence[Any] = costs) -> str:
             values = [getattr(each, key) for each in costs]
-            return "" if None in values else f"{np.mean(values) / unit:.2f}"
+            return "" if None in values else _amount(float(np.mean(values)) / unit)
 
         rows.append(
             {
@@ -189,3 +190,8 @@ def cost_table(study: Study) -> list[Row]:
             }
         )
     return rows
+
+
+def _amount(value: float) -> str:
+    """Two decimals; of less than 0.1 two digits that are not zero."""
+    return f"{value:.{2 if value >= 0.1 or value <= 0 else 1 - math.floor(math.log10(value))}f}"

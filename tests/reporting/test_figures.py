@@ -53,6 +53,12 @@ def test_a_panel_has_its_few_in_colour_and_all_others_in_grey(many):
     assert colours.count("#b8b8b8") == len(many.methods) - 7 and len(set(colours)) == 8
 
 
+def test_a_round_is_a_whole_number_also_on_an_axis_of_few(tmp_path):
+    with plots.style():
+        (axes,) = alone(figures.rounds(study_of(made_up_run(tmp_path / "run", rounds=2, last=2))).panels[0]).axes
+    assert all(float(place).is_integer() for place in axes.get_xticks())
+
+
 def test_bands_are_of_seeds_and_one_seed_has_none(tmp_path):
     folders = [made_up_run(tmp_path / f"{seed}", seed=seed) for seed in (1, 2)]
     for chosen, bands in ((folders, 1), (folders[:1], 0)):

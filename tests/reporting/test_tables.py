@@ -118,6 +118,16 @@ def test_bytes_and_seconds_are_those_of_all_rounds_or_none(tmp_path):
     assert (found.bytes_up, found.bytes_down, found.seconds) == (100, 1000, None)
 
 
+def test_small_costs_have_digits():
+    assert [tables._amount(value) for value in (0, 0.00143, 0.05, 0.1, 3.2)] == [
+        "0.00",
+        "0.0014",
+        "0.050",
+        "0.10",
+        "3.20",
+    ]
+
+
 def test_splits_are_told_apart_by_their_content(tmp_path):
     study = made_up_study(tmp_path, ["fedbabu", "fedavg"], [1, 2])
     (row,) = facts.split_table(study)
