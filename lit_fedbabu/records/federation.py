@@ -165,6 +165,8 @@ def resumable(config: Config) -> Federation | None:
     seal.check_memories(folder, federation.server_round)
     if len(federation.rounds) >= config.num_server_rounds:
         remedy = f"the run is finished; see {folder / RESULTS}, or give it more rounds than {config.num_server_rounds}"
+        if not (folder / RESULTS).exists():
+            remedy = f"its rounds are done, but {RESULTS} is missing; put it back, or delete the folder and begin anew"
         raise InputError("resume", config.resume, remedy)
     _refuse_other_schedule(config, federation.config, len(federation.rounds))
     return federation

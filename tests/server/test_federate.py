@@ -256,6 +256,9 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
         with pytest.raises(InputError, match=words):
             federate(tiny_config(**changes))
     assert files_that_decide(folder) == before
+    (folder / run_folder.RESULTS).unlink()
+    with pytest.raises(InputError, match="its rounds are done, but results.json is missing; put it back"):
+        federate(tiny_config(resume=str(folder)))
 
 
 @pytest.mark.parametrize("stopped", [False, True])
