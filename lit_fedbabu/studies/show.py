@@ -62,7 +62,7 @@ class Shown:
 
     def waits(self, runs: Sequence[Run]) -> None:
         """Nothing is left to do but what others do."""
-        names = ", ".join(run.name for run in runs)
+        names = ", ".join(sorted(run.name for run in runs))
         if names != self._waiting:
             self._waiting = names
             self.say(f"waiting for others, who do: {names}")

@@ -151,6 +151,9 @@ def test_a_narrow_live_table_keeps_rounds_and_scores_and_counts_down(tmp_path, m
     for row, run in zip(rows, study.runs, strict=True):
         assert row.startswith(run.name[:5]) and run.name[-5:] in row
         assert "12 of 40" in row and "51.20 ± 20.10" in row
+    table.waits(study.runs)
+    table.waits(study.runs[::-1])
+    assert out.getvalue().count("waiting for others") == 1, "whose answers come in any order"
     now = table._begun
     monkeypatch.setattr(show.time, "monotonic", lambda: now)
     now += 60
