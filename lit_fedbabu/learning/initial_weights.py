@@ -64,7 +64,10 @@ def _read(path: Path) -> dict[str, Tensor]:
                     raise ValueError(f"its part {damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content)
-        return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(name): value.to_dense() for name, value in content.items() if isinstance(value, Tensor)}
+        if empty := [name for name, value in tensors.items() if value.is_meta]:
+            raise ValueError(f"its {empty[0]} has a shape and no numbers")
+        return tensors
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         if isinstance(error, UnpicklingError):  # whose text is advice to run the code
@@ -78,9 +81,9 @@ def _renamed(state: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tenso
 
 
 def _fitting(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The given entries that a model has too, in the same shape."""
+    """The given entries that a model has too, in the same shape, in the model's type."""
     return {
-        name: given[name]
+        name: given[name].to(value.dtype)
         for name, value in own.items()
         if name in given
         and given[name].shape == value.shape

@@ -24,6 +24,7 @@ FORMS = {
     "a whole model": lambda state: state,
     "a LightningModule": lambda state: {"state_dict": {f"model.{name}": state[name] for name in state}, "epoch": 3},
     "a wrapped model": lambda state: {f"module.{name}": state[name] for name in state},
+    "sparse weights": lambda state: {name: value.to_sparse() for name, value in state.items()},
     "half precision": lambda state: {name: v.half() if v.is_floating_point() else v for name, v in state.items()},
 }
 
@@ -106,6 +107,8 @@ class Code:
         ({"body.1.num_batches_tracked": torch.tensor(3)}, "has no matrix or kernel of the model"),
         ({"head.bias": torch.zeros(3), "body.1.weight": torch.zeros(2)}, "has no matrix or kernel of the model"),
         ({"head.weight": torch.full((3, 4), torch.nan)}, "has weights that are not finite, the first is head.weight"),
+        ({"head.weight": torch.full((3, 4), 1e300, dtype=torch.float64)}, "has weights that are not finite"),
+        ({"head.weight": torch.ones(3, 4, device="meta")}, "is no state dict, .* its head.weight has a shape and no"),
     ],
 )
 def test_files_without_weights_of_the_model_are_refused_in_a_line(content, words, tmp_path):
