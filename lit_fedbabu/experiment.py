@@ -206,7 +206,7 @@ class Experiment:
             self._check_own(self.task)
             return
         refuse_unfit_size(config.model_name, config.image_size)
-        classes, channels = len(self.task.class_names), self.task.source.channels if images else self.task.channels
+        classes, channels = len(self.task.class_names), self.task.channels
         model = build_model(config.model_name, classes, self.model_seed, config.norm, channels, config.image_size)
         if images:
             self.task.check()

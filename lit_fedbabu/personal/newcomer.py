@@ -65,7 +65,6 @@ def finetune(
     experiment = Experiment(config, ImageClassification(config, federation.constants), {})
     if further:
         experiment = _with_classes(experiment, federation)
-        config = experiment.config
     names = experiment.task.class_names
     if len(names) < 2:
         raise InputError("--data", data, f"has one class, {names[0]}; give two or more")
@@ -121,11 +120,7 @@ def _with_classes(experiment: Experiment, federation: Federation) -> Experiment:
         raise InputError("--data", config.dataset, remedy)
     if tuple(found) == tuple(classes):
         return experiment
-    if commas := [name for name in classes if "," in name]:
-        remedy = f"lacks images of some of the model's classes, of which one has a comma in its name: {commas[0]}"
-        raise InputError("--data", config.dataset, remedy)
-    config = dataclasses.replace(config, class_names=",".join(classes))
-    return Experiment(config, ImageClassification(config, federation.constants), {})
+    return Experiment(config, ImageClassification(config, federation.constants, classes), {})
 
 
 def _earlier(provenance: Mapping[str, Any]) -> str:

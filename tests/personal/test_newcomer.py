@@ -14,7 +14,7 @@ from lit_fedbabu.records import run_folder
 from lit_fedbabu.report import main as report
 from lit_fedbabu.system import program
 from lit_fedbabu.tasks.images import sources
-from tests.support import tiny_config
+from tests.support import NARROW, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -138,6 +138,22 @@ def test_grey_images_fit_a_body_of_coloured_ones(finished, tmp_path, capsys):
     assert finetune([str(finished), "--data", str(paint(tmp_path / "grey", mode="L"))]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert sources.load(str(tmp_path / "grey")).channels == 1
+
+
+def test_grey_images_fit_a_model_of_ones_own_of_coloured_ones(federate, tmp_path):
+    folder, _ = federate(tiny_config(model_name=NARROW, num_server_rounds=1, num_clients=2))
+    grey = paint(tmp_path / "grey", mode="L", count=4)
+    assert finetune([str(folder), "--data", str(grey), "--model-name", NARROW]) == 0
+
+
+def test_a_model_is_tuned_further_whatever_its_classes_are_called(finished, tmp_path):
+    classes = ("bus ", "cat, old", "owl")
+    command = ["--data", str(paint(tmp_path / "all", classes=classes, count=4)), "--save", str(tmp_path / "me")]
+    assert finetune([str(finished), "--epochs", "0", *command]) == 0
+    some = paint(tmp_path / "some", classes=classes[:2], count=4)
+    command = ["--data", str(some), "--save", str(tmp_path / "again"), "--epochs", "0"]
+    assert finetune([str(tmp_path / "me"), *command]) == 0
+    assert tuple(checkpoint.load(tmp_path / "again").provenance["class_names"]) == classes
 
 
 def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_path, capsys):

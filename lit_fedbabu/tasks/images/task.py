@@ -24,13 +24,15 @@ class ImageClassification:
     Args:
         config: the experiment.
         constants: what images are normalized with, and so their number of channels; None: as the configuration says.
+        classes: their names by their numbers; empty: as the configuration says.
     """
 
     score = ACCURACY
 
-    def __init__(self, config: Config, constants: Constants | None = None) -> None:
+    def __init__(self, config: Config, constants: Constants | None = None, classes: Sequence[str] = ()) -> None:
         self.config = config
         self._constants = constants
+        self._classes = tuple(classes) or config.classes
 
     @cached_property
     def source(self) -> Source:
@@ -41,7 +43,7 @@ class ImageClassification:
         """
         config = self.config
         columns = config.label_column, config.natural_id_column
-        return load(config.dataset, *columns, config.classes, config.image_size)
+        return load(config.dataset, *columns, self._classes, config.image_size)
 
     @cached_property
     def partition(self) -> Partition:
@@ -54,8 +56,8 @@ class ImageClassification:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """By the numbers of the classes: those that the configuration gives, else the dataset's."""
-        return self.config.classes or self.source.class_names
+        """By the numbers of the classes: those that are given, else the dataset's."""
+        return self._classes or self.source.class_names
 
     @cached_property
     def constants(self) -> Constants:
