@@ -13,7 +13,7 @@ from lit_fedbabu import system
 from lit_fedbabu.completion import bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.records import seal
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
 from lit_fedbabu.tasks.evaluation import STAGES, Score
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -29,10 +29,6 @@ HERE = Path()
 def main(argv: list[str] | None = None) -> int:
     arguments = vars(_parser().parse_args(argv))
     save = arguments.pop("save")
-    if arguments["data"] is None and save not in (None, HERE):
-        raise InputError("--save", str(save), "is for --data; for the clients it is --save alone")
-    if arguments["data"] is not None and save == HERE:
-        raise InputError("--save", "", "needs a folder where there is --data")
     save_to = None if save == HERE else save
     try:
         with system.plain_lines(arguments["plain"]):
@@ -122,6 +118,7 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import read_federation
 
+    request.refuse_unread()
     checkpoint = request.checkpoint()
     federation = read_federation(checkpoint, request.task or request.model_name, personal=request.data is not None)
     configs = list(request.configs(federation.config))
@@ -131,11 +128,12 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
         raise InputError("--running-statistics", True, "the model has them already")
     resolve_precision(configs[0].precision)
     if request.data is None:
+        if checkpoint.is_dir():
+            remedy = "is a saved model, without the clients of its federation: give images of your own with --data"
+            raise InputError("RUN_OR_CHECKPOINT", str(request.source), remedy)
         return _clients(request, federation, checkpoint)
     if len(configs) > 1:
         raise InputError("--data", request.data, "takes one --part and one --lr")
-    if request.clients != "all":
-        raise InputError("--clients", request.clients, "are those of the federation; leave it out, or --data")
     from lit_fedbabu.personal import newcomer, own_newcomer  # imports Lightning: first the cheap checks
 
     if federation.config.task:
@@ -167,7 +165,7 @@ def _in_settings(
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
     experiment = federation.experiment(configs[0])
-    _check(experiment, federation)
+    _check(experiment, federation, checkpoint)
     facts = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
         "source": system.source_digest(),
@@ -213,8 +211,8 @@ def _shown(value: float | None, score: Score) -> str:
     return "not finite" if value is None else f"{score.shown(value):>6}{score.unit}"
 
 
-def _check(experiment: Any, federation: Federation) -> None:
-    """Raise InputError where the clients' data are not what the fine-tuning needs."""
+def _check(experiment: Any, federation: Federation, checkpoint: Path) -> None:
+    """Raise InputError where the clients' data are not what the fine-tuning needs, or not those of the federation."""
     if federation.config.task:
         experiment.check()
         return
@@ -224,6 +222,10 @@ def _check(experiment: Any, federation: Federation) -> None:
         remedy = f"has the classes {found}, and the federation's had {expected}; for images of your own there is --data"
         raise InputError("dataset", experiment.config.dataset, remedy)
     experiment.check()
+    dealt = checkpoint.resolve().parent.parent / PARTITION
+    if dealt.is_file() and dealt.read_text() != experiment.task.class_counts():
+        remedy = f"is dealt otherwise than {dealt} says, and clients would get others' images; give it as it was"
+        raise InputError("dataset", experiment.config.dataset, remedy)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,20 @@ class Request:
                 example = f', as in "{value}"' if kind is str and isinstance(value, int | float) else ""
                 raise InputError(key, value, f"must be {ARTICLES[kind]}{example}")
 
+    def refuse_unread(self) -> None:
+        """Raise InputError where an option is given that would not be read."""
+        if self.data is None:
+            if self.save_to is not None:
+                raise InputError("--save", str(self.save_to), "is for --data; for the clients it is --save alone")
+            if self.label_column:
+                raise InputError("--label-column", self.label_column, "is for --data; leave it out, or give that too")
+        elif self.save:
+            raise InputError("--save", "", "needs a folder where there is --data")
+        elif self.clients != "all":
+            raise InputError("--clients", self.clients, "are those of the federation; leave it out, or --data")
+        elif self.dataset is not None:
+            raise InputError("--dataset", self.dataset, "is that of the federation; leave it out, or --data")
+
     def checkpoint(self) -> Path:
         """The checkpoint that is fine-tuned; prints what it is where it comes with this package.
 

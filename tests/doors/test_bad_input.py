@@ -120,6 +120,8 @@ CASES = [
     ("finetune {run} --data {here}/good --save", "needs a folder"),
     ("finetune {run} --data {here}/good --lr 0.1,0.2", "takes one --part and one --lr"),
     ("finetune {run} --data {here}/good --clients 3", "are those of the federation"),
+    ("finetune {run} --data {here}/good --dataset {here}/good", "--dataset = "),
+    ("finetune {run} --label-column colour", '--label-column = "colour": is for --data'),
     # checkpoints and runs
     ("finetune nowhere", 'RUN_OR_CHECKPOINT = "nowhere": has no checkpoint; give a run\'s folder'),
     ("finetune {here}/empty", "has no checkpoint"),

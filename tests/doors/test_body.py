@@ -32,6 +32,8 @@ def test_a_runs_body_is_saved_and_fine_tuned_as_the_run_itself(finished, tmp_pat
         assert finetune([str(source), "--data", data]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
+    assert finetune([str(tmp_path / "shared")]) == 2
+    assert "is a saved model, without the clients of its federation: give images" in capsys.readouterr().err
     assert body.main([str(finished), str(tmp_path / "shared")]) == 2 and "is not empty" in capsys.readouterr().err
 
 

@@ -58,6 +58,14 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     }
 
 
+def test_a_dataset_that_was_changed_since_the_run_is_refused(federate, tmp_path, capsys):
+    data = shutil.copytree(tiny_config().dataset, tmp_path / "data")
+    folder, _ = federate(tiny_config(dataset=str(data), model_name=NARROW, num_server_rounds=1))
+    shutil.copy(next(data.glob("test-*")), data / "train-00001-of-00001.parquet")
+    assert finetune([str(folder), "--model-name", NARROW]) == 2
+    assert f"is dealt otherwise than {folder / 'partition.csv'} says" in capsys.readouterr().err
+
+
 def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune([str(folder), "--part", "body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0
