@@ -41,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("IMAGE", "", "give one image or more, or --export")
     if arguments.raw and not arguments.export:
         raise InputError("--raw", True, "is for --export; images that are predicted are resized anyway")
+    if arguments.out and not arguments.export:
+        raise InputError("--out", str(arguments.out), "is for --export; predictions are printed")
+    if arguments.json and not arguments.images:
+        raise InputError("--json", True, "is for images; give one or more")
     from lit_fedbabu.records.classifier import load_model  # these import PyTorch: first the cheap checks
     from lit_fedbabu.records.saved import find_model
     from lit_fedbabu.tasks.preprocessing import read_named

@@ -235,6 +235,8 @@ def test_folders_patterns_and_standard_input_name_images(personal, photos, capsy
     assert [json.loads(line) for line in told.out.splitlines()] == rows and names_of(rows) == paths
     assert f"note: left out, for they are no images: {photos / 'notes.txt'}" in told.err
     assert names_of(predicted(capsys, personal, photos / "*.png")) == paths[:2]
+    for pattern in ("*[!t]", "**/*.png", "**/", "m*"):  # as after a shell has put what it matches in its place
+        assert names_of(predicted(capsys, personal, f"{photos}/{pattern}")) == paths[2 if pattern == "m*" else 0 :]
     content = SimpleNamespace(buffer=io.BytesIO((photos / "a.png").read_bytes()))
     monkeypatch.setattr("sys.stdin", content)
     (row,) = predicted(capsys, personal, "-")
@@ -244,13 +246,13 @@ def test_folders_patterns_and_standard_input_name_images(personal, photos, capsy
 
 def test_a_bad_file_is_told_and_does_not_stop_the_others(personal, photos, capsys):
     (photos / "broken.png").write_bytes(b"no image")
-    command = [str(personal), "nowhere.png", str(photos), str(photos / "*.gif"), "--json"]
+    command = [str(personal), "nowhere.png", "", "a" * 300, str(photos), str(photos / "*.gif"), "--json"]
     assert predict.main(command) == 2
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 3
     errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
     assert [error.split(": ", 2)[1] for error in errors] == [
-        'IMAGE = "nowhere.png"', f'IMAGE = "{photos / "broken.png"}"', f'IMAGE = "{photos / "*.gif"}"'
+        'IMAGE = "nowhere.png"', 'IMAGE = ""', f'IMAGE = "{"a" * 300}"', f'IMAGE = "{photos / "broken.png"}"', f'IMAGE = "{photos / "*.gif"}"'
     ]  # fmt: skip
 
 
@@ -294,9 +296,18 @@ def test_a_run_that_shares_its_head_predicts_without_fine_tuning(federate, photo
     assert "note: the model is the federation's, which no client has fine-tuned" in capsys.readouterr().err
 
 
-def test_a_client_is_asked_of_a_run_alone(personal, photos, capsys):
-    assert predict.main([str(personal), str(photos), "--client", "1"]) == 2
-    assert "is for a run's folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["photos", "--client", "1"], "is for a run's folder"),
+        (["photos", "--out", "x.csv"], '--out = "x.csv": is for --export'),
+        (["--export", "torch", "--json"], "--json = true: is for images"),
+    ],
+)
+def test_an_option_that_would_not_be_read_is_refused(words, told, personal, photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    assert predict.main([str(personal), *words]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_whole_path_follows_the_size_of_the_images(federate, tmp_path, capsys, monkeypatch, one_core):

@@ -34,8 +34,8 @@ def read_named(words: Sequence[str], channels: int, size: int) -> Named:
     """All images that words name, decoded as training images are. What cannot be read does not stop the others.
 
     Args:
-        words: paths of files, of folders (all images below them), patterns as in "photos/*.png", or "-" for the content
-            of an image on standard input.
+        words: paths of files, of folders (all images below them), patterns of files and folders as in "photos/*.png",
+            or "-" for the content of an image on standard input.
         channels: of the images, 1 or 3.
         size: height and width of the images.
     """
@@ -46,6 +46,8 @@ def read_named(words: Sequence[str], channels: int, size: int) -> Named:
                 _read(name, file, channels, size, named)
         except InputError as error:
             named.refused.append(error)
+        except OSError as error:  # of a name that is too long, or a folder that cannot be read
+            named.refused.append(InputError("IMAGE", str(error.filename or word), f"cannot be read: {error.strerror}"))
     return named
 
 
@@ -63,19 +65,30 @@ def _read(name: str, file: Path | bytes, channels: int, size: int, named: Named)
 def _found(word: str, notes: list[str]) -> Iterator[tuple[str, Path | bytes]]:
     """Names and files, or contents, that a word stands for; raises InputError where it stands for none."""
     path = Path(word)
+    if not word:
+        raise InputError("IMAGE", word, "is empty; give the folder . for all images below this one")
     if word == STANDARD_INPUT:
         yield word, sys.stdin.buffer.read()
     elif path.is_dir():
-        files = list(files_below(path))
-        if others := [each for each in files if not is_image(each)]:
-            notes.append(f"left out, for they are no images: {some(map(str, others))}")
-        if len(others) == len(files):
+        images = _images_below(path, notes)
+        if not images:
             raise InputError("IMAGE", word, "is a folder without an image")
-        yield from ((str(each), each) for each in files if is_image(each))
+        yield from ((str(each), each) for each in images)
     elif not path.exists() and glob.has_magic(word):
-        matches = sorted(each for each in glob.glob(word, recursive=True) if not Path(each).is_dir())
-        if not matches:
-            raise InputError("IMAGE", word, "is a pattern that no file matches")
-        yield from ((each, Path(each)) for each in matches)
+        matches = sorted(map(Path, glob.glob(word, recursive=True)))
+        files = dict.fromkeys(each for each in matches if not each.is_dir())
+        named = {parent for each in files for parent in each.parents}  # of ** all that is below a folder is matched, too
+        for folder in (each for each in matches if each.is_dir() and each not in named):
+            files |= dict.fromkeys(_images_below(folder, notes))
+        if not files:
+            raise InputError("IMAGE", word, "is a pattern that no image matches")
+        yield from ((str(each), each) for each in sorted(files))
     else:
         yield word, path
+
+
+def _images_below(folder: Path, notes: list[str]) -> list[Path]:
+    files = list(files_below(folder))
+    if others := [each for each in files if not is_image(each)]:
+        notes.append(f"left out, for they are no images: {some(map(str, others))}")
+    return [each for each in files if is_image(each)]
