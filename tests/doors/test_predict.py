@@ -252,7 +252,8 @@ def test_a_bad_file_is_told_and_does_not_stop_the_others(personal, photos, capsy
     assert len(told.out.splitlines()) == 3
     errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
     assert [error.split(": ", 2)[1] for error in errors] == [
-        'IMAGE = "nowhere.png"', 'IMAGE = ""', f'IMAGE = "{"a" * 300}"', f'IMAGE = "{photos / "broken.png"}"', f'IMAGE = "{photos / "*.gif"}"'
+        'IMAGE = "nowhere.png"', 'IMAGE = ""', f'IMAGE = "{"a" * 300}"',
+        f'IMAGE = "{photos / "broken.png"}"', f'IMAGE = "{photos / "*.gif"}"',
     ]  # fmt: skip
 
 

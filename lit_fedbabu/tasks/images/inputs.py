@@ -77,7 +77,7 @@ def _found(word: str, notes: list[str]) -> Iterator[tuple[str, Path | bytes]]:
     elif not path.exists() and glob.has_magic(word):
         matches = sorted(map(Path, glob.glob(word, recursive=True)))
         files = dict.fromkeys(each for each in matches if not each.is_dir())
-        named = {parent for each in files for parent in each.parents}  # of ** all that is below a folder is matched, too
+        named = {parent for each in files for parent in each.parents}  # as of **, which also matches what is below
         for folder in (each for each in matches if each.is_dir() and each not in named):
             files |= dict.fromkeys(_images_below(folder, notes))
         if not files:
