@@ -59,6 +59,10 @@ REFUSED = {
         lambda top: (top / "train").rename(top / "my_photos"),
         "has one folder, my_photos/, with cat, dog in it; name that: .*/my_photos",
     ),
+    "a folder around two folders": (
+        lambda top: [(top / "my").mkdir(), (top / "train").rename(top / "my" / "photos")],
+        "has one folder, my/, with cat, dog in it; name that: .*/my/photos",
+    ),
     "a class that is a link to nothing": (
         lambda top: (top / "train" / "owl").symlink_to(top / "nowhere"),
         "its link .*train/owl leads to nothing",

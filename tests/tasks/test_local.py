@@ -146,9 +146,61 @@ def test_a_metadata_file_gives_labels_to_the_images_beside_it(form, tmp_path):
         (folder / f"metadata.{form}").write_text(text)
     assert counts(tmp_path) == (3, 12, 6)
     assert sources.load(str(tmp_path)).class_names == ("NA", "nan", "train"), "no text is taken for a missing value"
+    assert not sources.load(str(tmp_path)).notes
     (tmp_path / "train" / "test_7.png").unlink()
     with pytest.raises(InputError, match=rf"train/metadata.{form}, column file_name, row 7: there is no file test_7"):
         sources.load(str(tmp_path))
+
+
+def described(top, metadata, images=9):
+    """Images 0.png, 1.png and so on with metadata of them."""
+    top.mkdir(parents=True, exist_ok=True)
+    for image in range(images):
+        Image.new("RGB", (8, 8)).save(top / f"{image}.png")
+    (top / "metadata.csv").write_text(metadata)
+
+
+def rows(*columns):
+    """Metadata of nine images: a label of three, and what more columns hold, as in "owner", 0 to 8."""
+    names, values = [column[0] for column in columns], [column[1] for column in columns]
+    lines = [",".join([f"{row}.png", "abc"[row % 3], *(str(each[row]) for each in values)]) for row in range(9)]
+    return "\n".join([",".join(["file_name", "label", *names]), *lines])
+
+
+def test_images_without_a_row_and_outside_the_folder_are_told(tmp_path):
+    described(tmp_path / "photos", rows() + "\n../aside.png,c", images=10)
+    Image.new("RGB", (8, 8)).save(tmp_path / "aside.png")
+    assert counts(tmp_path / "photos") == (3, 7, 3)
+    assert sources.load(str(tmp_path / "photos")).notes == (
+        f"left out, for no row of a metadata file names them: {tmp_path / 'photos' / '9.png'}",
+        f"not decoded again when they change, for they lie outside the folder, or are hidden: {tmp_path / 'aside.png'}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("owners", "count"),
+    [
+        (["007", "7", "07", "70", "1", "01", "10", "001", "100"], 9),
+        ([f"1234567890123456789{row}" for row in range(9)], 9),
+        ([1, 2, 3] * 3, 3),
+    ],
+)
+def test_what_looks_like_a_number_and_is_a_name_stays_one(owners, count, tmp_path):
+    described(tmp_path, rows(("owner", owners)))
+    source = sources.load(str(tmp_path), owner_column="owner")
+    assert len(np.union1d(source.train.owners, source.test.owners)) == count
+
+
+def test_tables_that_are_not_read_are_told(tmp_path):
+    write(tmp_path / "parquet" / "train.parquet", 9)
+    for name in ("cat", "dog"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for image in ("0.png", "1.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "folders" / name / image)
+    for place in ("parquet", "folders"):
+        (tmp_path / place / "test.csv").write_text("image,label\n")
+        (note,) = sources.load(str(tmp_path / place)).notes
+        assert note.startswith("left out, for the ") and str(tmp_path / place / "test.csv") in note
 
 
 def swapped(top):
@@ -198,6 +250,34 @@ REFUSED = {
             next(top.glob("*.arrow")).unlink(),
         ],
         "cannot be loaded from .*No such file",
+    ),
+    "an image of two rows": (
+        lambda top: [(top / "train.parquet").unlink(), described(top, rows() + "\n8.png,a")],
+        "8.png has two rows in .*metadata.csv; give each image one",
+    ),
+    "two columns of a name": (
+        lambda top: [(top / "train.parquet").unlink(), described(top, rows(("label", range(9))))],
+        "metadata.csv has two columns label; rename one",
+    ),
+    "a column with the name of the images": (
+        lambda top: [(top / "train.parquet").unlink(), described(top, rows(("image", range(9))))],
+        "metadata.csv has a column image, which is that of the images; rename it",
+    ),
+    "another encoding": (
+        lambda top: [
+            (top / "train.parquet").unlink(),
+            described(top, ""),
+            (top / "metadata.csv").write_bytes(b"file_name,label\n0.png,caf\xe9"),
+        ],
+        "metadata.csv cannot be read: its column label is not in UTF-8; save the file in that",
+    ),
+    "labels in a table beside one folder": (
+        lambda top: [
+            (top / "train.parquet").unlink(),
+            described(top / "one", ""),
+            (top / "one" / "metadata.csv").rename(top / "labels.csv"),
+        ],
+        "one class alone, one; there must be two or more; left out, .*/labels.csv; the name of one that gives labels",
     ),
     "a declared file that is missing": (
         lambda top: (top / "README.md").write_text("---\nconfigs: [{config_name: x, data_files: a/*}]\n---\n"),

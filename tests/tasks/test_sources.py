@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.tasks import cache, reach
@@ -203,6 +204,22 @@ def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     with pytest.raises(InputError, match="split .train. cannot be read: .*2.png"):
         sources.load(str(root))
     assert set(cache.folder().iterdir()) == before
+
+
+def test_decoded_images_that_are_damaged_are_told_and_decoded_anew_once_removed(tmp_path):
+    root = write_image_folder(tmp_path / "pets")
+    before = set(cache.folder().iterdir())
+    whole = sources.load(str(root)).train.images.tobytes()
+    (folder,) = set(cache.folder().iterdir()) - before
+    for name, left in (("about.json", 0), ("about.json", 9), ("train_images.npy", 0), ("train_images.npy", 200)):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if left:
+            (folder / name).write_bytes(content[:left])
+        with pytest.raises(RunError, match=f"{folder}: these decoded images are damaged; remove that folder"):
+            sources.load(str(root))
+        shutil.rmtree(folder)
+        assert sources.load(str(root)).train.images.tobytes() == whole
 
 
 def test_a_hub_out_of_reach_is_within_reach_the_next_time(monkeypatch):

@@ -111,7 +111,7 @@ def _fault(value: Any, kind: str, feature: Any) -> str:
     if kind == "texts" and not value.strip():
         return "has an empty text"
     if kind == "numbers" and not float(value).is_integer():
-        return f"has {value}, which is no whole number and so no class,"
+        return f"has {value}, which is no whole number,"
     if kind.startswith("classes") and not 0 <= value < len(feature.names):
         return f"has {value}, but its classes are 0 to {len(feature.names) - 1},"
     return ""

@@ -129,21 +129,28 @@ def _classes(dataset: str, folders: dict[str, Path], notes: list[str]) -> ClassF
 
 def _refuse_other_splits(dataset: str, folders: dict[str, Path]) -> None:
     """Raise InputError where folders would be classes, but look like splits by other names or like a wrapper."""
-    below = {
-        name: {each for each, place in folders_in(dataset, folder).items() if _has_images_below(place)}
-        for name, folder in folders.items()
-        if not any(path.is_file() and is_image(path) for path in folder.iterdir())
-    }
+    below = {name: inner for name, folder in folders.items() if (inner := _folders_alone(dataset, folder))}
     if len(below) < len(folders):
         return
     if len(folders) == 1:
         ((name, inner),) = below.items()
-        if len(inner) > 1:
-            remedy = f"has one folder, {name}/, with {some(sorted(inner))} in it; name that: {folders[name]}"
+        place = folders[name]
+        while len(inner) == 1:
+            place /= inner.pop()
+            inner = _folders_alone(dataset, place)
+        if inner:
+            remedy = f"has one folder, {name}/, with {some(sorted(inner))} in it; name that: {place}"
             raise InputError("dataset", dataset, remedy)
     elif len(shared := set.intersection(*below.values())) > 1:
         remedy = f"its folders {some(sorted(below))} have the same folders in them: {some(sorted(shared))}"
         raise InputError("dataset", dataset, f"{remedy}; if they are splits, name them train and test")
+
+
+def _folders_alone(dataset: str, folder: Path) -> set[str]:
+    """The folders with images in a folder that has no image itself; none where it has."""
+    if any(path.is_file() and is_image(path) for path in folder.iterdir()):
+        return set()
+    return {name for name, place in folders_in(dataset, folder).items() if _has_images_below(place)}
 
 
 def _has_images_below(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,14 +53,21 @@ def _read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[
     described = [path for path in files if path.name in METADATA]
     if described:
         _refuse_subset(dataset, subset, [])
-        return {name: read_metadata(dataset, paths) for name, paths in _splits(dataset, folder, described).items()}
+        rows = {name: read_metadata(dataset, paths) for name, paths in _splits(dataset, folder, described).items()}
+        _compare_with_files(dataset, folder, rows, described, notes)
+        return rows
     tables = [path for path in files if path.suffix.lower() == ".parquet"]
     if not tables:
         found = find_images(dataset, folder, notes)
         if found is not None:
             _refuse_subset(dataset, subset, [])
+            if beside := [path for path in files if path.parent in (folder, *(folder / name for name in SPLITS))]:
+                remedy = "the name of one that gives labels is metadata.csv"
+                notes.append(f"left out, for the folders are the classes: {some(map(str, beside))}; {remedy}")
             return _tables_of_images(found)
         tables = files
+    elif others := [path for path in files if path not in tables]:
+        notes.append(f"left out, for the dataset is in .parquet: {some(map(str, others))}")
     if tables:
         if images := [path for path in files_below(folder) if is_image(path)]:
             notes.append(f"left out, for the dataset is in tables: {some(map(str, images))}")
@@ -68,6 +76,25 @@ def _read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[
     kinds = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes(list(files_below(folder))).items())
     remedy = "has neither folders of images, one for each class, nor tables (.parquet, .csv, .json, .jsonl)"
     raise InputError("dataset", dataset, f"{remedy}; it has {kinds or 'no file'}")
+
+
+def _compare_with_files(
+    dataset: str, folder: Path, rows: Mapping[str, MemoryTable], described: list[Path], notes: list[str]
+) -> None:
+    """Refuse an image with two rows, which might be a training and a test image, and note images without one."""
+    named: dict[str, None] = {}
+    for table in rows.values():
+        for path in (os.path.normpath(image["path"]) for image in table["image"]):
+            if path in named:
+                remedy = f"{path} has two rows in {some(map(str, described))}; give each image one"
+                raise InputError("dataset", dataset, remedy)
+            named[path] = None
+    there = {os.path.normpath(path): path for path in files_below(folder)}
+    if nameless := [path for path in there if path not in named and is_image(there[path])]:
+        notes.append(f"left out, for no row of a metadata file names them: {some(nameless)}")
+    if elsewhere := [path for path in named if path not in there]:
+        where = "lie outside the folder, or are hidden"
+        notes.append(f"not decoded again when they change, for they {where}: {some(elsewhere)}")
 
 
 def is_saved(folder: Path) -> bool:

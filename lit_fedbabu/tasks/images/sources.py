@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import dataset_folder, from_home
 from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.arrays import ImageFiles
@@ -71,28 +71,39 @@ def load(
 
     Raises:
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
+        RunError: what was decoded before is damaged.
     """
     folder = cache.folder() / _cache_key(size, dataset, label_column, owner_column)
     if not folder.exists():
         _decode(folder, size, dataset, label_column, owner_column)
-    about = json.loads((folder / "about.json").read_text())
-    train, test = (
-        Split(
-            **{
-                what: np.load(path, mmap_mode="r")
-                for what in ("images", "labels", "owners")
-                if (path := folder / f"{split}_{what}.npy").exists()
-            }
-        )
-        for split in ("train", "test")
-    )
-    source = Source(train, test, **{name: tuple(values) for name, values in about.items()})
+    source = _mapped(folder)
     if classes:
         return _renumbered(source, dataset, classes)
     if len(source.class_names) < 2:
         remedy = f"has images of one class alone, {source.class_names[0]}; there must be two or more"
-        raise InputError("dataset", dataset, remedy)
+        raise InputError("dataset", dataset, "; ".join([remedy, *source.notes]))
     return source
+
+
+def _mapped(folder: Path) -> Source:
+    """A decoded dataset in the cache."""
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        train, test = (
+            Split(
+                **{
+                    what: np.load(path, mmap_mode="r")
+                    for what in ("images", "labels", "owners")
+                    if (path := folder / f"{split}_{what}.npy").exists()
+                }
+            )
+            for split in ("train", "test")
+        )
+        return Source(train, test, **{name: tuple(values) for name, values in about.items()})
+    except (OSError, ValueError, EOFError, TypeError):  # a file is missing or cut off
+        raise RunError(
+            f"{folder}: these decoded images are damaged; remove that folder, they are decoded anew"
+        ) from None
 
 
 def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Source:

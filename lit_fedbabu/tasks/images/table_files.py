@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "file_name"
 """The column of a metadata file with the paths of images, from the file's own folder."""
+NAMES = r"^\s*[-+]?(0\d|\d{19})"
+"""What looks like a number in CSV and is a name: with a zero before it, or of more digits than numbers hold."""
 ROWS = 256
 """Rows that are read from a Parquet file at a time."""
 
@@ -48,6 +50,8 @@ class FileTable:
         from datasets import Features
 
         schemas = [_schema(dataset, path) for path in files]
+        if twice := [name for name in schemas[0].names if schemas[0].names.count(name) > 1]:
+            raise InputError("dataset", dataset, f"its table {files[0]} has two columns {twice[0]}; rename one")
         for path, schema in zip(files, schemas, strict=True):
             if not schema.equals(schemas[0]):
                 given, other = (", ".join(f"{each.name} ({each.type})" for each in one) for one in (schemas[0], schema))
@@ -69,7 +73,8 @@ def read_metadata(dataset: str, files: list[Path]) -> MemoryTable:
     """The rows of metadata files, with the images that they name in a column ``image``.
 
     Raises:
-        InputError: a file cannot be read, has no column ``file_name``, or names an image that is not there.
+        InputError: a file cannot be read, has no column ``file_name`` or one of the name ``image``, or names an image
+            that is not there.
     """
     from datasets import Image as ImageFeature
 
@@ -77,6 +82,8 @@ def read_metadata(dataset: str, files: list[Path]) -> MemoryTable:
     if FILE_NAME not in table.features:
         remedy = f"{files[0]} has no column {FILE_NAME}; it has {', '.join(table.features)}"
         raise InputError("dataset", dataset, remedy)
+    if "image" in table.features:
+        raise InputError("dataset", dataset, f"{files[0]} has a column image, which is that of the images; rename it")
     columns = {name: list(table[name]) for name in table.features if name != FILE_NAME}
     images = []
     for path in files:
@@ -154,9 +161,24 @@ def _parquet(path: Path, columns: list[str] | None) -> Iterator[Any]:
 
 
 def _csv(path: Path, columns: list[str] | None) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import csv
 
     table = csv.read_csv(path)
+    if unread := [field.name for field in table.schema if pa.types.is_binary(field.type)]:
+        raise ValueError(f"its column {unread[0]} is not in UTF-8; save the file in that")
+    numbers = [
+        (place, field.name)
+        for place, field in enumerate(table.schema)
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    ]
+    if numbers:
+        as_texts = csv.ConvertOptions(column_types={name: pa.string() for _, name in numbers})
+        texts = csv.read_csv(path, convert_options=as_texts)
+        for place, name in numbers:
+            if pc.any(pc.match_substring_regex(texts.column(place), NAMES)).as_py():
+                table = table.set_column(place, name, texts.column(place))
     yield table.select(columns) if columns else table
 
 
