@@ -200,6 +200,16 @@ def test_natural_owners_stay_whole_and_equally_many_make_a_client(clients, owner
         assert set(written.test.owners[test]) == owners
 
 
+@pytest.mark.parametrize(
+    ("fraction", "told"), [(0.0, "120 of 600 training and 24 of 120 test images"), (0.2, "120 of 600 training images")]
+)
+def test_images_that_no_client_has_are_told(fraction, told, written):
+    config = Config(
+        partitioner="natural-id", num_clients=8, natural_id_column="writer_id", validation_fraction=fraction
+    )
+    assert ImageClassification(config).summary().endswith(f" classes each; left out are {told}")
+
+
 def test_more_clients_than_natural_owners_are_refused(written):
     with pytest.raises(InputError, match="num-clients = 31: writer_id has 30 values in the training split"):
         partition(Config(partitioner="natural-id", num_clients=31, natural_id_column="writer_id"))

@@ -69,7 +69,7 @@ def _untested(source: Source) -> list[str]:
 
 
 def summary(config: Config, source: Source, dealt: Partition) -> str:
-    """The split in one line: the least and the most images and classes that a client has."""
+    """The split in one line: the least and the most images and classes that a client has, and images that none has."""
     classes = [len(np.unique(source.train.labels[part])) for part in dealt.train]
     extents = {
         "training images": [len(part) for part in dealt.train],
@@ -77,7 +77,20 @@ def summary(config: Config, source: Source, dealt: Partition) -> str:
         f"of {len(source.class_names)} classes": classes,
     }
     ranges = [f"{_range(values)} {name}" for name, values in extents.items()]
-    return f"{config.num_clients} clients with {ranges[0]}, {ranges[1]} and {ranges[2]} each"
+    return (
+        f"{config.num_clients} clients with {ranges[0]}, {ranges[1]} and {ranges[2]} each{_left(config, source, dealt)}"
+    )
+
+
+def _left(config: Config, source: Source, dealt: Partition) -> str:
+    """How many images no client has; empty for none."""
+    of_train = (*dealt.train, *dealt.test) if config.validation_fraction else dealt.train
+    splits = {"training": (source.train, of_train), "test": (source.test, dealt.test)}
+    if config.validation_fraction:
+        del splits["test"]
+    left = {name: len(split.labels) - sum(map(len, parts)) for name, (split, parts) in splits.items()}
+    words = [f"{count} of {len(splits[name][0].labels)} {name}" for name, count in left.items() if count]
+    return f"; left out are {' and '.join(words)} images" if words else ""
 
 
 def class_counts(config: Config, source: Source, dealt: Partition) -> str:
