@@ -79,6 +79,9 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         value = int(value) if kind is int else value
     if kind is float and type(value) is int:
         value = float(value)
+    if type(value) in (bool, int, float) and kind is str:
+        text = json.dumps(str(value).lower())
+        raise InputError(key, value, f"must be a text; in a file it is {key} = {text}, in a shell {key}='{text}'")
     if type(value) is not kind:
         raise InputError(key, value, f"must be {ARTICLES[kind]}, as in {key}={json.dumps(field.default)}")
     if limits["choices"] and value not in limits["choices"] and not (limits["import_path"] and ":" in value):

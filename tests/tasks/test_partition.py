@@ -130,7 +130,7 @@ def test_a_class_without_test_images_is_named_where_a_client_would_have_none(mon
     kept = BALANCED.test.labels != 3
     test = Split(BALANCED.test.images[kept], BALANCED.test.labels[kept])
     monkeypatch.setattr(ImageClassification, "source", dataclasses.replace(BALANCED, test=test))
-    with pytest.raises(InputError, match="fewer test images than 1; .*the test split has no image of the classes d$"):
+    with pytest.raises(InputError, match="fewer test images than 1; .*there is no test image of the classes d$"):
         partition(Config(dataset="digits"))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.tasks.images.folders import some
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
@@ -39,8 +40,10 @@ def deal(config: Config, source: Source) -> Partition:
         if poor:
             who = f"{len(poor)} clients (the first is {poor[0]})"
             remedy = f"{who} would have fewer {split} images than {least}; {REMEDY}"
-            if split == "test" and not config.validation_fraction and (untested := _untested(source)):
-                remedy += f"; the test split has no image of the classes {', '.join(untested)}"
+            remedy += ", or a lower validation-fraction" if config.validation_fraction else ""
+            images = source.train if split == "training" else evaluation_split(config, source)
+            if absent := _absent(source, images):
+                remedy += f"; there is no {split} image of the classes {some(absent)}"
             raise InputError("num-clients", config.num_clients, remedy)
     return dealt
 
@@ -62,9 +65,9 @@ def evaluation_split(config: Config, source: Source) -> Split:
     return source.train if config.validation_fraction else source.test
 
 
-def _untested(source: Source) -> list[str]:
-    """The names of the classes without test images."""
-    counts = np.bincount(source.test.labels, minlength=len(source.class_names))
+def _absent(source: Source, split: Split) -> list[str]:
+    """The names of the classes without images in a split."""
+    counts = np.bincount(split.labels, minlength=len(source.class_names))
     return [name for name, count in zip(source.class_names, counts, strict=True) if not count]
 
 

@@ -73,6 +73,10 @@ def load(
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
         RunError: what was decoded before is damaged.
     """
+    if dataset == "digits":
+        for option, column in (("label-column", label_column), ("natural-id-column", owner_column)):
+            if column:
+                raise InputError(option, column, "is of datasets with columns, and digits has none; leave it out")
     folder = cache.folder() / _cache_key(size, dataset, label_column, owner_column)
     if not folder.exists():
         _decode(folder, size, dataset, label_column, owner_column)
