@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -96,7 +97,9 @@ def export(model: Classifier, form: str, path: Path, raw: bool) -> str:
 def _torch(model: nn.Module, example: Tensor, sizes: Sizes, about: About, file: Path) -> None:
     content = io.BytesIO()  # PyTorch's own writing ends the process where the disk is full
     program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-    torch.export.save(program, content, extra_files={ABOUT: json.dumps(about)})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of weights in channels_last
+        torch.export.save(program, content, extra_files={ABOUT: json.dumps(about)})
     file.write_bytes(content.getvalue())
 
 
