@@ -1,9 +1,13 @@
 """Weights that a model starts from in place of random ones: read from a file, matched by name and shape."""
 
+import itertools
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +16,8 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 
 KEY = "initial-weights"
-WAYS = tuple((old, new) for new in ("", "body.") for old in ("", "model.", "module."))
-"""What names in a file may begin with, and what stands for it in a model: a file may be of a whole or of a body."""
+PLACES = ("", "body.")
+"""What the names of a model begin with: a file may be of the whole or of its body."""
 NAMED = 4
 """Weights that a note names; of others it says how many there are."""
 
@@ -32,7 +36,8 @@ def load(model: nn.Module, path: str) -> str:
         InputError: the file cannot be read, has no matrix or kernel of the model, or numbers that are not finite.
     """
     own, given = state_of(model), _read(Path(path))
-    named = max((_renamed(given, *way) for way in WAYS), key=lambda each: len(_fitting(own, each)))
+    ways = itertools.product(_beginnings(given), PLACES)
+    named = max((_renamed(given, *way) for way in ways), key=lambda each: len(_fitting(own, each)))
     found = _fitting(own, named)
     if not any(name in found and weight.ndim > 1 for name, weight in model.named_parameters()):
         # a bias or the scale of a norm fits to many models by chance
@@ -63,7 +68,7 @@ def _read(path: Path) -> dict[str, Tensor]:
                 if damaged := archive.testzip():
                     raise ValueError(f"its part {damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
+        content = _state_dict(content)
         tensors = {str(name): value.to_dense() for name, value in content.items() if isinstance(value, Tensor)}
         if empty := [name for name, value in tensors.items() if value.is_meta]:
             raise ValueError(f"its {empty[0]} has a shape and no numbers")
@@ -74,6 +79,23 @@ def _read(path: Path) -> dict[str, Tensor]:
             reason = "it has none, or code that is not run"
         remedy = f"is no state dict, .safetensors or checkpoint ({reason}); write one with"
         raise InputError(KEY, str(path), f"{remedy} torch.save(model.state_dict(), PATH)") from None
+
+
+def _state_dict(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state dict in a file: its own entries, those under ``state_dict``, or the only one beside other things."""
+    if isinstance(found := content.get("state_dict", content), Mapping) and any(map(torch.is_tensor, found.values())):
+        return found
+    inner = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    inner = {key: value for key, value in inner.items() if any(isinstance(each, Tensor) for each in value.values())}
+    if len(inner) > 1:
+        raise ValueError(f"it has several, {', '.join(map(str, inner))}")
+    return next(iter(inner.values()), content)
+
+
+def _beginnings(names: Collection[str]) -> list[str]:
+    """What most names begin with, each up to a dot: "", and as of wrappers "module." and "module._orig_mod."."""
+    counts = Counter(name[: dot.end()] for name in names for dot in re.finditer(r"\.", name))
+    return ["", *(each for each, count in counts.items() if 2 * count > len(names))]
 
 
 def _renamed(state: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:

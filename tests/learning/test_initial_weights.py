@@ -24,6 +24,8 @@ FORMS = {
     "a whole model": lambda state: state,
     "a LightningModule": lambda state: {"state_dict": {f"model.{name}": state[name] for name in state}, "epoch": 3},
     "a wrapped model": lambda state: {f"module.{name}": state[name] for name in state},
+    "a compiled model in a wrapper": lambda state: {f"module._orig_mod.{name}": state[name] for name in state},
+    "a training's state": lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}, "param_groups": []}},
     "sparse weights": lambda state: {name: value.to_sparse() for name, value in state.items()},
     "half precision": lambda state: {name: v.half() if v.is_floating_point() else v for name, v in state.items()},
 }
@@ -108,6 +110,10 @@ class Code:
         ({"head.bias": torch.zeros(3), "body.1.weight": torch.zeros(2)}, "has no matrix or kernel of the model"),
         ({"head.weight": torch.full((3, 4), torch.nan)}, "has weights that are not finite, the first is head.weight"),
         ({"head.weight": torch.full((3, 4), 1e300, dtype=torch.float64)}, "has weights that are not finite"),
+        (
+            {"a": {"head.weight": torch.ones(3, 4)}, "b": {"x": torch.ones(3)}},
+            "is no state dict, .* it has several, a, b",
+        ),
         ({"head.weight": torch.ones(3, 4, device="meta")}, "is no state dict, .* its head.weight has a shape and no"),
     ],
 )
