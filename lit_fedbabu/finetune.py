@@ -121,9 +121,9 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     request.refuse_unread()
     checkpoint = request.checkpoint()
     federation = read_federation(checkpoint, request.task or request.model_name, personal=request.data is not None)
+    if federation.config.task:
+        request.refuse_of_images()
     configs = list(request.configs(federation.config))
-    if request.running_statistics and federation.config.task:
-        raise InputError("--running-statistics", True, "is for models of images; a task's module has its own layers")
     if request.running_statistics and federation.config.norm == "batch-running":
         raise InputError("--running-statistics", True, "the model has them already")
     resolve_precision(configs[0].precision)

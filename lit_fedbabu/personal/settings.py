@@ -81,6 +81,13 @@ class Request:
         elif self.dataset is not None:
             raise InputError("--dataset", self.dataset, "is that of the federation; leave it out, or --data")
 
+    def refuse_of_images(self) -> None:
+        """Raise InputError where an option is given that a task does not read."""
+        for name in ("augmentation", "dataset", "label_column", "running_statistics"):
+            if value := getattr(self, name):
+                key = f"--{name.replace('_', '-')}"
+                raise InputError(key, value, "is for federations of images, and this one is of a task; leave it out")
+
     def checkpoint(self) -> Path:
         """The checkpoint that is fine-tuned; prints what it is where it comes with this package.
 

@@ -130,6 +130,9 @@ def test_a_newcomer_gets_a_model_of_its_own(windows, tmp_path, capsys):
     assert saved.kind == "newcomer"
     with pytest.raises(InputError, match="import path of a LightningDataModule"):
         finetune(windows, task=TASK, data="nowhere:newcomer")
+    for options in ({"augmentation": "none"}, {"running_statistics": True}, {"label_column": "kind"}):
+        with pytest.raises(InputError, match="is for federations of images, and this one is of a task; leave it out"):
+            finetune(windows, task=TASK, data="tests.own_tasks:newcomer", save_to=tmp_path / "me", **options)
 
 
 REFUSED = [
