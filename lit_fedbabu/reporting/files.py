@@ -10,6 +10,8 @@ from lit_fedbabu.reporting.compare import read_study
 from lit_fedbabu.reporting.runs import Unfinished
 
 PAGE = "report.html"
+SUFFIXES = (".csv", ".md", ".png", ".svg", ".tex")
+"""Of files of a report beside its page."""
 
 
 def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed: Sequence[Unfinished] = ()) -> None:
@@ -34,11 +36,13 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
     from lit_fedbabu.reporting.panels import written
     from lit_fedbabu.reporting.sections import sections
 
-    content = sections(study)
+    content, earlier = sections(study), {path for path in out.iterdir() if path.suffix in SUFFIXES}
+    files = [out / PAGE]
     for section in content:
         for table in section.tables:
             for suffix, text in formats.files(table).items():
-                write_whole(out / f"{table.name}{suffix}", text)
+                write_whole(file := out / f"{table.name}{suffix}", text)
+                files.append(file)
     for table in content[0].tables:
         print(formats.markdown(table))
     with warnings.catch_warnings(record=True) as warned:
@@ -49,10 +53,13 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
                 for drawing in section.drawings:
                     for path in written(drawing, out):
                         print(path)
+                        files.append(path)
         write_whole(out / PAGE, page(study, content))
     lacking = [each for each in warned if "missing from font" in str(each.message)]
     for each in (each for each in warned if each not in lacking):
         warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     if lacking:
         print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
+    if earlier := earlier.difference(files):
+        print(f"note: beside this report, and not of it: {', '.join(sorted(map(str, earlier)))}", file=sys.stderr)
     print(out / PAGE)

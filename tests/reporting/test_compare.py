@@ -175,8 +175,12 @@ def test_unfinished_runs_and_fine_tunings_are_told(tmp_path, capsys):
     with pytest.raises(InputError, match="give a run that is finished"):
         read_study([begun])
     failed = Unfinished(tmp_path / "never", read_run(done).config, "no worker can be started")
+    (tmp_path / "told").mkdir()
+    for name in ("ranks.md", "unfinished.csv", "mine.txt"):
+        (tmp_path / "told" / name).write_text("of an earlier report, or of a person")
     write_report([done], tmp_path / "told", failed=[failed])
     told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == f"note: beside this report, and not of it: {tmp_path / 'told' / 'ranks.md'}"
     assert "| never | FedBABU | 1 | no worker can be started |" in told.out and "never" not in told.err
     assert "1 run without results" not in told.out and "run" in (tmp_path / "told" / "unfinished.md").read_text()
     assert report.main([str(done), "--out", str(tmp_path / "out"), "--reference", "FedAvg"]) == 2
