@@ -75,7 +75,9 @@ TRIED: dict[str, tuple[str, dict[str, Any], float]] = {
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize("name", ["timeseries", "regression", pytest.param("photographs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["timeseries", *(pytest.param(name, marks=pytest.mark.slow) for name in ("regression", "photographs"))]
+)
 def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, few, least = TRIED[name]

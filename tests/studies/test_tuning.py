@@ -42,6 +42,7 @@ def test_test_images_have_no_part_in_a_choice(tmp_path, federate, monkeypatch):
     assert (changed / "results.json").read_text() == (whole / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_on_held_out_images_is_run_on_all_and_reported(tmp_path, capsys):
     path, folder = write_study(tmp_path, seed=[1, 2], algorithm=["fedbabu"])
     path.write_text(path.read_text() + "\n[tune]\nfinetune-learning-rate = [1e-9, 0.05]\nvalidation-fraction = 0.25\n")

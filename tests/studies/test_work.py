@@ -75,6 +75,7 @@ def test_a_dry_run_writes_nothing_and_estimates_by_what_is_done(tmp_path, capsys
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_machine_does_is_left_to_it(tmp_path, capsys):
     path, folder = write_study(tmp_path, seed=[1])
     folder.mkdir(parents=True)
