@@ -29,7 +29,7 @@ test-flwr: setup ## run the test suite with another Flower, as in make test-flwr
 	.venv/bin/uv pip install --quiet --python .venv-flwr-$(FLWR)/bin/python \
 		--constraint .venv-flwr-$(FLWR)/constraints.txt --editable . --group dev "flwr==$(FLWR).*"
 	.venv-flwr-$(FLWR)/bin/python -m pytest
-	.venv-flwr-$(FLWR)/bin/python -m pytest -n 0 -m slow tests/engines/test_run.py -k "same_bytes and engines"
+	.venv-flwr-$(FLWR)/bin/python -m pytest -n 0 -m slow tests/engines/test_run.py -k both_engines
 
 dist: setup ## build sdist and wheel in dist/ and check their metadata
 	rm -rf dist
