@@ -68,6 +68,7 @@ def one_line_errors(main: Command) -> Command:
             return 1
         except KeyboardInterrupt as stop:
             print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
+            exec("")  # else python -m ends by SIGINT where the interrupt came in an exec of text, as of a dataclass
             return 130
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

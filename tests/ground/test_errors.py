@@ -1,6 +1,7 @@
 """What a command prints when something goes wrong."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def raising(error):
 def test_expected_errors_are_one_line_with_a_status(error, status, capsys):
     assert raising(error)() == status
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_stop_while_python_makes_a_class_from_text_has_the_status_of_any_stop(tmp_path):
+    module = "import sys; from lit_fedbabu.errors import one_line_errors\n@one_line_errors\ndef main(argv=None):\n"
+    (tmp_path / "stopped.py").write_text(module + "    exec('raise KeyboardInterrupt')\nsys.exit(main())")
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
 def test_an_error_that_nobody_thought_of_is_one_line_and_its_traceback_is_kept(capsys, tmp_path, monkeypatch):
