@@ -1,6 +1,7 @@
 """What training cost: images seen, and the bytes and seconds that TensorBoard's event files have."""
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def _recorded(folder: Path, rounds: int) -> list[float | None]:
     """Sums of TAGS over the rounds; None where a round is missing."""
     if not any(folder.glob(EVENTS)):
         return [None for _ in TAGS]
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of rounds that a resumed run did once more
     events = EventAccumulator(str(folder), size_guidance=KEPT).Reload()
     there = events.Tags()["scalars"]
     values = [{event.step: event.value for event in events.Scalars(tag)} if tag in there else {} for tag in TAGS]
