@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,12 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on. The message says in one line why, and what to do."""
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Names with commas between them; of many the first and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def told(error: BaseException) -> str:

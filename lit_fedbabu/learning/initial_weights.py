@@ -4,7 +4,7 @@ import itertools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 
 KEY = "initial-weights"
@@ -52,7 +52,7 @@ def load(model: nn.Module, path: str) -> str:
         "of another shape or type there": other_shape,
         "not used": [name for name in named if name not in own],
     }
-    told = [f"{what}: {_some(names)}" for what, names in parts.items() if names]
+    told = [f"{what}: {some(names, NAMED)}" for what, names in parts.items() if names]
     return "; ".join([f"{len(found)} of {len(own)} initial weights are from {path}", *told])
 
 
@@ -117,8 +117,3 @@ def _shaped(state: Mapping[str, Tensor]) -> str:
     return next((f"{name} {list(value.shape)}" for name, value in state.items()), "no tensors") + (
         f" and {len(state) - 1} more" if len(state) > 1 else ""
     )
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_fedbabu.algorithms.client_update import finetuning_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
 from lit_fedbabu.learning import pretrained, trainer
@@ -19,7 +19,6 @@ from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.evaluation import Evaluation
-from lit_fedbabu.tasks.preprocessing import some
 from lit_fedbabu.tasks.seeding import seeded
 
 TUNED = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "precision")

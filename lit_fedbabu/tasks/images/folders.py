@@ -2,12 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 """Names that the split with the test images may have; the first that exists is taken."""
@@ -103,12 +103,6 @@ def is_image(path: Path) -> bool:
     """Whether a file has the suffix of a format that can be read, and is not hidden."""
     form = Image.registered_extensions().get(path.suffix.lower())
     return form in (*Image.OPEN, "MPO") and not path.name.startswith(".")  # MPO is opened as JPEG
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """Names with commas between them; of many the first and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _classes(dataset: str, folders: dict[str, Path], notes: list[str]) -> ClassFiles:

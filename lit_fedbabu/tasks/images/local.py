@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.tasks.images import table_files
-from lit_fedbabu.tasks.images.folders import SPLITS, ClassFiles, files_below, find_images, is_image, some, suffixes
+from lit_fedbabu.tasks.images.folders import SPLITS, ClassFiles, files_below, find_images, is_image, suffixes
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, declared_splits, read_metadata
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.errors import InputError, RunError, some
 from lit_fedbabu.files import dataset_folder, from_home
 from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.arrays import ImageFiles
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
-from lit_fedbabu.tasks.images.folders import files_below, some
+from lit_fedbabu.tasks.images.folders import files_below
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
 _FORMAT = "v5"

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
 from lit_fedbabu.tasks.images.decoding import Pixels, decode
-from lit_fedbabu.tasks.images.folders import TEST_SPLITS, some
+from lit_fedbabu.tasks.images.folders import TEST_SPLITS
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable
 
 HELD_OUT = 5
