@@ -1,5 +1,6 @@
 """The Python of the pages runs from top to bottom, docs/python.md shows every public name, and the examples learn."""
 
+import dataclasses
 import importlib
 import re
 import tomllib
@@ -13,9 +14,13 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import lit_fedbabu
+from examples import fedbabu_by_hand
 from lit_fedbabu.__main__ import main
+from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records.results import read_results, score_of
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
 from lit_fedbabu.studies.plan import read_study
+from tests.support import state_digest, tiny_config
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/python.md"
@@ -106,6 +111,26 @@ def test_an_example_is_short_and_its_page_has_commands_that_are_right(name):
     (run,) = re.findall(rf"lit-fedbabu finetune tb_logs/studies/{name}/(\S+)", text)
     assert run in [each.name for each in study.runs]
     assert "**Result**: " in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_clients": 8, "num_local_epochs": 1, "num_finetune_epochs": 1}, pytest.param({}, marks=pytest.mark.slow)],
+)
+def test_the_algorithm_on_one_page_is_the_package_bit_for_bit(changes, monkeypatch, federate):
+    text = Path(fedbabu_by_hand.__file__).read_text()
+    assert len(text.splitlines()) <= 120 and "client_update" not in text and "aggregation" not in text
+    if changes:
+        changes = {"dataset": tiny_config.dataset, **changes}  # else the digits of the page
+    monkeypatch.setattr(fedbabu_by_hand, "CONFIG", dataclasses.replace(fedbabu_by_hand.CONFIG, **changes))
+    network, initial, personalized = fedbabu_by_hand.federate()
+    folder, _ = federate(fedbabu_by_hand.CONFIG)
+    ours = LitFedBABU.load_from_checkpoint(folder / LAST_CHECKPOINT).model.state_dict()
+    assert state_digest(ours) == state_digest(network.state_dict())
+    rows = read_results(folder)["clients"]
+    assert [row["initial_accuracy"] for row in rows] == pytest.approx(initial, abs=1e-15)
+    assert [row["personalized_accuracy"] for row in rows] == pytest.approx(personalized, abs=1e-15)
+    assert len({*initial, *personalized}) > 5, "a problem that tells models apart"
 
 
 def outputs(notebook):
