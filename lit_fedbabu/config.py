@@ -170,8 +170,8 @@ class Config(Derived):
     )
     cohort_size: int = option(
         0,
-        "clients of a node that are trained together, as one model with a leading axis of clients; 1: one after"
-        " another; 0: 10 on a GPU, and 1 on a CPU, with a task or with options of the Trainer",
+        "clients of a node that are trained together, as one model with a leading axis of clients; 0 or 1: one after"
+        " another",
         low=0,
     )
     trainer_options: str = option(

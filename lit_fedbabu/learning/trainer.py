@@ -21,8 +21,6 @@ from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_pr
 from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalization
 
 NAN = float("nan")
-AUTOMATIC_COHORT = 10
-"""Clients trained together on a GPU where the configuration leaves it open: one round of the reference experiment."""
 Say = Callable[[Sequence[Evaluation]], None]
 """Is told of the evaluations of a module: before training, and after every epoch until now."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -66,15 +64,9 @@ def new_trainer(config: Config, **options: Any) -> L.Trainer:
     )
 
 
-def cohort_size(config: Config) -> int:
-    """How many clients are trained together on this machine."""
-    alone = 1 if config.task or config.trainer else AUTOMATIC_COHORT
-    return config.cohort_size or (alone if torch.cuda.is_available() else 1)
-
-
 def cohorts(config: Config, clients: Sequence[int]) -> list[list[int]]:
     """The clients, in their order, in groups that are trained together."""
-    size = cohort_size(config)
+    size = max(config.cohort_size, 1)
     return [list(clients[first : first + size]) for first in range(0, len(clients), size)]
 
 

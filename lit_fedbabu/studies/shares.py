@@ -7,7 +7,6 @@ from torch import nn
 
 from lit_fedbabu.engines.resources import worker_environments
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.learning.trainer import cohort_size
 from lit_fedbabu.studies.plan import Study
 from lit_fedbabu.system import available_memory
 from lit_fedbabu.tasks.data import ImageClassification
@@ -56,7 +55,7 @@ def need_of(experiment: Experiment) -> int:
         train, test = experiment.task.batch_sizes(experiment.algorithm.pooled)
         images = torch.zeros(TRIED, *experiment.task.image_shape, dtype=next(model.parameters()).dtype)
         batches = max(
-            2 * max(train) * cohort_size(config) * _kept_by_training(model, images) // TRIED,  # with gradients
+            2 * max(train) * max(config.cohort_size, 1) * _kept_by_training(model, images) // TRIED,  # with gradients
             max(test) * _largest_of_evaluation(model, images) // TRIED,
         )
     return OWN_MB * 2**20 + weights * (COPIES + config.clients_per_round) + batches

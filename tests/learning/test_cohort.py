@@ -152,9 +152,7 @@ def test_a_cohort_that_raises_is_trained_one_by_one(federate, monkeypatch, caplo
     assert "a cohort of 3 clients is asked one by one after RuntimeError('boom')" in caplog.text
 
 
-def test_the_size_of_a_cohort_is_one_on_a_cpu_unless_asked_for(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert trainer.cohort_size(tiny_config()) == 1
-    assert trainer.cohort_size(tiny_config(cohort_size=7)) == 7
+def test_clients_are_trained_one_after_another_unless_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert trainer.cohort_size(tiny_config()) == trainer.AUTOMATIC_COHORT
+    assert trainer.cohorts(tiny_config(), [0, 2, 4]) == [[0], [2], [4]]
+    assert trainer.cohorts(tiny_config(cohort_size=2), [0, 2, 4]) == [[0, 2], [4]]
