@@ -74,6 +74,19 @@ def test_what_is_left_out_is_told(tmp_path, capsys):
         assert capsys.readouterr().out.splitlines()[0].startswith("note: left out, for they are no images that can be")
 
 
+@pytest.mark.parametrize(("held_out", "first"), [(0.0, "10 of 10"), (0.4, "")])
+def test_copies_of_training_images_among_test_images_are_told(held_out, first, tmp_path):
+    folder = paint(tmp_path / "pets", ("cat", "dog"))
+    options = {"partitioner": "iid", "num_clients": 2, "min_client_images": 1, "validation_fraction": held_out}
+    note = "images that clients are evaluated on are copies of training images, pixel for pixel at 32 x 32"
+    for copied in (False, True):
+        notes = ImageClassification(Config(dataset=str(folder), **options)).notes
+        assert notes == ((f"{first} {note}",) if first else ()) or (copied and notes[0].endswith(note))
+        assert bool(notes) == bool(first or copied)
+        for place in sorted(folder.glob("train/*/?.png")):
+            place.with_stem(f"{place.stem} (copy)").write_bytes(place.read_bytes())
+
+
 def test_the_folder_above_is_a_dataset_and_a_run_has_a_name_for_it(tmp_path, monkeypatch):
     folder = paint(tmp_path / ".my\npets", ("cat", "dog"))
     (folder / "train").joinpath("..", "..", "here").mkdir()
@@ -106,7 +119,7 @@ def test_names_without_a_font_are_numbers_in_figures_and_told_once(tmp_path, cap
     shown = capsys.readouterr().out
     assert "犬 5, 猫 5, 고양이 5" in shown
     if fonts_for("犬猫고양이") is None:
-        assert shown.count("note: ") == 1 and "no font here has the characters of the class names" in shown
+        assert shown.count("note: no font here has the characters of the class names") == 1
         svg = (tmp_path / "partition.svg").read_text()
         assert "class (order of partition.csv)" in svg and "猫" not in svg
 

@@ -113,8 +113,9 @@ def test_files_that_are_left_out_are_told_each_time(tmp_path):
         paint(tmp_path / "cat" / name, 2)
     for _ in ("decoded", "from the cache"):
         assert counts(tmp_path) == (2, 8, 2)
-        kinds, loose = sorted(sources.load(str(tmp_path)).notes, reverse=True)
+        hidden, kinds, loose = sources.load(str(tmp_path)).notes
         assert ".heic (1), .pdf (1);" in kinds and "one.heic" in kinds
+        assert hidden.startswith("left out, for they are hidden: 4 images: ")
         assert loose == f"left out, for they are in no class folder: {tmp_path / '0.png'}"
 
 
@@ -131,6 +132,77 @@ def test_splits_that_are_not_used_are_told(tmp_path):
         for name in ("cat", "dog"):
             paint(tmp_path / split / name, 3)
     assert "neither training nor test images: the splits valid" in sources.load(str(tmp_path)).notes[0]
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_a_name_in_two_forms_of_unicode_is_one_class(splits, tmp_path):
+    forms = ("caf\u00e9", "cafe\u0301")
+    for split in splits:
+        for number, name in enumerate(forms if len(splits) == 1 else (forms[split == "train"],)):
+            paint(tmp_path / split / name, 5, number)
+        paint(tmp_path / split / "th\u00e9", 5)
+    assert counts(tmp_path) == ((2, 12, 3) if len(splits) == 1 else (2, 10, 10))
+    source = sources.load(str(tmp_path))
+    assert source.class_names[0] == forms[1] and not source.notes, "the name that comes first, as before"
+    assert sources.load(str(tmp_path), classes=("owl", forms[0], "the\u0301")).train.labels.tolist()[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("cat", "Cat", "cat "), "'Cat', 'cat', 'cat '"),
+        (("t-shirt", "T_Shirt"), "'T_Shirt', 't-shirt'"),
+        (("cat", "ｃａｔ"), r"'cat', '\uff43\uff41\uff54'"),
+        (("cat", "c\u0430t"), r"'cat', 'c\u0430t'"),
+        (("cat", "cat\u200b"), r"'cat', 'cat\u200b'"),
+        (("straße", "STRASSE"), "'STRASSE', 'straße'"),
+        (("1-2", "12"), ""),
+        (("resume", "résumé"), ""),
+    ],
+)
+def test_names_that_look_alike_are_told(names, shown, tmp_path):
+    for number, name in enumerate(("dog", *names)):
+        paint(tmp_path / name, 5, number)
+    source = sources.load(str(tmp_path))
+    assert len(source.class_names) == len(names) + 1
+    told = (f"{len(names)} classes, though their names look alike: {shown}",)
+    assert source.notes == (told if shown else ())
+
+
+def test_files_that_systems_leave_in_folders_are_no_classes_and_no_images(tmp_path):
+    for name in ("cat", "dog"):
+        paint(tmp_path / name, 5)
+        paint(tmp_path / "@eaDir" / name, 1)
+    for name in (
+        "__MACOSX/cat/._0.png",
+        "cat/._1.png",
+        "cat/.DS_Store",
+        "cat/Thumbs.db",
+        "dog/desktop.ini",
+        "README.md",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert counts(tmp_path) == (2, 8, 2)
+    hidden, others = sources.load(str(tmp_path)).notes
+    assert hidden.startswith("left out, for they are hidden: 4 images: ") and "@eaDir" in hidden and "._1.png" in hidden
+    assert "they are no images that can be read: .db (1), .ini (1); " in others
+
+
+def test_lists_of_a_split_beside_the_classes_are_told(tmp_path):
+    for name in ("cat", "dog"):
+        paint(tmp_path / "images" / name, 5)
+    (tmp_path / "images" / "test.txt").write_text("cat/0.png\n")
+    (note,) = sources.load(str(tmp_path / "images")).notes
+    assert note == f"left out, for they are no images that can be read: .txt (1); {tmp_path / 'images' / 'test.txt'}"
+
+
+def test_folders_in_a_class_are_told(tmp_path):
+    for name in ("cat/tabby", "cat/siamese", "dog"):
+        paint(tmp_path / name, 5)
+    assert counts(tmp_path) == (2, 12, 3)
+    (note,) = sources.load(str(tmp_path)).notes
+    assert note.startswith("no classes of their own, for they are in folders of classes: siamese, tabby; where folders")
 
 
 NAMES = st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(

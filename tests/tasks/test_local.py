@@ -4,6 +4,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -233,7 +234,7 @@ REFUSED = {
     "nothing": (lambda top: (top / "train.parquet").unlink(), "it has no file"),
     "a table of other things": (
         lambda top: (top / "train.parquet").rename(top / "x") and (top / "train.csv").write_text("a;b\n1;2\n"),
-        r"needs one Image column; it has a;b \(Value\)",
+        r"needs one Image column; it has a \(Value\), b \(Value\); an image is the bytes of .*; it has .csv \(1\)",
     ),
     "an empty table": (
         lambda top: [(top / "train.parquet").unlink(), (top / "train.csv").touch()],
@@ -269,7 +270,7 @@ REFUSED = {
             described(top, ""),
             (top / "metadata.csv").write_bytes(b"file_name,label\n0.png,caf\xe9"),
         ],
-        "metadata.csv cannot be read: its column label is not in UTF-8; save the file in that",
+        "metadata.csv cannot be read: line 2 is not in UTF-8; save the file in that",
     ),
     "labels in a table beside one folder": (
         lambda top: [
@@ -294,3 +295,217 @@ def test_tables_that_are_not_understood_are_refused_in_one_line(how, tmp_path):
     with pytest.raises(InputError, match=words) as caught:
         sources.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def without_a_word(top, change):
+    """The tables of ``write`` as other libraries write them again: without the schema of images."""
+    for split, count in (("train", 30), ("test", 9)):
+        table = change(datasets.Dataset.with_format(_encoded(count), "arrow")[:])
+        pq.write_table(table.replace_schema_metadata(None), top / f"{split}.parquet")
+
+
+def _encoded(count):
+    return table(count, count).cast_column("image", datasets.Image(decode=False))
+
+
+def column(name, kind, values):
+    return lambda table: table.set_column(table.column_names.index(name), name, pa.array(values(table), kind))
+
+
+BINARY = {
+    kind: column("image", pa_kind, lambda table: [each["bytes"] for each in table["image"].to_pylist()])
+    for kind, pa_kind in (("binary", pa.binary()), ("large binary", pa.large_binary()), ("a view", pa.binary_view()))
+}
+FORMS = {
+    "a struct": lambda table: table,
+    **BINARY,
+    "bytes alone": column(
+        "image",
+        pa.struct([("bytes", pa.large_binary())]),
+        lambda table: [{"bytes": each["bytes"]} for each in table["image"].to_pylist()],
+    ),
+    "categories": column(
+        "label",
+        pa.dictionary(pa.int8(), pa.string()),
+        lambda table: ["abc"[each] for each in table["label"].to_pylist()],
+    ),
+    "views of texts": column(
+        "label", pa.string_view(), lambda table: ["abc"[each] for each in table["label"].to_pylist()]
+    ),
+    "a type that nobody needs": lambda table: table.append_column(
+        "at", pa.array([[("x", 1)]] * len(table), pa.map_(pa.string(), pa.int8()))
+    ),
+    "bytes of a hash": lambda table: table.append_column("at", pa.array([b"0123"] * len(table), pa.binary(4))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_found_without_a_schema_of_the_hub(form, tmp_path):
+    without_a_word(tmp_path, FORMS[form])
+    assert counts(tmp_path) == (3, 30, 9)
+    pixels = [np.asarray(each.resize((32, 32), Image.Resampling.BILINEAR)) for each in table(30, 30)["image"]]
+    assert np.array_equal(sources.load(str(tmp_path)).train.images, pixels)
+
+
+def test_a_struct_may_name_the_files_beside_its_table(tmp_path):
+    names = [f"{row}.png" for row in range(30)]
+    for name, image in zip(names, table(30)["image"], strict=True):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image.save(tmp_path / "images" / name)
+    rows = {"image": [{"bytes": None, "path": f"images/{name}"} for name in names], "label": ["a", "b", "c"] * 10}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(rows["image"], kind), "label": rows["label"]}), tmp_path / "t.parquet")
+    assert counts(tmp_path) == (3, 24, 6)
+
+
+NO_IMAGES = {
+    "lists": (
+        {"image": [[[0, 255], [9, 9]]] * 6, "label": [0, 1] * 3},
+        "it has image \\(List\\), label \\(Value\\); an image is",
+    ),
+    "names": (
+        {"image": ["0.png"] * 6, "label": [0, 1] * 3},
+        "it has image \\(Value\\), label \\(Value\\); an image is the bytes of",
+    ),
+    "no images": ({"image": [b"no"] * 6, "label": [0, 1] * 3}, "row . of column image: is no image"),
+    "nothing": (
+        {"image": [{"bytes": None, "path": None}] * 6, "label": [0, 1] * 3},
+        "needs one Image column|row . of column image: there is none",
+    ),
+    "a missing one": (
+        {"image": [None, b"no"] * 3, "label": [0, 1] * 3},
+        "row . of column image: (there is none|is no image)",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", NO_IMAGES)
+def test_columns_without_images_are_refused_by_name(form, tmp_path):
+    rows, words = NO_IMAGES[form]
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=words) as caught:
+        sources.load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_arrays_is_refused_with_the_way_that_works(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for client in range(2):
+            np.savez(tmp_path / split / f"{client}.npz", data=np.zeros(3))
+    remedy = r"it has .*.npz \(4\); arrays are not read: write each image into a file, as client/class/0.png"
+    with pytest.raises(InputError, match=remedy):
+        sources.load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"needs one Image column; it has no column.*{remedy}"):
+        sources.load(str(tmp_path))
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "ending"),
+    [
+        *((encoding, ",", "\n") for encoding in ENCODINGS),
+        *(("utf-8", each, "\r\n") for each in ",;\t|"),
+        ("utf-16", "\t", "\r\n"),
+    ],
+)
+def test_metadata_is_read_as_spreadsheets_write_it(encoding, delimiter, ending, tmp_path):
+    (tmp_path / "imgs").mkdir()
+    lines = [["file_name", " label "]]
+    for row in range(9):
+        Image.new("L", (8, 8), row).save(tmp_path / "imgs" / f"é{row}.png")
+        lines.append([f"imgs{'/' if row % 2 else chr(92)}é{row}.png", ('"a, b; c|e"', "b", "ü")[row % 3]])
+    text = ending.join([*(delimiter.join(line) for line in lines), ""])
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    assert counts(tmp_path) == (3, 6, 3)
+    assert sources.load(str(tmp_path)).class_names == ("a, b; c|e", "b", "ü")
+
+
+def test_metadata_may_say_how_it_is_divided_and_name_images_as_another_system_does(tmp_path):
+    described(tmp_path, "sep=;\nfile_name;label\n" + "\n".join(f"caf\u00e9{row}.png;{row % 2}" for row in range(4)), 0)
+    for row in range(4):
+        Image.new("L", (8, 8), row).save(tmp_path / f"cafe\u0301{row}.png")
+    assert counts(tmp_path) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "train", "test"),
+    [
+        ("split", "train", "test"), ("Split", "Training", "Testing"), ("set", "TRAIN", "val"), ("part", "train", "dev"),
+        ("Usage", "Training", "PrivateTest"), ("any", "train", "hold-out"), ("is_train", True, False), ("isTest", 0, 1),
+        ("partition", "trn", "eval"), ("fold", "train", "valid"), ("in_training_split", "train", "test"),
+    ],
+)  # fmt: skip
+def test_a_column_may_say_which_images_are_test_images(form, column, train, test, tmp_path):
+    said = [(train, test)[row % 3 == 0] for row in range(18)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    if form == "parquet":
+        table(18, features=features).map(
+            lambda _, row: {column: said[row], "label": row % 2}, with_indices=True
+        ).to_parquet(tmp_path / "all.parquet")
+    else:
+        lines = [{"file_name": f"{row}.png", "label": "ab"[row % 2], column: said[row]} for row in range(18)]
+        described(tmp_path, "", 18)
+        (tmp_path / "metadata.csv").unlink()
+        text = [",".join(map(str, line.values())) for line in lines] if form == "csv" else map(json.dumps, lines)
+        head = [",".join(lines[0])] if form == "csv" else []
+        (tmp_path / f"metadata.{form}").write_text("\n".join([*head, *text]))
+    assert counts(tmp_path)[1:] == (12, 6)
+    assert any(
+        note.startswith(f"the column {column} says which images are of which split: train 12, ")
+        for note in sources.load(str(tmp_path)).notes
+    )
+
+
+COLUMNS = {
+    "no word": ({"split": list("aab" * 3)}, "column split says which split a row is of, and has 'a' in row 0; write"),
+    "numbers": ({"partition": [0, 1, 2] * 3}, "its column partition .* has 0 in row 0"),
+    "some words": ({"fold": ["train", "test", "unused"] * 3}, "its column fold .* has 'unused' in row 2"),
+    "a gap": ({"split": ["train", "test", ""] * 3}, "its column split .* has '' in row 2"),
+    "two that differ": (
+        {"split": ["train", "test", "test"] * 3, "is_train": [1, 0, 1] * 3},
+        "columns split and is_train name different splits in row 2",
+    ),
+    "two flags of a row": (
+        {"is_val": [0, 1, 0] * 3, "is_test": [0, 1, 1] * 3, "is_train": [1, 0, 0] * 3},
+        "is_train name 2 splits in row 1",
+    ),
+    "all of them test images": ({"split": ["test"] * 9}, "split says of no image that it is a training image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", COLUMNS)
+def test_a_column_that_does_not_say_which_images_are_test_images_is_refused(how, tmp_path):
+    columns, words = COLUMNS[how]
+    described(tmp_path, rows(*columns.items()))
+    with pytest.raises(InputError, match=words):
+        sources.load(str(tmp_path))
+
+
+def test_a_column_may_have_a_name_of_splits_and_mean_another_thing(tmp_path):
+    described(
+        tmp_path,
+        rows(("fold", [0, 1, 2] * 3), ("validation", ["good", "bad", "none"] * 3), ("constant", ["train"] * 9)),
+    )
+    assert counts(tmp_path) == (3, 6, 3)
+    assert sources.load(str(tmp_path)).notes[:2] == (
+        "not used: the column fold, whose values name no split: 0, 1, 2",
+        "not used: the column validation, whose values name no split: good, bad, none",
+    )
+    described(tmp_path, rows(("split", ["x", "y", "z"] * 3)))
+    assert len(sources.load(str(tmp_path), owner_column="split").train.owners) == 6, "it was said what the column is"
+
+
+def test_a_column_that_contradicts_the_tables_is_refused(tmp_path):
+    for split, says in (("train", ["train"] * 9), ("test", ["test"] * 8 + ["train"])):
+        described(tmp_path / split, rows(("split", says)))
+    with pytest.raises(
+        InputError, match="its column split has train in row 8 of split test; move it, or rename the column"
+    ):
+        sources.load(str(tmp_path))
+    described(tmp_path / "test", rows(("split", ["val"] * 9)))
+    assert counts(tmp_path) == (3, 9, 9)

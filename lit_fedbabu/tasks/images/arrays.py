@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ class ImageFiles:
         self._shapes = {name: (count, size, size, 3) for name, count in counts.items()}
         self._files: dict[str, tuple[BinaryIO, int]] = {}
         self._coloured = False
+        self.digests = {name: np.zeros(count, dtype=np.int64) for name, count in counts.items()}
+        """Of the pixels of each image: equal images have equal ones."""
 
     def __enter__(self) -> Self:
         for name, place in self._places.items():
@@ -61,6 +64,7 @@ class ImageFiles:
             self._coloured = True
         file, start = self._files[name]
         content = memoryview(with_channels(image, 3).tobytes())
+        self.digests[name][row] = int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True)
         start += row * len(content)
         with naming(self._places[name]):
             while content:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.tasks.images.names import composed, spellings
 
 Numbers = npt.NDArray[np.int64]
 
@@ -23,9 +24,8 @@ def choose(dataset: str, features: Mapping[str, Any], label_column: str) -> tupl
         InputError: there is not one of each, or the label column is not there.
     """
     from datasets import ClassLabel
-    from datasets import Image as ImageFeature
 
-    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    images = _images(features)
     called = [name for name in features if "label" in name and name not in images]
     candidates = (
         [name for name, feature in features.items() if isinstance(feature, ClassLabel)],
@@ -36,11 +36,28 @@ def choose(dataset: str, features: Mapping[str, Any], label_column: str) -> tupl
     label_column = label_column or LABEL_COLUMNS.get(dataset, "")
     refuse_absent("label-column", label_column, features)
     if len(images) != 1:
-        raise InputError("dataset", dataset, f"needs one Image column; it has {_named(features)}")
+        remedy = "" if images else "; an image is the bytes of a file such as PNG, and not a list of numbers or a name"
+        raise InputError("dataset", dataset, f"needs one Image column; it has {_named(features)}{remedy}")
     if not label_column and len(labels) != 1:
         remedy = f"needs one ClassLabel column, or label-column=NAME; it has {_named(features)}"
         raise InputError("dataset", dataset, remedy)
     return images[0], label_column or labels[0]
+
+
+def _images(features: Mapping[str, Any]) -> list[str]:
+    """Columns with images: declared as such, else mappings of ``bytes`` and ``path``, else bytes."""
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    def are_bytes(feature: Any) -> bool:
+        return isinstance(feature, Value) and "binary" in feature.dtype
+
+    found = (
+        [name for name, feature in features.items() if isinstance(feature, ImageFeature)],
+        [name for name, each in features.items() if isinstance(each, dict) and are_bytes(each.get("bytes"))],
+        [name for name, feature in features.items() if are_bytes(feature)],
+    )
+    return next((names for names in found if names), [])
 
 
 def refuse_absent(option: str, column: str, features: Mapping[str, Any]) -> None:
@@ -78,9 +95,13 @@ def numbered(
                 raise InputError("dataset", dataset, f"its column {column} {reason} in row {row} of split {split}")
     if kinds["train"].startswith("classes"):
         names = list(tables["train"].features[column].names)
-        return [np.asarray(each, dtype=np.int64) for each in values.values()], names
+        first = np.array([names.index(spellings(names)[composed(name)]) for name in names], dtype=np.int64)
+        return [first[np.asarray(each, dtype=np.int64)] for each in values.values()], names
     if kinds["train"] == "numbers":
         values = {split: [int(value) for value in each] for split, each in values.items()}
+    if kinds["train"] == "texts":
+        spelt = spellings(value for each in values.values() for value in each)
+        values = {split: [spelt[composed(value)] for value in each] for split, each in values.items()}
     found = sorted(set().union(*values.values()))
     if classes and kinds["train"] == "numbers" and len(found) > MOST_FLOATS:
         remedy = f"its column {column} has {len(found)} different numbers with decimal points: a measure, no classes"
@@ -96,7 +117,7 @@ def kind_of(feature: Any) -> str:
     from datasets import ClassLabel, Value
 
     if isinstance(feature, ClassLabel):
-        return f"classes ({', '.join(feature.names)})"
+        return composed(f"classes ({', '.join(feature.names)})")
     if not isinstance(feature, Value):
         return ""
     starts = {"int": "whole numbers", "uint": "whole numbers", "float": "numbers", "bool": "true and false"}
@@ -122,4 +143,4 @@ def _type(feature: Any) -> str:
 
 
 def _named(features: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    return some(f"{name} ({type(feature).__name__})" for name, feature in features.items()) or "no column"

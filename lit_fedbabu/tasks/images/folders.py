@@ -2,17 +2,26 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from PIL import Image
 
 from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.tasks.images.names import composed, spellings
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 """Names that the split with the test images may have; the first that exists is taken."""
 SPLITS = ("train", *TEST_SPLITS)
 """Folders at the top that are splits, if they have a folder for each class. All other folders are classes."""
+
+TABLES = (".parquet", ".csv", ".json", ".jsonl")
+"""Suffixes of tables."""
+OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems make in those of users: they are hidden."""
+NO_PIXELS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow recognizes and cannot decode."""
 
 ClassFiles = dict[str, list[Path]]
 """The image files of each class, in the order of their names."""
@@ -52,22 +61,39 @@ def find_images(dataset: str, top: Path, notes: list[str]) -> dict[str, ClassFil
             raise InputError("dataset", dataset, f"its folder {name}/ {remedy}; make a folder for each class")
         in_order = [name for name in SPLITS if name in splits]
         found = {name: _classes(dataset, folders_in(dataset, folders[name]), notes) for name in in_order}
-    places = [top, *(top / name for name in splits)]
-    loose = [path for place in places for path in sorted(place.iterdir()) if path.is_file() and is_image(path)]
-    if loose:
-        notes.append(f"left out, for they are in no class folder: {some(str(path) for path in loose)}")
+    used = {path for classes in found.values() for files in classes.values() for path in files}
+    note_unused(top, [top, *(top / name for name in splits)], used, notes)
     return found
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def note_unused(top: Path, places: Sequence[Path], used: AbstractSet[Path], notes: list[str]) -> None:
+    """Note the files that are not used. Tables right in the places, of which ``local`` has a note, are passed over."""
+    unused = [path for path in files_below(top) if path not in used]
+    if others := [path for path in unused if not is_image(path) and not (path.parent in places and _is_known(path))]:
+        notes.append(f"left out, for they are no images that can be read: {kinds(others)}; {some(map(str, others))}")
+    if loose := [path for path in unused if is_image(path)]:
+        notes.append(f"left out, for they are in no class folder: {some(map(str, loose))}")
+
+
+def _is_known(path: Path) -> bool:
+    """Whether a file beside classes is a table or a page about the dataset."""
+    return path.suffix.lower() in TABLES or path.stem.lower() in ("readme", "license", "citation")
+
+
+def files_below(folder: Path, hidden: bool = False) -> Iterator[Path]:
     """All files below a folder, in the order of their paths. Links are followed, each folder once.
 
+    Args:
+        folder: hidden or not.
+        hidden: whether hidden files, and those in hidden folders, are among them.
+
     Raises:
-        OSError: a folder cannot be read.
+        OSError: a folder that is not hidden cannot be read.
     """
 
     def refuse(error: OSError) -> None:
-        raise error
+        if not hidden:
+            raise error
 
     seen = set()
     for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
@@ -76,8 +102,19 @@ def files_below(folder: Path) -> Iterator[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        below[:] = sorted(name for name in below if hidden or not is_hidden(name))
+        yield from (Path(place, name) for name in sorted(names) if hidden or not is_hidden(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over."""
+    return name.startswith(".") or name in OF_SYSTEMS
+
+
+def hidden_images(folder: Path) -> list[Path]:
+    """Image files below a folder that are hidden, or in a hidden folder."""
+    seen = set(files_below(folder))
+    return [path for path in files_below(folder, hidden=True) if path not in seen and _has_suffix(path)]
 
 
 def folders_in(dataset: str, place: Path) -> dict[str, Path]:
@@ -88,7 +125,7 @@ def folders_in(dataset: str, place: Path) -> dict[str, Path]:
     """
     folders = {}
     for path in sorted(place.iterdir()):
-        if path.name.startswith("."):
+        if is_hidden(path.name):
             continue
         if path.is_symlink() and not path.exists():
             raise InputError("dataset", dataset, f"its link {path} leads to nothing")
@@ -101,23 +138,30 @@ def folders_in(dataset: str, place: Path) -> dict[str, Path]:
 
 def is_image(path: Path) -> bool:
     """Whether a file has the suffix of a format that can be read, and is not hidden."""
+    return not is_hidden(path.name) and _has_suffix(path)
+
+
+def _has_suffix(path: Path) -> bool:
     form = Image.registered_extensions().get(path.suffix.lower())
-    return form in (*Image.OPEN, "MPO") and not path.name.startswith(".")  # MPO is opened as JPEG
+    return form in (*Image.OPEN, "MPO") and form not in NO_PIXELS  # MPO is opened as JPEG
 
 
 def _classes(dataset: str, folders: dict[str, Path], notes: list[str]) -> ClassFiles:
+    """The images of each class. Folders whose names are one in two forms of Unicode are one class."""
     classes: ClassFiles = {}
-    left_out: list[Path] = []
+    named = spellings(folders)
+    nested = set()
     for name, folder in folders.items():
         files = list(files_below(folder))
-        classes[name] = [path for path in files if is_image(path)]
-        left_out += [path for path in files if not is_image(path)]
-        if not classes[name]:
-            found = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes(files).items()) or "no file"
-            raise InputError("dataset", dataset, f"its class folder {folder} has no image that can be read: {found}")
-    if left_out:
-        kinds = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes(left_out).items())
-        notes.append(f"left out, for they are no images that can be read: {kinds}; {some(map(str, left_out))}")
+        images = [path for path in files if is_image(path)]
+        if not images:
+            remedy = f"its class folder {folder} has no image that can be read: {kinds(files) or 'no file'}"
+            raise InputError("dataset", dataset, remedy)
+        classes.setdefault(named[composed(name)], []).extend(images)
+        nested |= {path.relative_to(folder).parts[0] for path in images if path.parent != folder}
+    if nested:
+        remedy = "where folders are clients, take partitioner=natural-id"
+        notes.append(f"no classes of their own, for they are in folders of classes: {some(sorted(nested))}; {remedy}")
     return classes
 
 
@@ -137,7 +181,11 @@ def _refuse_other_splits(dataset: str, folders: dict[str, Path]) -> None:
             raise InputError("dataset", dataset, remedy)
     elif len(shared := set.intersection(*below.values())) > 1:
         remedy = f"its folders {some(sorted(below))} have the same folders in them: {some(sorted(shared))}"
-        raise InputError("dataset", dataset, f"{remedy}; if they are splits, name them train and test")
+        raise InputError(
+            "dataset",
+            dataset,
+            f"{remedy}; if they are splits, name them train and test; if clients, take partitioner=natural-id",
+        )
 
 
 def _folders_alone(dataset: str, folder: Path) -> set[str]:
@@ -151,6 +199,7 @@ def _has_images_below(folder: Path) -> bool:
     return any(map(is_image, files_below(folder)))
 
 
-def suffixes(files: list[Path]) -> Counter[str]:
-    """How many files have each suffix."""
-    return Counter(path.suffix.lower() or "no suffix" for path in files)
+def kinds(files: Iterable[Path]) -> str:
+    """How many files have each suffix, as in ".txt (2), no suffix (1)"."""
+    counts = Counter(path.suffix.lower() or "no suffix" for path in files)
+    return ", ".join(f"{suffix} ({count})" for suffix, count in counts.items())

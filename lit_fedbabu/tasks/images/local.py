@@ -9,35 +9,47 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError, some
-from lit_fedbabu.tasks.images import table_files
-from lit_fedbabu.tasks.images.folders import SPLITS, ClassFiles, files_below, find_images, is_image, suffixes
+from lit_fedbabu.tasks.images.clients import client_tables
+from lit_fedbabu.tasks.images.folders import (
+    SPLITS,
+    TABLES,
+    ClassFiles,
+    files_below,
+    find_images,
+    hidden_images,
+    is_image,
+    kinds,
+)
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, declared_splits, read_metadata
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files that give labels to the images beside them, whose names are in the column ``file_name``."""
+ARRAYS = (".npz", ".npy", ".pkl", ".pickle", ".pt", ".pth", ".mat", ".h5", ".hdf5")
+"""Files of arrays. PFLlib writes those of NumPy with pickles in them, which may run code."""
 SHARD = re.compile(r"(?P<name>.*?)((^|[-_.])\d+)?(?P<of>-of-\d+)?")
 """The stem of a table's file: ``train``, ``train-0``, ``train_1``, ``train-00000-of-00002`` or ``0000``."""
 
 
-def read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[str, Any]:
+def read(dataset: str, folder: Path, subset: str, layout: str, notes: list[str]) -> Mapping[str, Any]:
     """The splits of a dataset in a folder by their names, as tables with ``features`` and columns.
 
     Args:
         dataset: the name that errors give it.
         folder: its folder.
         subset: one of several datasets in the folder; empty where there is one.
+        layout: how folders of images are clients and classes, one of ``clients.LAYOUTS``; empty: they are classes.
         notes: gets a line for each kind of file that is left out.
 
     Raises:
         InputError: the folder has no dataset, or several, or which rows are in which split is not said.
     """
     try:
-        return _read(dataset, folder, subset, notes)
+        return _read(dataset, folder, subset, layout, notes)
     except OSError as error:
         raise InputError("dataset", dataset, f"{error.filename or folder}: {error.strerror or error}") from None
 
 
-def _read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[str, Any]:
+def _read(dataset: str, folder: Path, subset: str, layout: str, notes: list[str]) -> Mapping[str, Any]:
     if is_saved(folder):
         _refuse_subset(dataset, subset, [])
         return load_saved(dataset, folder)
@@ -46,18 +58,23 @@ def _read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[
             return load_saved(dataset, folder / subset)
         remedy = f"is a folder of {len(saved)} datasets; name one, as {saved[0]}"
         raise InputError("dataset", dataset, remedy)
-    files = [path for path in files_below(folder) if path.suffix.lower() in table_files.READERS]
+    files = [path for path in files_below(folder) if path.suffix.lower() in TABLES]
     declared = declared_splits(dataset, folder, subset)
     if declared is not None:
         return {name: FileTable.of(dataset, paths) for name, paths in declared.items()}
-    described = [path for path in files if path.name in METADATA]
+    described = [path for path in files if path.name.lower() in METADATA]
     if described:
         _refuse_subset(dataset, subset, [])
         rows = {name: read_metadata(dataset, paths) for name, paths in _splits(dataset, folder, described).items()}
         _compare_with_files(dataset, folder, rows, described, notes)
         return rows
+    if hidden := hidden_images(folder):
+        notes.append(f"left out, for they are hidden: {len(hidden)} images: {some(map(str, hidden))}")
     tables = [path for path in files if path.suffix.lower() == ".parquet"]
     if not tables:
+        if layout and any(map(is_image, files_below(folder))):
+            _refuse_subset(dataset, subset, [])
+            return client_tables(dataset, folder, layout, notes)
         found = find_images(dataset, folder, notes)
         if found is not None:
             _refuse_subset(dataset, subset, [])
@@ -73,9 +90,16 @@ def _read(dataset: str, folder: Path, subset: str, notes: list[str]) -> Mapping[
             notes.append(f"left out, for the dataset is in tables: {some(map(str, images))}")
         chosen = _subset(dataset, folder, tables, subset)
         return {name: FileTable.of(dataset, paths) for name, paths in _splits(dataset, folder, chosen).items()}
-    kinds = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes(list(files_below(folder))).items())
     remedy = "has neither folders of images, one for each class, nor tables (.parquet, .csv, .json, .jsonl)"
-    raise InputError("dataset", dataset, f"{remedy}; it has {kinds or 'no file'}")
+    raise InputError("dataset", dataset, f"{remedy}; {files_of(folder)}")
+
+
+def files_of(folder: Path) -> str:
+    """The kinds of files that a folder has, and what to do with those that are not read."""
+    files = list(files_below(folder))
+    arrays = any(path.suffix.lower() in ARRAYS for path in files)
+    remedy = "; arrays are not read: write each image into a file, as client/class/0.png for partitioner=natural-id"
+    return f"it has {kinds(files) or 'no file'}{remedy if arrays else ''}"
 
 
 def _compare_with_files(
@@ -90,6 +114,8 @@ def _compare_with_files(
                 raise InputError("dataset", dataset, remedy)
             named[path] = None
     there = {os.path.normpath(path): path for path in files_below(folder)}
+    if hidden := [path for path in hidden_images(folder) if os.path.normpath(path) not in named]:
+        notes.append(f"left out, for they are hidden: {len(hidden)} images: {some(map(str, hidden))}")
     if nameless := [path for path in there if path not in named and is_image(there[path])]:
         notes.append(f"left out, for no row of a metadata file names them: {some(nameless)}")
     if elsewhere := [path for path in named if path not in there]:

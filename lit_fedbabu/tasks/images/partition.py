@@ -64,6 +64,17 @@ def evaluation_split(config: Config, source: Source) -> Split:
     return source.train if config.validation_fraction else source.test
 
 
+def copies(config: Config, source: Source, dealt: Partition) -> list[str]:
+    """A note where images that clients are evaluated on are also training images, of the same client or of another."""
+    evaluated = evaluation_split(config, source)
+    if source.train.digests is None or evaluated.digests is None:
+        return []
+    train, test = (np.unique(np.concatenate(parts)) for parts in (dealt.train, dealt.test))
+    count = int(np.isin(evaluated.digests[test], source.train.digests[train]).sum())
+    what = f"{count} of {len(test)} images that clients are evaluated on are copies of training images"
+    return [f"{what}, pixel for pixel at {config.image_size} x {config.image_size}"] if count else []
+
+
 def _absent(source: Source, split: Split) -> list[str]:
     """The names of the classes without images in a split."""
     counts = np.bincount(split.labels, minlength=len(source.class_names))

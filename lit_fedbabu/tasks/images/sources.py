@@ -16,10 +16,11 @@ from lit_fedbabu.files import dataset_folder, from_home
 from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.arrays import ImageFiles
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
-from lit_fedbabu.tasks.images.folders import files_below
+from lit_fedbabu.tasks.images.folders import files_below, hidden_images
+from lit_fedbabu.tasks.images.names import composed
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
 
-_FORMAT = "v5"
+_FORMAT = "v6"
 """Of decoded images in the cache. It changes when an image would be decoded otherwise."""
 
 
@@ -38,6 +39,7 @@ class Source:
         mean: of the training images by channel, scaled to 0..1.
         std: standard deviation of the same.
         notes: a line for each kind of file, split or class that is left out.
+        owner_names: the values of ``natural-id-column``, by the numbers of owners.
     """
 
     train: Split
@@ -46,6 +48,7 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    owner_names: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -97,7 +100,7 @@ def _mapped(folder: Path) -> Source:
             Split(
                 **{
                     what: np.load(path, mmap_mode="r")
-                    for what in ("images", "labels", "owners")
+                    for what in ("images", "labels", "owners", "digests")
                     if (path := folder / f"{split}_{what}.npy").exists()
                 }
             )
@@ -112,13 +115,14 @@ def _mapped(folder: Path) -> Source:
 
 def _renumbered(source: Source, dataset: str, classes: tuple[str, ...]) -> Source:
     """The source with the numbers of the given classes for its labels."""
-    if unknown := [name for name in source.class_names if name not in classes]:
+    given, own = list(map(composed, classes)), list(map(composed, source.class_names))
+    if unknown := [name for name, each in zip(source.class_names, own, strict=True) if each not in given]:
         remedy = f"has no {', '.join(unknown)}, which {dataset} has"
         raise InputError("class-names", ",".join(classes), remedy)
-    number = np.array([classes.index(name) for name in source.class_names])
+    number = np.array([given.index(each) for each in own])
     train, test = (dataclasses.replace(split, labels=number[split.labels]) for split in (source.train, source.test))
     notes = source.notes
-    if absent := [name for name in classes if name not in source.class_names]:
+    if absent := [name for name, each in zip(classes, given, strict=True) if each not in own]:
         notes += (f"without an image in {dataset}: the classes {some(absent)} of class-names",)
     return dataclasses.replace(source, train=train, test=test, class_names=classes, notes=notes)
 
@@ -132,7 +136,7 @@ def _cache_key(size: int, dataset: str, *columns: str) -> str:
     if place is not None:
         path, subset = place[0].resolve(), place[1]
         digest.update(f"{path} {subset}\n".encode("utf-8", "surrogateescape"))
-        for file in _files(dataset, path):
+        for file in (*_files(dataset, path), *hidden_images(path)):
             if file.is_file():
                 stat = file.stat()
                 facts = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
@@ -176,8 +180,9 @@ def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_colu
             decoded = read_tables(dataset, label_column, owner_column, size, scratch)
         mean, std = _statistics(decoded.train.images)
         about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
+        about["owner_names"] = decoded.owner_names
         for name, split in (("train", decoded.train), ("test", decoded.test)):
-            for what, values in (("labels", split.labels), ("owners", split.owners)):
+            for what, values in (("labels", split.labels), ("owners", split.owners), ("digests", split.digests)):
                 if values is not None:
                     np.save(scratch / f"{name}_{what}.npy", values)
         (scratch / "about.json").write_text(json.dumps(about))
@@ -215,5 +220,5 @@ def _digits(size: int, folder: Path) -> Decoded:
             for place, image in enumerate(raw.images[own]):
                 grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
                 files.write(name, place, to_array(grey, size))
-    train, held_out = (Split(files.read(name), labels[own]) for name, own in rows.items())
+    train, held_out = (Split(files.read(name), labels[own], digests=files.digests[name]) for name, own in rows.items())
     return Decoded(train, held_out, [str(digit) for digit in range(10)])

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.tasks.images.decoding import LFS_POINTER
+from lit_fedbabu.tasks.images.texts import read_csv, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE_NAME = "file_name"
 """The column of a metadata file with the paths of images, from the file's own folder."""
-NAMES = r"^\s*[-+]?(0\d|\d{19})"
-"""What looks like a number in CSV and is a name: with a zero before it, or of more digits than numbers hold."""
 ROWS = 256
 """Rows that are read from a Parquet file at a time."""
 
@@ -34,6 +35,21 @@ class MemoryTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class SomeRows:
+    """The rows of a table that are kept."""
+
+    table: FileTable | MemoryTable
+    kept: tuple[bool, ...]
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        return self.table.features
+
+    def __getitem__(self, name: str) -> Iterator[Any]:
+        return itertools.compress(self.table[name], self.kept)
+
+
+@dataclasses.dataclass(frozen=True)
 class FileTable:
     """Files with the same columns, one after another. Images are as in ``MemoryTable``."""
 
@@ -47,8 +63,6 @@ class FileTable:
         Raises:
             InputError: a file cannot be read, or has other columns than the first.
         """
-        from datasets import Features
-
         schemas = [_schema(dataset, path) for path in files]
         if twice := [name for name in schemas[0].names if schemas[0].names.count(name) > 1]:
             raise InputError("dataset", dataset, f"its table {files[0]} has two columns {twice[0]}; rename one")
@@ -57,7 +71,7 @@ class FileTable:
                 given, other = (", ".join(f"{each.name} ({each.type})" for each in one) for one in (schemas[0], schema))
                 remedy = f"its table {path} has other columns than {files[0]}: {other}, and not {given}"
                 raise InputError("dataset", dataset, remedy)
-        features = [Features.from_arrow_schema(schema) for schema in schemas]
+        features = [_features(schema) for schema in schemas]
         for path, each in zip(files, features, strict=True):
             if each != features[0]:
                 raise InputError("dataset", dataset, f"its table {path} has other classes than {files[0]}")
@@ -66,7 +80,8 @@ class FileTable:
     def __getitem__(self, name: str) -> Iterator[Any]:
         for path in self.files:
             for batch in READERS[path.suffix.lower()](path, [name]):
-                yield from batch.column(0).to_pylist()
+                for value in batch.column(0).to_pylist():
+                    yield _beside(path, value) if isinstance(value, dict) else value
 
 
 def read_metadata(dataset: str, files: list[Path]) -> MemoryTable:
@@ -88,13 +103,44 @@ def read_metadata(dataset: str, files: list[Path]) -> MemoryTable:
     images = []
     for path in files:
         for row, name in enumerate(FileTable(table.features, (path,))[FILE_NAME]):
-            image = path.parent / str(name)
-            if name is None or not image.is_file():
+            image = None if name is None else _named(path.parent, str(name))
+            if image is None:
                 remedy = f"{path}, column {FILE_NAME}, row {row}: there is no file {name}"
                 raise InputError("dataset", dataset, remedy)
             images.append({"bytes": None, "path": str(image)})
     features = {"image": ImageFeature(), **{name: table.features[name] for name in columns}}
     return MemoryTable(features, {"image": images, **columns})
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """The image that a row names, also with the backslashes of Windows, or as another system writes its accents."""
+    plain = name.strip().replace("\\", "/")
+    forms = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+    return next((folder / each for each in forms if (folder / each).is_file()), None)
+
+
+def _beside(table: Path, image: dict[str, Any]) -> dict[str, Any]:
+    """An image of a table without its bytes: its path is from the table's folder, if there is such a file."""
+    if image.get("bytes") is None and image.get("path") and (place := table.parent / image["path"]).is_file():
+        return {**image, "path": str(place)}
+    return image
+
+
+def _features(schema: pa.Schema) -> Mapping[str, Any]:
+    """What each column holds; of a type that ``datasets`` does not know, nothing."""
+    import pyarrow as pa
+    from datasets import Features, Value
+
+    features = {}
+    known = []
+    for field in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+            known.append(field)
+        except (ValueError, TypeError):
+            features[field.name] = Value("binary" if pa.types.is_fixed_size_binary(field.type) else "null")
+    of_known = Features.from_arrow_schema(pa.schema(known, schema.metadata))
+    return {field.name: features.get(field.name) or of_known[field.name] for field in schema}
 
 
 def declared_splits(dataset: str, folder: Path, subset: str) -> dict[str, list[Path]] | None:
@@ -161,31 +207,14 @@ def _parquet(path: Path, columns: list[str] | None) -> Iterator[Any]:
 
 
 def _csv(path: Path, columns: list[str] | None) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv
-
-    table = csv.read_csv(path)
-    if unread := [field.name for field in table.schema if pa.types.is_binary(field.type)]:
-        raise ValueError(f"its column {unread[0]} is not in UTF-8; save the file in that")
-    numbers = [
-        (place, field.name)
-        for place, field in enumerate(table.schema)
-        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-    ]
-    if numbers:
-        as_texts = csv.ConvertOptions(column_types={name: pa.string() for _, name in numbers})
-        texts = csv.read_csv(path, convert_options=as_texts)
-        for place, name in numbers:
-            if pc.any(pc.match_substring_regex(texts.column(place), NAMES)).as_py():
-                table = table.set_column(place, name, texts.column(place))
+    table = read_csv(path)
     yield table.select(columns) if columns else table
 
 
 def _json(path: Path, columns: list[str] | None) -> Iterator[Any]:
     import pyarrow as pa
 
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is no list of objects")

@@ -12,10 +12,13 @@ from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
+from lit_fedbabu.tasks.images.clients import LAYOUTS
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
 from lit_fedbabu.tasks.images.decoding import Pixels, decode
 from lit_fedbabu.tasks.images.folders import TEST_SPLITS
-from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable
+from lit_fedbabu.tasks.images.names import composed, look_alike
+from lit_fedbabu.tasks.images.split_column import split_by_column
+from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, SomeRows
 
 HELD_OUT = 5
 """Without a test split, one of so many training images of each class is a test image, drawn by a fixed seed."""
@@ -29,11 +32,13 @@ class Split:
         images: (N, H, W, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
         labels: (N,) numbers of classes.
         owners: (N,) numbers of the values of ``natural-id-column``, where it was asked for.
+        digests: (N,) of the images' pixels: equal ones have equal digests.
     """
 
     images: Pixels
     labels: Numbers
     owners: Numbers | None = None
+    digests: Numbers | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Decoded:
         test: the test images.
         class_names: of the classes that have a training image, by their numbers.
         notes: a line for each kind of file, split or class that is left out.
+        owner_names: by the numbers of owners; empty where there are none.
     """
 
     train: Split
     test: Split
     class_names: list[str]
     notes: list[str] = dataclasses.field(default_factory=list)
+    owner_names: list[str] = dataclasses.field(default_factory=list)
 
 
 def read_tables(dataset: str, label_column: str, owner_column: str, size: int, folder: Path) -> Decoded:
@@ -61,34 +68,49 @@ def read_tables(dataset: str, label_column: str, owner_column: str, size: int, f
     """
     notes: list[str] = []
     place = dataset_folder(dataset)
-    tables = hub.read(dataset) if place is None else local.read(dataset, *place, notes)
+    layout = owner_column if owner_column in LAYOUTS else ""
+    tables = hub.read(dataset) if place is None else local.read(dataset, *place, layout, notes)
     if "train" not in tables:
         raise InputError("dataset", dataset, f"has no split train; it has {', '.join(tables)}")
+    try:
+        image_column, label_column = choose(dataset, tables["train"].features, label_column)
+    except InputError as error:
+        there = f"; {local.files_of(place[0])}" if place is not None and error.key == "dataset" else ""
+        raise InputError(error.key, error.value, error.remedy + there) from None
+    if layout and layout not in tables["train"].features:
+        remedy = "natural-id needs the dataset's column that says whose an image is, as in natural-id-column=writer_id"
+        raise InputError("natural-id-column", "", f"{remedy}; it has {some(tables['train'].features)}")
+    refuse_absent("natural-id-column", owner_column, tables["train"].features)
+    tables = split_by_column(dataset, tables, (image_column, label_column, owner_column), notes)
     chosen = next((name for name in TEST_SPLITS if name in tables), None)
     used = {name: tables[name] for name in ("train", chosen) if name is not None}
     if unused := sorted(tables.keys() - set(used)):
         notes.append(f"left out, for they are neither training nor test images: the splits {some(unused)}")
-    image_column, label_column = choose(dataset, used["train"].features, label_column)
-    refuse_absent("natural-id-column", owner_column, used["train"].features)
     for name, table in used.items():
         if missing := {image_column, label_column, owner_column or label_column} - set(table.features):
             raise InputError("dataset", dataset, f"its split {name} has no column {', '.join(sorted(missing))}")
     labels, names = numbered(dataset, used, label_column)
     owners: list[Numbers | None] = [None] * len(used)
+    owner_names: list[str] = []
     if owner_column:
-        owners = list(numbered(dataset, used, owner_column, classes=False)[0])
+        found, owner_names = numbered(dataset, used, owner_column, classes=False)
+        owners = list(found)
     labels, names = _learnt(dataset, dict(zip(used, labels, strict=True)), names, notes)
+    notes += [*look_alike("classes", names), *look_alike("clients", owner_names)]
     rows = [(split, np.arange(len(each))) for split, each in zip(("train", "test"), labels, strict=False)]
     if chosen is None:
-        held_out = hold_out(labels[0])
+        # Folders of clients: some of each client's images of a class, so that every client is tested.
+        held_out = hold_out(
+            labels[0] if not layout or owners[0] is None else labels[0] + len(names) * owners[0], bool(layout)
+        )
         rows = [("train", np.flatnonzero(~held_out)), ("test", np.flatnonzero(held_out))]
         labels, owners = 2 * labels, 2 * owners
     images = _images(dataset, used, image_column, rows, size, folder)
     train, test = (
-        Split(images.read(split), label[own], None if owner is None else owner[own])
+        Split(images.read(split), label[own], None if owner is None else owner[own], images.digests[split])
         for (split, own), label, owner in zip(rows, labels, owners, strict=True)
     )
-    return Decoded(train, test, names, notes)
+    return Decoded(train, test, names, notes, owner_names)
 
 
 def _learnt(
@@ -113,8 +135,9 @@ def _learnt(
         raise InputError("dataset", dataset, f"a class has characters in its name that no text has: {unnamed[0]!a}")
     kept = np.flatnonzero(train)
     if len(kept) < len(names):
-        absent = [names[each] for each in np.flatnonzero(train == 0)]
-        notes.append(f"left out, for they have no image: the classes {some(absent)}")
+        there = {composed(names[each]) for each in kept}  # a class may have its name in two forms
+        if absent := [names[each] for each in np.flatnonzero(train == 0) if composed(names[each]) not in there]:
+            notes.append(f"left out, for they have no image: the classes {some(absent)}")
     number = np.cumsum(train > 0) - 1
     return [number[each] for each in labels.values()], [names[each] for each in kept]
 
@@ -138,7 +161,7 @@ def _images(
         folder: for the files.
     """
     for split, table in tables.items():
-        if not table.features[column].decode:
+        if not getattr(table.features[column], "decode", True):
             remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
             raise InputError("dataset", dataset, f'{remedy}; use cast_column("{column}", Image()) and save it again')
     files = ImageFiles(folder, size, {name: len(own) for name, own in rows})
@@ -147,7 +170,7 @@ def _images(
         places[min(number, len(tables) - 1)] |= {row: (name, place) for place, row in enumerate(own.tolist())}
 
     def decode_table(split: str, table: Any, own: Mapping[int, tuple[str, int]], done: Callable[[int], None]) -> None:
-        mode = table.features[column].mode
+        mode = getattr(table.features[column], "mode", None)
 
         def decode_row(numbered: tuple[int, Any]) -> None:
             row, image = numbered
@@ -163,9 +186,10 @@ def _images(
 
 
 def _decoded(image: Any, mode: str | None, size: int, dataset: str, split: str, where: str) -> Pixels:
-    """An image that is a mapping of ``bytes`` and ``path``, as ``decode`` gives it."""
+    """An image that is bytes, or a mapping of ``bytes`` and ``path``, as ``decode`` gives it."""
     try:
-        content, path = (image["bytes"], image["path"]) if image else (None, None)
+        image = {"bytes": image} if isinstance(image, bytes) else image or {}
+        content, path = image.get("bytes"), image.get("path")
         file = path if content is None else content
         if file is None:
             raise ValueError("there is none")
@@ -177,19 +201,19 @@ def _decoded(image: Any, mode: str | None, size: int, dataset: str, split: str, 
 
 
 def _undecoded(table: Any, column: str) -> Any:
-    """The images of a table as mappings of ``bytes`` and ``path``."""
-    if isinstance(table, FileTable | MemoryTable):
-        return table[column]
+    """The images of a table as bytes, or as mappings of ``bytes`` and ``path``."""
     from datasets import Image as ImageFeature
 
+    if isinstance(table, FileTable | MemoryTable | SomeRows) or not isinstance(table.features[column], ImageFeature):
+        return table[column]
     return table.cast_column(column, ImageFeature(decode=False))[column]
 
 
-def hold_out(labels: Numbers) -> npt.NDArray[np.bool_]:
-    """Which images are test images: one in HELD_OUT of each class, drawn at random."""
+def hold_out(labels: Numbers, keep_one: bool = False) -> npt.NDArray[np.bool_]:
+    """Which images are test images: one in HELD_OUT of each class, drawn at random; of one image none if it is kept."""
     rng = np.random.default_rng(0)
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        test[rows[: -(-len(rows) // HELD_OUT)]] = True
+        test[rows[: min(-(-len(rows) // HELD_OUT), len(rows) - keep_one)]] = True
     return test

@@ -8,8 +8,9 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.evaluation import ACCURACY
+from lit_fedbabu.tasks.images.clients import EITHER
 from lit_fedbabu.tasks.images.datamodule import ClientData
-from lit_fedbabu.tasks.images.partition import class_counts, deal, summary
+from lit_fedbabu.tasks.images.partition import class_counts, copies, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
@@ -42,8 +43,10 @@ class ImageClassification:
             InputError: it is not there, cannot be reached, or its columns or classes are not as asked for.
         """
         config = self.config
-        columns = config.label_column, config.natural_id_column
-        return load(config.dataset, *columns, self._classes, config.image_size)
+        owners = config.natural_id_column
+        if config.partitioner == "natural-id" and config.dataset != "digits":
+            owners = owners or EITHER
+        return load(config.dataset, config.label_column, owners, self._classes, config.image_size)
 
     @cached_property
     def partition(self) -> Partition:
@@ -98,8 +101,8 @@ class ImageClassification:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the dataset is left out, a line for each kind; to be printed where a run begins."""
-        return self.source.notes
+        """What of the dataset is left out or doubtful, a line for each kind; to be printed where a run begins."""
+        return (*self.source.notes, *copies(self.config, self.source, self.partition))
 
     def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
         """The data of a client; options as of ``ClientData``."""

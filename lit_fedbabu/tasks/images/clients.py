@@ -1,0 +1,92 @@
+"""Folders of clients: which image is of which split, client and class."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.tasks.images.folders import SPLITS, files_below, is_image, note_unused
+from lit_fedbabu.tasks.images.names import composed, spellings
+from lit_fedbabu.tasks.images.table_files import MemoryTable
+
+CLIENT_CLASS, CLASS_CLIENT, EITHER = "client/class", "class/client", "folders"
+LAYOUTS = (CLIENT_CLASS, CLASS_CLIENT, EITHER)
+"""Values of ``natural-id-column`` for folders; EITHER is that of ``partitioner=natural-id`` alone."""
+OPTION = "natural-id-column"
+
+
+def client_tables(dataset: str, top: Path, layout: str, notes: list[str]) -> dict[str, MemoryTable]:
+    """The splits of a folder of images as tables with ``image``, ``label`` and, under the name of the layout, clients.
+
+    The folders are ``client/class``, ``split/client/class`` or ``client/split/class``, or the same with client and
+    class the other way round. Without a word on it clients are the outer folders.
+
+    Args:
+        dataset: the name that errors give it.
+        top: the folder.
+        layout: one of LAYOUTS.
+        notes: gets a line for how the folders were read, and one for each kind of file that is left out.
+
+    Raises:
+        InputError: the folders are not as described above, or do not say which of them are clients.
+    """
+    folders = {path: path.relative_to(top).parent.parts for path in files_below(top) if is_image(path)}
+    level = _level_of_splits(dataset, [parts for parts in folders.values() if parts])
+    deep = {path: parts for path, parts in folders.items() if len(parts) >= 2 + (level is not None)}
+    owned = {path: tuple(part for place, part in enumerate(parts) if place != level) for path, parts in deep.items()}
+    outer: dict[str, set[str]] = {}
+    for first, second, *_ in owned.values():
+        outer.setdefault(second, set()).add(first)
+    if not outer or set(outer) <= set(SPLITS):
+        remedy = "natural-id needs a folder for each client, and a folder for each class in it, as alice/cats/1.jpg"
+        there = some(sorted({"/".join(parts) for parts in folders.values() if parts}))
+        raise InputError("dataset", dataset, f"{remedy}; it has {there or 'no folder'}")
+    if layout == EITHER and level != 1 and len(outer) > 1 and all(len(each) == 1 for each in outer.values()):
+        remedy = f"which are the clients? No folder of {some(sorted(outer))} is in two others; take"
+        raise InputError("dataset", dataset, f"{remedy} {OPTION}={CLIENT_CLASS} or {OPTION}={CLASS_CLIENT}")
+    turn = -1 if layout == CLASS_CLIENT else 1
+    names = {path: parts[:2][::turn] for path, parts in owned.items()}
+    clients, labels = (spellings(sorted({pair[place] for pair in names.values()})) for place in (0, 1))
+    other = f"; {OPTION}={CLASS_CLIENT} takes them the other way round" if layout == EITHER else ""
+    notes.append(f"of the folders {some(clients.values())} are clients, and {some(labels.values())} are classes{other}")
+    note_unused(top, [top], deep.keys(), notes)
+    return _tables(
+        {
+            split: [
+                (path, labels[composed(label)], clients[composed(client)])
+                for path, (client, label) in names.items()
+                if split == ("train" if level is None else deep[path][level])
+            ]
+            for split in (SPLITS if level is not None else ("train",))
+        },
+        list(labels.values()),
+        layout,
+    )
+
+
+def _tables(found: Mapping[str, list[tuple[Path, str, str]]], names: list[str], layout: str) -> dict[str, MemoryTable]:
+    from datasets import ClassLabel, Value
+    from datasets import Image as ImageFeature
+
+    features = {"image": ImageFeature(), "label": ClassLabel(names=names), layout: Value("string")}
+    number = {name: place for place, name in enumerate(names)}
+    tables = {}
+    for split, rows in found.items():
+        if rows:
+            paths, labels, clients = zip(*rows, strict=True)
+            images = [{"bytes": None, "path": str(path)} for path in paths]
+            numbers = [number[label] for label in labels]
+            tables[split] = MemoryTable(features, {"image": images, "label": numbers, layout: list(clients)})
+    return tables
+
+
+def _level_of_splits(dataset: str, folders: list[tuple[str, ...]]) -> int | None:
+    """Which of the folders around an image is its split; None where no folder is one."""
+    for level, most in ((0, 1), (1, 3)):
+        with_split = [parts for parts in folders if len(parts) >= most and parts[level] in SPLITS]
+        without = [parts for parts in folders if parts not in with_split]
+        if with_split and without:
+            one, other = "/".join(with_split[0]), "/".join(without[0])
+            raise InputError("dataset", dataset, f"has {one} in a split and {other} in none; put both into splits")
+        if with_split:
+            return level
+    return None
