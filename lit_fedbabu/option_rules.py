@@ -10,7 +10,7 @@ RATES = ("learning_rate", "finetune_learning_rate")
 """Fields of learning rates, which a task's module has its own of."""
 
 
-def check_together(config: Any) -> None:
+def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
     if "/" in config.run_name or config.run_name.startswith("."):
         raise InputError("run-name", config.run_name, "must be a plain folder name; the place is output-dir")
