@@ -1,13 +1,16 @@
 """Tasks of users: modules and data that were written without knowing of the package. ``tests.own_tasks:name``."""
 
+import itertools
 import os
 import threading
 
 import lightning as L
 import torch
 import torchmetrics
+from lightning.pytorch import callbacks
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset
 
 from lit_fedbabu import Task
 
@@ -329,6 +332,112 @@ def newcomer():
     return Sensors(client=77, num_clients=4, seed=42)
 
 
+class Toggles(Plain):
+    """An optimizer for each part, the other part switched off meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=self.hparams.lr) for part in (self.body, self.head)]
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+        return loss
+
+
+class Writes(Windows):
+    """Uses its logger by hand, as that of TensorBoard and of other services, and files beside it."""
+
+    def on_fit_start(self):
+        for logger in self.loggers:
+            logger.log_hyperparams(self.hparams)
+        assert isinstance(self.logger, TensorBoardLogger)
+        self.logger.watch(self)
+        self.logger.experiment.config.update({"width": 8})
+        for folder in (self.logger.log_dir, self.logger.save_dir, self.trainer.log_dir, self.logger.experiment.dir):
+            with open(os.path.join(folder, "notes.txt"), "a") as file:
+                file.write(f"{self.logger.name} {self.logger.version}")
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.logger.experiment.add_histogram("own", self.head.weight, self.global_step)
+        self.logger.log_metrics({"own": loss.item()}, step=self.global_step)
+        return loss
+
+
+class Keeps(Windows):
+    """Brings its own ModelCheckpoint."""
+
+    def configure_callbacks(self):
+        return callbacks.ModelCheckpoint(monitor="train_loss")
+
+
+class Late(Windows):
+    def on_fit_start(self):
+        self.body[0].requires_grad_(False)
+
+
+class LateBody(Windows):
+    def on_fit_start(self):
+        self.body.requires_grad_(False)
+
+
+class Untested(Windows):
+    test_step = L.LightningModule.test_step
+
+
+class Silent(Plain):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Teaches(Windows):
+    """A teacher outside of the parts that follows its body."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Linear(SENSORS, 8).requires_grad_(False)
+
+    def on_before_zero_grad(self, optimizer):
+        with torch.no_grad():
+            self.teacher.weight.lerp_(self.body[0].weight, 0.5)
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows, endless):
+        self.rows, self.endless = rows, endless
+
+    def __iter__(self):
+        places = itertools.cycle(range(len(self.rows))) if self.endless else range(len(self.rows))
+        return (self.rows[place] for place in places)
+
+
+class Streamed(Sensors):
+    """Does not know how many windows it has."""
+
+    endless = False
+
+    def train_dataloader(self):
+        return DataLoader(Stream(self.train, self.endless), 8)
+
+
+class Endless(Streamed):
+    endless = True
+
+
+class Elsewhere(nn.Module):
+    """Of the other package of Lightning's."""
+
+
+Elsewhere.__module__ = "pytorch_lightning.core"
 NAMES = {"body": ("net.encoder",), "head": ("net.readout", "scale")}
 windows = Task(Windows, Sensors, score="test_f1")
 moves = Task(Moves, Sensors, score="test_f1")
@@ -363,6 +472,24 @@ rates = Task(Rates, Sensors, score="test/error", **NAMES)
 several = Task(Windows, Several, score="test_f1")
 drops = Task(Windows, Drops, score="test_f1")
 averages = Task(Windows, Sensors, score="test_f1", callbacks=lambda: [Averages()])
+toggles = Task(Toggles, Sensors, score="test_f1")
+writes = Task(Writes, Sensors, score="test_f1")
+keeps = Task(Keeps, Sensors, score="test_f1", callbacks=lambda: [callbacks.TQDMProgressBar()])
+checkpoints = Task(Windows, Sensors, score="test_f1", callbacks=lambda: [callbacks.ModelCheckpoint()])
+late = Task(Late, Sensors, score="test_f1")
+late_body = Task(LateBody, Sensors, score="test_f1")
+untested = Task(Untested, Sensors, score="test_f1")
+silent = Task(Silent, Sensors, score="test_f1")
+elsewhere = Task(Elsewhere, Sensors, score="test_f1")
+elsewhere_data = Task(Windows, lambda **_: Elsewhere(), score="test_f1")
+outside_teacher = Task(Teaches, Sensors, score="test_f1")
+teaches = Task(Teaches, Sensors, score="test_f1", body=("body", "teacher"))
+streamed = Task(Plain, Streamed, score="test_f1")
+endless = Task(Plain, Endless, score="test_f1")
+one_part = Task(Windows, Sensors, score="test_f1", body=("body", "head"), head=())
+swa = Task(
+    Windows, Sensors, score="test_f1", callbacks=lambda: [callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=1)]
+)
 overlaps = Task(Regression, Sensors, score="test/error", body=("net", "scale"), head=("net.readout",))
 
 

@@ -20,6 +20,14 @@ from lit_fedbabu.learning.parts import PARTS, parts_of
 class ClientTrainer(L.Trainer):
     """A Trainer of one client or cohort. Nobody listens to it, so modules save the time that logging takes."""
 
+    mini_batches: int = -1
+    """That are trained on, in all epochs together; -1: all that there are."""
+
+    @property
+    def max_steps(self) -> int:
+        """The same, by which ``estimated_stepping_batches`` plans, and schedules of learning rates with it."""
+        return self.mini_batches
+
 
 class PartModule(L.LightningModule):
     """A ``model`` of body and head, of which the mode "body", "head" or "full" says what trains.

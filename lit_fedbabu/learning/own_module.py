@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.tasks.own import OwnTask
+from lit_fedbabu.tasks.own_data import foreign
 from lit_fedbabu.tasks.seeding import seeded
 
 RATES = ("learning_rate", "lr")
@@ -29,7 +31,7 @@ class OwnModule:
         task: which says what of it is body and head.
 
     Raises:
-        InputError: a part has no weights, or a weight lies in no part.
+        InputError: a part that is named has no weights, or a weight lies in no part.
     """
 
     provenance: dict[str, Any]
@@ -39,7 +41,7 @@ class OwnModule:
         self.task = task
         self.provenance = {}
         self.model = _view(lightning, task)
-        self.frozen = frozenset(name for name, weight in self.model.named_parameters() if not weight.requires_grad)
+        self._given: dict[str, bool] = {}
         object.__setattr__(lightning, VIEW, self.model)  # not as a module in it, which would change its state
 
     def copy(self) -> OwnModule:
@@ -87,10 +89,18 @@ class OwnModule:
         return {name: state[of_user] for name, of_user in names.items() if of_user in state}
 
     def set_mode(self, mode: str) -> None:
-        """Choose what trains: "body", "head" or "full"."""
-        trained = parts_of(mode)
+        """Choose what trains: "body", "head" or "full", of which the module itself may freeze weights."""
+        self.freeze(mode)
         for name, weight in self.model.named_parameters():
-            weight.requires_grad_(name.partition(".")[0] in trained and name not in self.frozen)
+            if name.partition(".")[0] in parts_of(mode) and name in self._given:
+                weight.requires_grad_(self._given.pop(name))
+
+    def freeze(self, mode: str) -> None:
+        """Freeze what a mode does not name; ``set_mode`` gives it back as it was."""
+        for name, weight in self.model.named_parameters():
+            if name.partition(".")[0] not in parts_of(mode):
+                self._given.setdefault(name, weight.requires_grad)
+                weight.requires_grad_(False)
 
 
 def _detach(module: nn.Module) -> None:
@@ -120,8 +130,11 @@ def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
         except Exception as error:  # whatever the user's code raises
             raise InputError("task", task.config.task, f"its module cannot be made: {told(error)}") from error
     if not isinstance(lightning, L.LightningModule):
-        remedy = f"its module must be a LightningModule, and is a {type(lightning).__name__}"
-        raise InputError("task", task.config.task, remedy)
+        raise InputError("task", task.config.task, f"its module {foreign(lightning, 'LightningModule')}")
+    for hook in ("training_step", "test_step"):
+        if not is_overridden(hook, lightning):
+            remedy = f"has no {hook}" + ("; add one that logs the score" if hook == "test_step" else "")
+            raise InputError("task", task.config.task, f"its {type(lightning).__name__} {remedy}")
     _detach(lightning)
     return OwnModule(lightning.double() if double else lightning, task)
 
@@ -160,8 +173,8 @@ def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
                 break
             held = held or nn.Module()
             _hang(held, name, found)
-        view.add_module(part, held)
-        if not any(weight.requires_grad for weight in view.get_submodule(part).parameters()):
+        view.add_module(part, held or nn.Module())
+        if names and not any(weight.requires_grad for weight in view.get_submodule(part).parameters()):
             remedy = f"the {part} of {type(lightning).__name__} ({', '.join(names)}) has no weights to train"
             raise InputError("task", task.config.task, remedy)
     _refuse_outside(lightning, view, task)

@@ -1,19 +1,19 @@
 """A task of the user's own, tried before a run on a client with the smallest last batch."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.learning.own import loss_of, tested
+from lit_fedbabu.learning.own import tested
 from lit_fedbabu.learning.own_module import OwnModule
+from lit_fedbabu.learning.own_training import train
+from lit_fedbabu.learning.own_watch import Watch
 from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.learning.trial import refuse_unsendable
 from lit_fedbabu.option_rules import RATES
-from lit_fedbabu.tasks.own import OwnData, OwnTask
+from lit_fedbabu.tasks.own import OwnTask
+from lit_fedbabu.tasks.own_data import OwnData
 from lit_fedbabu.tasks.seeding import seeded
 
 BATCHES = 50
@@ -56,22 +56,28 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
     for mode in modes:
         tried = module.copy()
         tried.set_mode(mode)
-        watch = _Watch()
+        watch, held = Watch(tried, mode, epochs=1), _Held()
+        batches = min(BATCHES, data.batches or BATCHES)
+        validated = task.config.trainer.get("limit_val_batches", 1)
         try:
             with seeded(0):
-                _train(tried, data, watch)
+                train(tried, data, watch, [held], limit_train_batches=batches, limit_val_batches=validated)
+        except InputError:
+            raise
         except Exception as error:  # whatever the user's code raises
             raise refuse(f"training its {mode} on data of client {client} fails: {told(error)}") from error
         weights = select(dict(tried.model.named_parameters()), parts_of(mode))
-        if not any(id(weight) in watch.held for weight in weights.values()):
+        if not any(id(weight) in held.weights for weight in weights.values()):
             raise refuse(f"its optimizer holds no weight of its {mode}, which the run trains")
         if not watch.told:
             raise refuse("its training_step returns no loss; return it, also where it optimizes by hand")
+        if watch.skipped and not watch.learned:
+            raise refuse(f"no loss of its training_step depends on a weight of its {mode} that trains; let one train")
         if change := _lost(module, tried):
             raise refuse(change)
     try:
         with seeded(0):
-            tested(new_trainer(task.config, limit_test_batches=1), module.copy().lightning, data)
+            tested(module.copy(), data, limit_test_batches=1)
     except InputError:
         raise
     except Exception as error:
@@ -99,42 +105,15 @@ def _lost(before: OwnModule, after: OwnModule) -> str:
         if value.shape != first[name].shape:
             was, now = list(first[name].shape), list(value.shape)
             return f"its {name} changes from shape {was} to {now} in training, and cannot be averaged"
-    seen = {id(value) for value in after.model.state_dict(keep_vars=True).values()}
-    earlier = before.lightning.state_dict()
-    for name, value in users.items():
-        if isinstance(value, Tensor) and id(value) not in seen and not _equal(value, earlier.get(name)):
-            remedy = "add its layer to one, or register it with persistent=False"
-            return f"its {name} changes in training, is in neither body nor head, and would be lost; {remedy}"
     return ""
 
 
-def _equal(value: Tensor, other: Any) -> bool:
-    if not isinstance(other, Tensor) or value.shape != other.shape:
-        return False
-    return value.double().cpu().allclose(other.double().cpu(), rtol=0, atol=0, equal_nan=True)
-
-
-def _train(module: OwnModule, data: OwnData, watch: L.Callback) -> None:
-    """Train for an epoch, of which the first batches are enough."""
-    options: dict[str, int] = {"max_epochs": 1, "num_sanity_val_steps": 0, "limit_train_batches": data.first(BATCHES)}
-    if "limit_val_batches" not in data.config.trainer:
-        options["limit_val_batches"] = 1
-    trainer = new_trainer(data.config, callbacks=[*data.task.task.callbacks(), watch], **options)
-    trainer.fit(module.lightning, datamodule=data.module)
-
-
-class _Watch(L.Callback):
-    """Notes which weights the optimizers hold, which a Trainer forgets after a fit, and whether a loss was told."""
+class _Held(L.Callback):
+    """Notes which weights the optimizers hold, which a Trainer forgets after a fit."""
 
     def __init__(self) -> None:
-        self.held: set[int] = set()
-        self.told = False
+        self.weights: set[int] = set()
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            self.held |= {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.told = self.told or loss_of(outputs) is not None
+            self.weights |= {id(weight) for group in optimizer.param_groups for weight in group["params"]}

@@ -41,8 +41,8 @@ def quiet_lightning() -> None:
     registry.entry_points = lru_cache(registry.entry_points)  # type: ignore[attr-defined, assignment]
 
 
-def new_trainer(config: Config, **options: Any) -> L.Trainer:
-    """A Trainer for one client or cohort, on this machine's GPU if it has one. It logs and saves nothing.
+def new_trainer(config: Config, **options: Any) -> ClientTrainer:
+    """A Trainer for one client or cohort, on this machine's GPU if it has one. It saves nothing.
 
     Args:
         config: of which ``precision`` and ``num_threads`` are read.
@@ -50,12 +50,11 @@ def new_trainer(config: Config, **options: Any) -> L.Trainer:
     """
     quiet_lightning()
     torch.set_num_threads(config.num_threads)
-    arguments: dict[str, Any] = {**config.trainer, **options}
+    arguments: dict[str, Any] = {"logger": False, **config.trainer, **options}
     return ClientTrainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision=cast(Any, resolve_precision(config.precision)),
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,12 +1,20 @@
-"""The loaders of a LightningDataModule: one, a collection of them, or a ``CombinedLoader``."""
+"""The loaders of a LightningDataModule: whatever a Trainer takes, one or a collection of them."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
+
+ENDLESS = 1_000_000
+"""Samples after which a loader without a length is taken for one without an end."""
 
 
 def samples_of(loaders: Any) -> int:
-    """Samples of a loader, or of several together."""
-    return sum(len(loader.dataset) for loader in _together(loaders).flattened)
+    """Samples of a loader, or of several together. Those of a loader without a length are counted by reading it.
+
+    Raises:
+        ValueError: it does not end.
+    """
+    return sum(map(_samples_of, _together(loaders).flattened))
 
 
 def batches_of(loaders: Any) -> int | None:
@@ -14,9 +22,31 @@ def batches_of(loaders: Any) -> int | None:
     together = _together(loaders)
     try:
         together.flattened = [range(len(loader)) for loader in together.flattened]
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
     return len(iter(together))
+
+
+def samples_in(batch: Any) -> int:
+    """Samples of a batch: the length of its first tensor; 1 if it has none."""
+    from torch import Tensor
+
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((samples_in(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
+
+
+def _samples_of(loader: Any) -> int:
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        count = 0
+    for batch in loader:
+        count += samples_in(batch)
+        if count > ENDLESS:
+            raise ValueError(f"a loader does not end within {ENDLESS} samples; give its dataset __len__")
+    return count
 
 
 def _together(loaders: Any) -> Any:

@@ -13,8 +13,8 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.evaluation import Score
-from lit_fedbabu.tasks.loaders import batches_of, samples_of
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.tasks.loaders import batches_of
+from lit_fedbabu.tasks.own_data import OwnData
 
 if TYPE_CHECKING:
     import lightning as L
@@ -34,7 +34,8 @@ class Task:
         higher_is_better: whether more of it is better.
         body: names of the modules or weights that are the body.
         head: the same of the head. No weight lies in neither.
-        callbacks: makes Lightning's callbacks, anew for every fit.
+        callbacks: makes Lightning's callbacks, anew for every fit and test. Those that save checkpoints, draw progress
+            bars or print summaries are left out, here and of the module's ``configure_callbacks``.
     """
 
     module: Callable[[], L.LightningModule]
@@ -80,7 +81,6 @@ class OwnTask:
         InputError: there is no such task.
     """
 
-    notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
     def __init__(
@@ -94,6 +94,14 @@ class OwnTask:
         self.clients = everyone if clients is None else clients
         self.task = read_task(config.task)
         self._data = data
+        self.left_out: set[str] = set()
+        """Kinds of callbacks that were left out."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before a run."""
+        why = "are left out: the run saves checkpoints and shows progress itself"
+        return (f"callbacks of the task ({', '.join(sorted(self.left_out))}) {why}",) if self.left_out else ()
 
     @property
     def score(self) -> Score:
@@ -128,7 +136,9 @@ class OwnTask:
         data = OwnData(self, client)
         try:
             found = data.num_train, data.num_test
-            batches = batches_of(data.module.train_dataloader()), batches_of(data.module.test_dataloader())
+            batches = data.batches, batches_of(data.module.test_dataloader())
+        except InputError:
+            raise
         except Exception as error:  # whatever the user's code raises
             raise InputError("task", self.config.task, f"its data of client {client} fail: {told(error)}") from error
         for kind, count, some in zip(("training", "test"), found, batches, strict=True):
@@ -137,6 +147,10 @@ class OwnTask:
             if some == 0:
                 remedy = f"gives no batch of its {count} samples; take smaller batches, or drop_last=False"
                 raise InputError("task", self.config.task, f"the {kind} loader of client {client} {remedy}")
+        epochs, steps = self.config.length("num_local_epochs")
+        if batches[0] is None and ((epochs % 1 and not steps) or self.config.num_head_epochs % 1):
+            remedy = "has no length, which fractions of epochs need; give its dataset __len__, the number of samples"
+            raise InputError("task", self.config.task, f"the training loader of client {client} {remedy}")
         return found
 
     def check(self) -> None:
@@ -165,70 +179,3 @@ class OwnTask:
 def task_of_site(config: Config, site: int | None) -> OwnTask | None:
     """The user's task on a machine that has the data of one client; None: it has everyone's, or images are learned."""
     return OwnTask(config, clients=[site]) if config.task and site is not None else None
-
-
-class OwnData:
-    """A client's LightningDataModule, set up once.
-
-    Python's, NumPy's and PyTorch's generators are seeded from (seed, client) while it is made and set up, so that a
-    split that is drawn there is the same in every round.
-
-    Args:
-        task: whose data they are.
-        client: its number.
-    """
-
-    def __init__(self, task: OwnTask, client: int) -> None:
-        self.config = task.config
-        self.task = task
-        self.client = client
-
-    @cached_property
-    def module(self) -> L.LightningDataModule:
-        """The LightningDataModule, ready to give its loaders."""
-        seed = self.config.derived_seed("data", self.client)
-        with seeded(seed):
-            module = self.task.new_data(self.client)
-            module.prepare_data()
-        for stage in ("fit", "test"):
-            with seeded(seed):
-                module.setup(stage)
-        # Set up here, where generators are seeded; a Trainer would do it again, and take the data down.
-        for hook in ("prepare_data", "setup", "teardown"):
-            setattr(module, hook, _nothing)
-        return module
-
-    @property
-    def members(self) -> Sequence[OwnData]:
-        """The clients whose data these are: one."""
-        return [self]
-
-    @cached_property
-    def num_train(self) -> int:
-        """Training samples."""
-        return samples_of(self.module.train_dataloader())
-
-    @property
-    def batches(self) -> int:
-        """Training batches of an epoch.
-
-        Raises:
-            InputError: the loader does not say how many.
-        """
-        if (found := batches_of(self.module.train_dataloader())) is None:
-            remedy = "its training loader has no length, which num-local-steps and fractions of epochs need"
-            raise InputError("task", self.config.task, remedy)
-        return found
-
-    def first(self, batches: int) -> int:
-        """That many training batches, or as many as there are in an epoch, where that is known."""
-        return min(batches, batches_of(self.module.train_dataloader()) or batches)
-
-    @cached_property
-    def num_test(self) -> int:
-        """Test samples."""
-        return samples_of(self.module.test_dataloader())
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """Stands for a hook of a LightningDataModule that was called already."""

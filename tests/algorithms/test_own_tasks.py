@@ -233,6 +233,51 @@ def test_steps_by_hand_and_sparse_gradients_train_as_others_do(algorithm, tasks)
     torch.testing.assert_close(found, expected)
 
 
+TAKEN = ["toggles", "writes", "keeps", "checkpoints", "late", "teaches", "streamed", "one_part"]
+
+
+@pytest.mark.parametrize("task", TAKEN)
+def test_what_a_module_does_in_training_is_as_in_lightning(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = experiment_of(task, num_local_steps=2)
+    experiment.check()
+    received = experiment.initial_shared()
+    found = client_update(experiment, 1, 1, received, experiment.rate_in(1))
+    still = [name for name, value in found.state.items() if torch.equal(value, received[name]) and "bias" not in name]
+    assert still == (["body.0.weight"] if task == "late" else [])
+    assert found.num_train == 24
+    assert not list(tmp_path.iterdir())
+    assert [note for note in experiment.task.notes if "are left out" in note] == {
+        "keeps": [f"callbacks of the task (ModelCheckpoint, TQDMProgressBar) {LEFT}"],
+        "checkpoints": [f"callbacks of the task (ModelCheckpoint) {LEFT}"],
+    }.get(task, [])
+
+
+LEFT = "are left out: the run saves checkpoints and shows progress itself"
+
+
+def test_toggled_optimizers_train_a_part_as_one_optimizer_does():
+    found, expected = (
+        client_update((experiment := experiment_of(task)), 1, 1, experiment.initial_shared(), 0.01).state
+        for task in ("toggles", "plain")
+    )
+    weights = [name for name in expected if name.endswith(("weight", "bias"))]
+    assert all(torch.equal(found[name], expected[name]) for name in weights)
+
+
+def test_averages_of_weights_end_after_the_epochs_asked_for():
+    experiment = experiment_of("swa", num_finetune_epochs=3)
+    _, outcome = personal_model(experiment, 0, 2, experiment.initial_shared())
+    assert len(outcome.curve) == 4
+
+
+def test_a_part_that_trains_second_is_in_training_mode(tmp_path):
+    experiment = experiment_of(algorithm="fedrep", num_head_epochs=1)
+    received = experiment.initial_shared()
+    found = client_update(experiment, 0, 1, received, experiment.rate_in(1), tmp_path)
+    assert found.state["body.1.num_batches_tracked"] == 6
+
+
 def test_layers_made_in_configure_model_start_as_those_made_before():
     configured, initial = experiment_of("configured"), experiment_of("configured").initial_shared()
     with seeded(configured.model_seed):

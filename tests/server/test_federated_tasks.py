@@ -155,6 +155,13 @@ REFUSED = [
     ("tests.own_tasks:locked", "its module cannot be copied: TypeError: cannot pickle"),
     ("tests.own_tasks:logs_twice", "it logs test_f1 and f1, which would both be f1 in results.json"),
     ("tests.own_tasks:logs_steps", "its score test_f1 is not logged in test_step; test_f1_epoch is logged"),
+    ("tests.own_tasks:late_body", "no loss of its training_step depends on a weight of its body that trains"),
+    ("tests.own_tasks:untested", "its Untested has no test_step; add one that logs the score"),
+    ("tests.own_tasks:silent", "its training_step returns no loss"),
+    ("tests.own_tasks:elsewhere", "its module is of pytorch_lightning, which is another package; write import light"),
+    ("tests.own_tasks:elsewhere_data", "its data of client 0 is of pytorch_lightning"),
+    ("tests.own_tasks:outside_teacher", "its teacher.weight changes in training, is in neither body nor head"),
+    ("tests.own_tasks:endless", "a loader does not end within"),
     ("tests.own_tasks:drops", "the training loader of client 2 gives no batch of its 24 samples"),
 ]
 
