@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Combined, Participant, Update
+    from lit_fedbabu.algorithms.steps import trained_weights
     from lit_fedbabu.algorithms.table import ALGORITHMS
     from lit_fedbabu.client.numpy_client import FedBABUClient
     from lit_fedbabu.config import Config
@@ -27,27 +29,34 @@ __version__ = "0.2.0"
 
 _HOME = {
     "ALGORITHMS": "algorithms.table",
+    "Algorithm": "algorithms.algorithm",
     "Classifier": "records.classifier",
     "ClientData": "tasks.data",
+    "Cohort": "algorithms.algorithm",
+    "Combined": "algorithms.algorithm",
     "Config": "config",
     "Experiment": "experiment",
     "FedBABUClient": "client.numpy_client",
     "InputError": "errors",
     "LitFedBABU": "learning.module",
+    "Participant": "algorithms.algorithm",
     "RunError": "errors",
     "SharedParts": "server.strategy",
     "Task": "tasks.own",
+    "Update": "algorithms.algorithm",
     "as_columns": "records.results",
     "finetune": "finetune",
     "load_model": "records.classifier",
     "read_results": "records.results",
     "run": "run",
+    "trained_weights": "algorithms.steps",
 }
 """The file that each public name lives in."""
 
 __all__ = [
-    "ALGORITHMS", "Classifier", "ClientData", "Config", "Experiment", "FedBABUClient", "InputError", "LitFedBABU",
-    "RunError", "SharedParts", "Task", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
+    "ALGORITHMS", "Algorithm", "Classifier", "ClientData", "Cohort", "Combined", "Config", "Experiment",
+    "FedBABUClient", "InputError", "LitFedBABU", "Participant", "RunError", "SharedParts", "Task", "Update",
+    "__version__", "as_columns", "finetune", "load_model", "read_results", "run", "trained_weights",
 ]  # fmt: skip
 
 

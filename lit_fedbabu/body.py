@@ -23,16 +23,17 @@ def main(argv: list[str] | None = None) -> int:
     what = "the dataset's name in the card, where a path of this machine says nothing to others"
     parser.add_argument("--dataset", metavar="NAME", help=what)
     parser.add_argument("--model-name", default="", help="the run's model if it is an import path: it is run")
+    parser.add_argument("--algorithm", default="", help="the run's method if it is an import path: it is run")
     complete(parser)
     arguments = parser.parse_args(argv)
-    from lit_fedbabu.algorithms.table import ALGORITHMS  # these import PyTorch: first the cheap checks
+    from lit_fedbabu.algorithms.table import title_of  # these import PyTorch: first the cheap checks
     from lit_fedbabu.learning import checkpoint, pretrained
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.federation import find_checkpoint, read_federation
     from lit_fedbabu.records.results import read_results
 
     path = find_checkpoint(arguments.run)
-    federation = read_federation(path, arguments.model_name)
+    federation = read_federation(path, arguments.model_name, algorithm=arguments.algorithm)
     if federation.config.task:
         raise InputError("RUN", str(arguments.run), "is of a task, whose checkpoint its own LightningModule loads")
     parts = {name.partition(".")[0] for name in federation.shared}
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         provenance["trains_on"] = read_environment(arguments.run).get("trains-on", "")
     pretrained.write(arguments.folder, provenance, saved.hyper_parameters, saved.state)
     what = "model" if "head" in parts else "body"
-    method = ALGORITHMS[federation.config.algorithm].title
+    method = title_of(federation.config.algorithm)
     title = f"{method}: the {what} of a federation on {config['dataset']}"
     model_card.write(arguments.folder, title, provenance, outcome, arguments.folder.name)
     print(f"saved {arguments.folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG} and {model_card.NAME}")

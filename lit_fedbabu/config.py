@@ -20,7 +20,7 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " local or centralized",
+        " local or centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",

@@ -7,18 +7,19 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.algorithms.algorithm import EXTRA, Update
+from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import initial_weights, own, own_trial, trainer
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
-from lit_fedbabu.learning.parts import PRIVATE, parts_of, select, without
+from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import load_state, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.learning.trial import try_model
@@ -29,6 +30,18 @@ Module = Any
 """What is trained: a ``LitFedBABU`` of images, or the ``OwnModule`` of a task. Its ``model`` has a body and a head."""
 Data = Any
 """Of a client: ``ClientData`` of images, or the ``OwnData`` of a task."""
+
+
+class Extras(NamedTuple):
+    """Arrays that travel besides the shared weights, as examples of their shapes and types.
+
+    Args:
+        down: from the server to clients.
+        up: from a client to the server.
+    """
+
+    down: dict[str, Tensor]
+    up: dict[str, Tensor]
 
 
 class Experiment:
@@ -137,19 +150,59 @@ class Experiment:
         """The shared weights before the first round."""
         return {name: value.clone() for name, value in self.shared(state_of(self._initial.model)).items()}
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all weights and buffers of the model."""
+        return frozenset(state_of(self._initial.model))
+
+    @cached_property
+    def extras(self) -> Extras:
+        """What travels besides the shared weights."""
+        algorithm, weights = self.algorithm, self.shared_weights()
+        return Extras(dict(algorithm.broadcast(algorithm.server_state(weights))), dict(algorithm.sends(weights)))
+
+    @cached_property
+    def down_names(self) -> tuple[str, ...]:
+        """Names of the arrays that ask a client to train: shared weights, and what is sent besides."""
+        return (*self.shared_names, *(EXTRA + name for name in self.extras.down))
+
+    @cached_property
+    def up_names(self) -> tuple[str, ...]:
+        """Names of the arrays that a client answers with."""
+        return (*self.shared_names, *(EXTRA + name for name in self.extras.up))
+
+    def check_update(self, update: Update) -> None:
+        """Raise ValueError where an algorithm sends or keeps something else than it declares."""
+        name = self.config.algorithm
+        for what, found, declared in (
+            ("shares", update.shared, self.shared(state_of(self._initial.model))),
+            ("sends", update.extras, self.extras.up),
+        ):
+            forms = [{key: (value.shape, value.dtype) for key, value in each.items()} for each in (found, declared)]
+            if forms[0] != forms[1]:
+                raise ValueError(f"{name} {what} {forms[0]}, and it declares {forms[1]}")
+        state = tuple(f"{each}." for each in self.algorithm.state)
+        if unknown := [key for key in update.kept if key not in self.names and not key.startswith(state)]:
+            raise ValueError(f"{name} keeps {unknown[0]}, which is no weight and not declared in its state")
+
+    def shared_weights(self) -> dict[str, Tensor]:
+        """The shared weights before the first round, without buffers, as running statistics are."""
+        weights = {name for name, _ in self._initial.model.named_parameters()}
+        return {name: value for name, value in self.initial_shared().items() if name in weights}
+
     def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that travel."""
         return without(select(state, parts_of(self.algorithm.shared)), self.private)
 
     def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of a model's state that a client keeps: trained and not shared."""
-        trained = select(state, self.algorithm.trained)
-        return trained if self.algorithm.personal else without(trained, self.shared(state))
+        """The entries of a model's state that a client keeps."""
+        own = select(state, self.algorithm.kept)
+        return {name: value for name, value in state.items() if name in own or name in self.private}
 
     @cached_property
     def private(self) -> frozenset[str]:
         """Names of weights that stay with the client although they lie in a part that is shared."""
-        if not self.algorithm.own_norm:
+        if NORM not in self.algorithm.private:
             return frozenset()
         if names := norm_names(self._initial.model):
             return names
@@ -183,7 +236,8 @@ class Experiment:
             facts: as ``round``, ``rounds``, ``client``, ``data``.
         """
         private = {PRIVATE: sorted(self.private)} if self.private else {}
-        return {"kind": kind, "config": self.config.experiment(), **private, **facts, **self.task.provenance}
+        named = {SHARED: self.algorithm.shared} if ":" in self.config.algorithm else {}
+        return {"kind": kind, "config": self.config.experiment(), **named, **private, **facts, **self.task.provenance}
 
     def check(self, images: bool = True) -> None:
         """Check what can be checked before anything starts: algorithm, model, dataset and split.
@@ -201,6 +255,9 @@ class Experiment:
         if config.min_clients_per_round > drawn:
             remedy = f"a round draws {drawn} of {config.num_federated} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
+        self.algorithm.check(config)
+        if config.cohort_size > 1 and not self.algorithm.in_cohorts:
+            raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
         self.private  # noqa: B018 - refuses a model without what is to be private
         if isinstance(self.task, OwnTask):
             self._check_own(self.task)
@@ -230,6 +287,9 @@ class Experiment:
         """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""
         if not self.config.clipping_norm:
             return
+        if self.extras.up:
+            remedy = f"does not bound {', '.join(self.extras.up)}, which {self.config.algorithm} sends besides weights"
+            raise InputError("clipping-norm", self.config.clipping_norm, f"{remedy}; take another algorithm")
         parameters = dict(model.named_parameters())
         if buffers := [name for name in self.shared(state_of(model)) if name not in parameters]:
             remedy = f"would spoil {', '.join(buffers)}, which the model shares and does not train; take other layers"

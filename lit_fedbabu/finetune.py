@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live one")
     parser.add_argument("--model-name", default="", help="the federation's model if it is an import path: it is run")
     parser.add_argument("--task", default="", help="the federation's task if it has one: it is run")
+    parser.add_argument("--algorithm", default="", help="the federation's method if it is an import path: it is run")
     complete(parser, source=bodies, part=values("finetune-part"), precision=values("precision"))
     return parser
 
@@ -120,7 +121,8 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
 
     request.refuse_unread()
     checkpoint = request.checkpoint()
-    federation = read_federation(checkpoint, request.task or request.model_name, personal=request.data is not None)
+    trusted = request.task or request.model_name
+    federation = read_federation(checkpoint, trusted, request.data is not None, request.algorithm)
     if federation.config.task:
         request.refuse_of_images()
     configs = list(request.configs(federation.config))

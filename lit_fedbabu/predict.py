@@ -86,13 +86,12 @@ def _print(model: "Classifier", named: "Named", as_json: bool) -> None:
 
 def _notes(model: "Classifier") -> Iterator[str]:
     """What a person should know of the model's predictions."""
-    from lit_fedbabu.algorithms.table import ALGORITHMS
-    from lit_fedbabu.learning.parts import parts_of
+    from lit_fedbabu.algorithms.table import shared_of
+    from lit_fedbabu.learning.parts import PRIVATE, parts_of
 
-    algorithm = ALGORITHMS[model.provenance["config"]["algorithm"]]
-    if model.kind == "federation" and "head" not in parts_of(algorithm.shared):
+    if model.kind == "federation" and "head" not in parts_of(shared_of(model.provenance)):
         yield "this is a federation's body under a head that nobody trained; fine-tune it first"
-    if model.kind == "federation" and algorithm.own_norm:
+    if model.kind == "federation" and model.provenance.get(PRIVATE):
         yield "its normalization layers are as they began, for each client keeps its own; fine-tune it first"
     if model.normalizes_by_batch:
         yield (

@@ -7,13 +7,10 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.steps import STEPS, Proximal
-from lit_fedbabu.algorithms.table import EPOCHS
+from lit_fedbabu.algorithms.participation import CohortRound, needed, participation
 from lit_fedbabu.experiment import Data, Experiment, Module
 from lit_fedbabu.learning import trainer
-from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.learning.state import state_of
 from lit_fedbabu.tasks.evaluation import Measured, Personalization
 from lit_fedbabu.tasks.seeding import seeded
 
@@ -25,11 +22,13 @@ class TrainedClient(NamedTuple):
         state: its shared weights.
         num_train: its training images.
         train_loss: mean over all images seen in the last phase, in nats.
+        extras: what it sends besides.
     """
 
     state: dict[str, Tensor]
     num_train: int
     train_loss: float
+    extras: Mapping[str, Tensor] = {}
 
 
 def client_update(
@@ -39,6 +38,7 @@ def client_update(
     received: Mapping[str, Tensor],
     learning_rate: float,
     memories: Path | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> TrainedClient:
     """One client's part of one round: train what the algorithm trains, keep what it keeps, return what it shares.
 
@@ -51,8 +51,9 @@ def client_update(
         received: the shared weights.
         learning_rate: of this round.
         memories: folder of what clients keep; only algorithms that keep something need it.
+        extras: what the server sent besides.
     """
-    return cohort_update(experiment, [client], server_round, received, learning_rate, memories)[0]
+    return cohort_update(experiment, [client], server_round, received, learning_rate, memories, extras)[0]
 
 
 def cohort_update(
@@ -62,6 +63,7 @@ def cohort_update(
     received: Mapping[str, Tensor],
     learning_rate: float,
     memories: Path | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> list[TrainedClient]:
     """The ``client_update`` of several clients, which are trained together: the same up to rounding.
 
@@ -72,31 +74,21 @@ def cohort_update(
         experiment.client_data(client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
         for client in clients
     ]
-    remembered = [_remembered(experiment, client, server_round - 1, memories) for client in clients]
-    modules = [experiment.received_module(received, under={} if algorithm.personal else own) for own in remembered]
-    start = stack(modules)
-    step = STEPS[algorithm.step](config, server_round, start)
-    pull = [Proximal(config.proximal_mu, start)] if algorithm.personal else []
-    losses = [float("nan")] * len(modules)
+    participants = [
+        participation(experiment, client, server_round - 1, received, memories, extras) for client in clients
+    ]
+    cohort = CohortRound(experiment, participants, data, server_round, learning_rate)
+    modules = [algorithm.start(each) for each in participants]
     with seeded(config.derived_seed("draws", server_round, *clients)):
-        for part, field in algorithm.phases:
-            epochs, steps = config.length(field)
-            losses = experiment.learner.fit(
-                modules, data, mode=part, epochs=epochs, steps=steps, learning_rate=learning_rate, callbacks=step
-            )
-    shared = [experiment.shared(state_of(module.model)) for module in modules]
-    if algorithm.personal:
-        modules = [experiment.new_module(own) for own in remembered]
-        epochs, steps = config.length(EPOCHS)
-        with seeded(config.derived_seed("personal-draws", server_round, *clients)):
-            experiment.learner.fit(
-                modules, data, mode="full", epochs=epochs, steps=steps, learning_rate=learning_rate, callbacks=pull
-            )
-    for client, module in zip(clients, modules, strict=True):
-        if kept := experiment.kept(state_of(module.model)):
-            memory.keep(_needed(memories, experiment), client, server_round, kept)
-    sizes = [own.num_train for own in data]
-    return [TrainedClient(*trained) for trained in zip(shared, sizes, losses, strict=True)]
+        losses = algorithm.train(cohort, modules)
+    with seeded(config.derived_seed("personal-draws", server_round, *clients)):
+        updates = algorithm.finish(cohort, modules)
+    for client, update in zip(clients, updates, strict=True):
+        experiment.check_update(update)
+        if update.kept:
+            memory.keep(needed(memories, experiment), client, server_round, update.kept)
+    pairs = zip(updates, data, losses, strict=True)
+    return [TrainedClient(update.shared, own.num_train, loss, update.extras) for update, own, loss in pairs]
 
 
 def own_module(
@@ -104,13 +96,10 @@ def own_module(
 ) -> Module:
     """The client's model when a round is over: what is evaluated, and what fine-tuning starts from.
 
-    For an algorithm with personal models it is the personal one, for the others the model at the start of a round.
+    Raises:
+        ValueError: what was received is not exactly what the algorithm shares.
     """
-    remembered = _remembered(experiment, client, server_round, memories)
-    if experiment.algorithm.personal:
-        experiment.check_received(received)
-        return experiment.new_module(received, remembered)
-    return experiment.received_module(received, under=remembered)
+    return experiment.algorithm.own_model(participation(experiment, client, server_round, received, memories))
 
 
 def personal_model(
@@ -197,15 +186,3 @@ def finetuning_of(experiment: Experiment) -> FineTuning:
         "epochs": config.num_finetune_epochs,
         "learning_rate": experiment.finetuning_rate,
     }
-
-
-def _remembered(experiment: Experiment, client: int, server_round: int, memories: Path | None) -> dict[str, Tensor]:
-    if not experiment.algorithm.kept:
-        return {}
-    return memory.recall(_needed(memories, experiment), client, server_round)
-
-
-def _needed(memories: Path | None, experiment: Experiment) -> Path:
-    if memories is None:
-        raise ValueError(f"{experiment.config.algorithm} keeps models between rounds and was given no folder for them")
-    return memories

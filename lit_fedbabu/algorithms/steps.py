@@ -57,7 +57,7 @@ class FirstOrderMaml(L.Callback):
         self._step_back(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        weights = _trained(module)
+        weights = trained_weights(module)
         if self.before:
             self._step_back(module)
             return
@@ -92,7 +92,7 @@ class MoreauEnvelope(L.Callback):
         self.anchor: dict[str, Tensor] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        weights = _trained(module)
+        weights = trained_weights(module)
         self.anchor = {name: weight.detach().clone() for name, weight in weights.items()}
         for _ in range(self.steps - 1):  # the last one is made of the gradient that Lightning computes
             with trainer.precision_plugin.train_step_context():
@@ -102,7 +102,7 @@ class MoreauEnvelope(L.Callback):
             self._step(weights, dict(zip(weights, gradients, strict=True)))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        weights = _trained(module)
+        weights = trained_weights(module)
         self._step(weights, {name: weight.grad for name, weight in weights.items()})
         for name, weight in weights.items():
             weight.grad = (self.anchor[name] - weight.detach()) * self.mu
@@ -115,7 +115,8 @@ class MoreauEnvelope(L.Callback):
             weight.data.sub_(pull if gradient is None else pull + gradient, alpha=self.rate)
 
 
-def _trained(module: L.LightningModule) -> dict[str, Tensor]:
+def trained_weights(module: L.LightningModule) -> dict[str, Tensor]:
+    """The weights that train now, of a module that a callback is given, by their names in body and head."""
     return {name: weight for name, weight in view_of(module).named_parameters() if weight.requires_grad}
 
 

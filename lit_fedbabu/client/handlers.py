@@ -46,13 +46,13 @@ def train(message: Message, context: Context) -> Message:
     host = HOSTS.of(context)
     if is_plain(message.content):
         return alone.train(message, context, host)
-    for participants, received, order in _asked(message, host):
+    for participants, received, order in _asked(message, host, host.experiment.down_names):
         for participant, outcome in _each(participants, _training(received, order)):
             if isinstance(outcome, Exception):
                 failures.append(_failure(participant, outcome))
                 continue
             parameters, count, metrics = outcome
-            arrays = dict(zip(host.experiment.shared_names, parameters, strict=True))
+            arrays = dict(zip(host.experiment.up_names, parameters, strict=True))
             updates.append(ClientUpdate(participant.client, count, metrics["train_loss"], arrays))
     return Message(TrainReply(updates, failures).to_record(), reply_to=message)
 
@@ -68,7 +68,7 @@ def evaluate(message: Message, context: Context) -> Message:
     host = HOSTS.of(context)
     if is_plain(message.content):
         return alone.evaluate(message, context, host)
-    for participants, received, order in _asked(message, host):
+    for participants, received, order in _asked(message, host, host.experiment.shared_names):
         if host.experiment.config.on_sites and order.personalize:
             participants[0].save(received, order.server_round)
         for participant, outcome in _each(participants, _evaluation(received, order)):
@@ -118,11 +118,13 @@ def _failure(participant: FedBABUClient, error: Exception) -> Failure:
     return Failure(participant.client, repr(error), "".join(traceback.format_exception(error)))
 
 
-def _asked(message: Message, host: Host) -> Iterator[tuple[list[FedBABUClient], Parameters, Order]]:
-    """The clients that a message is for, by cohorts, each with the received arrays and the order."""
+def _asked(
+    message: Message, host: Host, names: Sequence[str]
+) -> Iterator[tuple[list[FedBABUClient], Parameters, Order]]:
+    """The clients that a message is for, by cohorts, each with the received arrays of these names and the order."""
     Code.from_record(message.content).refuse_other()
     order, received = Order.from_record(message.content)
     experiment, memories = host.experiment, host.memories(order.memory)
     for clients in cohorts(experiment.config, order.clients):
         participants = [FedBABUClient(experiment, client, memories) for client in clients]
-        yield participants, [received[name].numpy() for name in experiment.shared_names], order
+        yield participants, [received[name].numpy() for name in names], order

@@ -1,6 +1,6 @@
 """FedBABUClient: one participant as a Flower NumPyClient, driving one Lightning Trainer per call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
 from lit_fedbabu.wire import Order
 
 Parameters = list[npt.NDArray[Any]]
-"""Shared arrays in the order of ``Experiment.shared_names``."""
+"""Arrays in the order of ``Experiment.shared_names``; in training followed by those of ``Experiment.extras``."""
 FitReply = tuple[Parameters, int, dict[str, Any]]
 Evaluated = tuple[float, int, dict[str, Any]]
 
@@ -42,11 +42,11 @@ class FedBABUClient(NumPyClient):
         """Train for one round.
 
         Args:
-            parameters: the shared arrays, as the server holds them.
+            parameters: the shared arrays, as the server holds them, and what it sends besides.
             config: "server-round" and "learning-rate" of this round.
 
         Returns:
-            The trained shared arrays, the number of training images, and {"train_loss": nats}.
+            The trained shared arrays and what is sent besides, the number of training images, and {"train_loss": nats}.
         """
         return fit_together([self], parameters, config)[0]
 
@@ -81,15 +81,23 @@ def fit_together(
 ) -> list[FitReply]:
     """What ``FedBABUClient.fit`` returns, of several participants of one experiment, which are trained together."""
     first, clients, order = participants[0], [each.client for each in participants], Order.from_config(config)
-    received = first.received(parameters)
+    experiment, shared = first.experiment, parameters[: len(first.experiment.shared_names)]
+    besides = zip(experiment.extras.down, parameters[len(shared) :], strict=True)
+    extras = {name: torch.tensor(array) for name, array in besides}
+    received = first.received(shared)
     updates = cohort_update(
-        first.experiment, clients, order.server_round, received, order.learning_rate, first.memories
+        experiment, clients, order.server_round, received, order.learning_rate, first.memories, extras
     )
     replies = []
-    for state, count, loss in updates:
-        arrays = [value.cpu().contiguous().numpy() for value in state.values()]
-        replies.append((protect(arrays, parameters, first.experiment.config), count, {"train_loss": loss}))
+    for state, count, loss, sent in updates:
+        arrays = protect(_arrays(state[name] for name in experiment.shared_names), shared, experiment.config)
+        own = _arrays(sent[name] for name in experiment.extras.up)
+        replies.append(([*arrays, *own], count, {"train_loss": loss}))
     return replies
+
+
+def _arrays(values: Iterable[torch.Tensor]) -> Parameters:
+    return [value.detach().cpu().contiguous().numpy() for value in values]
 
 
 def evaluate_together(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
-from lit_fedbabu.learning.state import aliases, load_state, state_of
+from lit_fedbabu.learning.state import Learner, aliases, load_state, state_of
 
 Group = tuple[list[int], Tensor, Tensor]
 """A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
@@ -137,7 +137,7 @@ class LitCohort(PartModule):
         return outputs
 
 
-def stack(modules: Sequence[LitFedBABU]) -> dict[str, Tensor]:
+def stack(modules: Sequence[Learner]) -> dict[str, Tensor]:
     """The states of the modules' models as one, with a leading axis of clients. Of a single module: its state."""
     states = [state_of(module.model) for module in modules]
     if len(states) == 1:

@@ -1,12 +1,19 @@
 """A model's state, in which tied weights are one tensor."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Normalization layers; ``_NormBase`` is every batch and instance norm."""
+
+
+class Learner(Protocol):
+    """What is trained: its ``model`` has the weights, under names that begin with ``body.`` or ``head.``."""
+
+    model: nn.Module
 
 
 def aliases(model: nn.Module) -> dict[str, str]:

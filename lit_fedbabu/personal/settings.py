@@ -37,6 +37,7 @@ class Request:
         model_name: the federation's model if it is an import path, to trust it.
         augmentation: of the training, as the option ``augmentation``; an import path must be named, to trust it.
         task: the federation's task if it has one, to trust it.
+        algorithm: the federation's method if it is an import path, to trust it.
         plain: whether progress is shown by lines alone, also on a terminal.
     """
 
@@ -55,6 +56,7 @@ class Request:
     model_name: str = ""
     augmentation: str | None = None
     task: str = ""
+    algorithm: str = ""
     plain: bool = False
 
     def __post_init__(self) -> None:

@@ -99,13 +99,14 @@ def find_checkpoint(source: Path) -> Path:
     return path
 
 
-def read_federation(path: Path, trusted: str = "", personal: bool = False) -> Federation:
+def read_federation(path: Path, trusted: str = "", personal: bool = False, algorithm: str = "") -> Federation:
     """Read a federation from a checkpoint; arguments and errors as of ``checkpoint.read``.
 
     Args:
         path: of the checkpoint.
         trusted: the import path of the user's own model or task that may be imported.
         personal: whether it may be a personal model; all of its weights are then taken for shared.
+        algorithm: the import path of the user's own method that may be imported.
 
     Raises:
         InputError: also where the checkpoint is not that of a federation.
@@ -116,16 +117,19 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False) -> Fe
         remedy = f"is a {content.kind} model; give the checkpoint of a federation, or tune it further with --data"
         raise InputError("checkpoint", str(path), remedy)
     config = content.config()
+    if ":" in config.algorithm and config.algorithm != algorithm:
+        remedy = "is code that the checkpoint names; give --algorithm to trust it"
+        raise InputError("algorithm", config.algorithm, remedy)
     if content.kind != "federation":
         config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
         return Federation(config, [], content.state, provenance, kind=content.kind)
-    algorithm = algorithm_of(config)
+    method = algorithm_of(config)
     folder = path.resolve().parent.parent
     memories = folder / MEMORY
     on_nodes = config.on_sites or _memories_on_nodes(folder)
-    if algorithm.kept and not memories.is_dir() and not on_nodes:
+    if method.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
-    shared = without(select(content.state, parts_of(algorithm.shared)), provenance.get(PRIVATE, ()))
+    shared = without(select(content.state, parts_of(method.shared)), provenance.get(PRIVATE, ()))
     initial = without(content.state, shared)
     return Federation(
         config,
@@ -156,7 +160,7 @@ def resumable(config: Config) -> Federation | None:
     seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
-    federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name)
+    federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name, algorithm=config.algorithm)
     begun = federation.config.experiment()
     for key, value in _with_rounds(config, federation.config).experiment().items():
         if value != begun[key]:

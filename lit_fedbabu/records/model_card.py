@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.algorithms.table import shared_of, title_of
 from lit_fedbabu.files import dataset_folder, write_whole
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
 from lit_fedbabu.records.results import measures, score_of
@@ -83,7 +83,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
     from huggingface_hub import ModelCard
 
     config = provenance["config"]
-    method = ALGORITHMS[config["algorithm"]].title
+    method = title_of(config["algorithm"])
     what, use = _of_task(config, path) if config.get("task") else _of_images(config, provenance, path)
     settings = {key: config[key] for key in SETTINGS if key in config and not (config.get("task") and key in OF_IMAGES)}
     made: ModelCard = ModelCard.from_template(
@@ -190,7 +190,7 @@ The model resizes images to {" x ".join(2 * [str(config.get("image-size", 32))])
 
 def _first(provenance: Mapping[str, Any], path: str) -> str:
     """How the model in the example is made: it is loaded, or it is a body that is fine-tuned first."""
-    shared = parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared)
+    shared = parts_of(shared_of(provenance))
     if provenance["kind"] != "federation" or "head" in shared or path.endswith(".ckpt"):
         return f'model = lit_fedbabu.load_model("{path}")'
     tuned = f'lit_fedbabu.finetune("{path}", data="my_photos", save_to="me")  # a folder with a folder for each class'
@@ -233,7 +233,7 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
         return f" The body then got a fresh head and was fine-tuned on `{provenance['data']}`, which had no part in it."
     if provenance["kind"] == "personal":
         return " Then fine-tuned, for every client on its own images."
-    if "head" not in parts_of(ALGORITHMS[provenance["config"]["algorithm"]].shared):
+    if "head" not in parts_of(shared_of(provenance)):
         what = "as it began" if provenance["config"].get("initial-weights") else "random"
         return f" Its head is {what} and untrained: fine-tune before use."
     if provenance.get(PRIVATE):

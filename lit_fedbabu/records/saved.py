@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
@@ -65,8 +65,8 @@ def _of_federation(run: Path, client: int | None) -> tuple[Path, str]:
     """The model that a federation shares, where its head is shared and so was trained."""
     if not (run / CONFIG).is_file():
         raise InputError("MODEL", str(run), "has no saved model in it")
-    algorithm = algorithm_of(read_config(run))
-    whole = algorithm.shared == "full" and not algorithm.own_norm
+    algorithm = ALGORITHMS.get(read_config(run).algorithm)
+    whole = algorithm is not None and algorithm.shared == "full" and not algorithm.private
     if not whole or client is not None or not (run / LAST_CHECKPOINT).is_file():
         remedy = f"has no saved personal model; make some: lit-fedbabu finetune {run} --clients {client or 0} --save"
         raise InputError("MODEL", str(run), remedy)

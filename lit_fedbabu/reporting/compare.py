@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
+from lit_fedbabu.algorithms.table import is_pooled, place_of
 from lit_fedbabu.derived import OF_DATA
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.records.run_folder import read_config
@@ -118,7 +118,7 @@ def compare(found: Sequence[Run], reference: str = "") -> Study:
             )
             raise InputError("RUN", str(run.folder), remedy)
     groups: dict[tuple[tuple[str, Any], ...], list[Run]] = defaultdict(list)
-    for run in sorted(found, key=lambda run: list(ALGORITHMS).index(run.config.algorithm)):
+    for run in sorted(found, key=lambda run: place_of(run.config.algorithm)):
         groups[tuple(_options(run).items())].append(run)
     for members in groups.values():
         members.sort(key=lambda run: run.config.seed)
@@ -220,7 +220,7 @@ def _kind(run: Run, other: Run) -> str:
         return ""
     split = "same split" if run.partition and other.partition else "split not recorded"
     sampling = [
-        (each.config.clients_per_round, each.config.num_server_rounds, algorithm_of(each.config).pooled)
+        (each.config.clients_per_round, each.config.num_server_rounds, is_pooled(each.config.algorithm))
         for each in (run, other)
     ]
     return f"{split}, {'same' if sampling[0] == sampling[1] else 'other'} sampling"

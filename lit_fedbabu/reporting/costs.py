@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_fedbabu.algorithms.table import EPOCHS, algorithm_of
+from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
 from lit_fedbabu.length import steps_of
 
@@ -44,16 +44,16 @@ def cost_of(folder: Path, config: Config, rounds: int, images: int | None) -> Co
         rounds: how many there were.
         images: that all clients have for training; None if that is not recorded.
     """
-    seen = None if images is None else images * rounds * _times_seen(config, images)
+    is_row = config.algorithm in ALGORITHMS  # what a method of the user's own does with images is not known here
+    seen = images * rounds * _times_seen(config, images) if is_row and images is not None else None
     return Cost(seen, *_recorded(folder, rounds))
 
 
 def _times_seen(config: Config, images: int) -> float:
     """How often an image is seen in a round, on average."""
-    algorithm = algorithm_of(config)
+    algorithm = ALGORITHMS[config.algorithm]
     batches = math.ceil(images / (1 if algorithm.pooled else config.num_federated) / config.batch_size)
-    fields = [field for _, field in algorithm.phases] + [EPOCHS] * algorithm.personal
-    epochs = sum(steps_of(batches, *config.length(field)) for field in fields) / batches
+    epochs = sum(steps_of(batches, *config.length(field)) for field in algorithm.lengths) / batches
     return epochs * (1 if algorithm.pooled else config.clients_per_round / config.num_federated)
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_fedbabu.algorithms.table import algorithm_of
+from lit_fedbabu.algorithms.table import title_of
 from lit_fedbabu.records.run_folder import TUNED
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.runs import Partition, Run
@@ -78,7 +78,7 @@ def unfinished_table(study: Study) -> list[Row]:
     return [
         {
             "run": names[each.folder],
-            "method": algorithm_of(each.config).title,
+            "method": title_of(each.config.algorithm),
             "seed": each.config.seed,
             "why": _short(each.reason),
         }

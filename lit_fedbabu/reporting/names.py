@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.algorithms.table import title_of
 
 METHOD_WIDTH, SETTING_WIDTH = 32, 40
 """Characters of a name. Longer ones become numbers, which the report explains."""
@@ -50,7 +50,7 @@ def method_names(options: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[s
         places = [place for place, each in enumerate(options) if each["algorithm"] == algorithm]
         varied = _varied([options[place] for place in places])
         told = [{key: options[place][key] for key in varied} for place in places]
-        title = ALGORITHMS[algorithm].title
+        title = title_of(algorithm)
         short = _names("", told, METHOD_WIDTH - len(title) - 1)
         for place, name, which in zip(places, short, told, strict=True):
             names[place] = f"{title} {name}".strip(), which

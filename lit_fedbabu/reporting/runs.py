@@ -129,7 +129,8 @@ def read_run(folder: Path) -> Run:
         InputError: the folder has no finished run of this version, or a file in it is damaged.
     """
     config, outcome = _resolved(folder), read_results(folder)
-    algorithm_of(config)
+    if ":" not in config.algorithm:  # a file of the user's own is not imported for a report
+        algorithm_of(config)
     refuse_damaged(folder / RESULTS, config, outcome)
     name = score_of(outcome).name
     finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_{name}"] for stage in STAGES]]

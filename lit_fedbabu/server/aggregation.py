@@ -8,29 +8,25 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 
-from lit_fedbabu.wire import ClientUpdate
+from lit_fedbabu.wire import Arrays, ClientUpdate
 
 
-def average(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array]) -> tuple[ArrayRecord, float]:
-    """The mean of shared arrays and of losses, weighted by training images (McMahan et al. 2017, Algorithm 1).
+def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) -> ArrayRecord:
+    """The mean of shared arrays, weighted by training images (McMahan et al. 2017, Algorithm 1).
 
     Sums are in float64 and in the order of the updates, so the result does not depend on who answered first.
 
     Args:
-        updates: one or more.
+        updates: training images and arrays of one client or more.
         arrays: what the updates were trained from, with the names, shapes and types of the result.
-
-    Returns:
-        The averaged arrays, and the mean training loss in nats.
     """
-    total = sum(update.num_train for update in updates)
+    total = sum(count for count, _ in updates)
 
     def mean(name: str, array: Array) -> npt.NDArray[Any]:
-        weighted = sum(update.num_train * update.arrays[name].astype(np.float64) for update in updates)
+        weighted = sum(count * trained[name].astype(np.float64) for count, trained in updates)
         return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
 
-    averaged = ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
-    return averaged, sum(update.num_train * update.train_loss for update in updates) / total
+    return ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:

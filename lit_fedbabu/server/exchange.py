@@ -1,11 +1,11 @@
 """Who is asked in a round, who stands in for a client that failed, and what of the answers can be used."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import Array, ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 
 from lit_fedbabu.config import Config
@@ -57,9 +57,12 @@ class Exchange:
         self.bytes_down = self.bytes_up = 0
         self._code = Code.here()
 
-    def begin(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
-        """A round begins, with the arrays that all its messages carry."""
+    def begin(
+        self, server_round: int, arrays: ArrayRecord, grid: Grid, expected: Mapping[str, Array] | None = None
+    ) -> None:
+        """A round begins, with the arrays that all its messages carry, and in training those that replies must have."""
         self.server_round, self.arrays, self.grid = server_round, arrays, grid
+        self.expected = expected or arrays
         self.bytes_down = self.bytes_up = 0
 
     def training(self, clients: Iterable[int]) -> list[Message]:
@@ -146,7 +149,7 @@ class Exchange:
             for failure in reply.failures:
                 self._record(failure.client, node, failure.reason, failure.traceback)
             for update in reply.updates:
-                if reason := rejection_reason(update, self.arrays):
+                if reason := rejection_reason(update, self.expected):
                     self._record(update.client, node, reason)
                 else:
                     yield update

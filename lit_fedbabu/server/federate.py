@@ -178,7 +178,7 @@ def _save_round(
 def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]] | None:
     """What a shared body makes of clients' test images, where the server has them and the body is whole."""
     config, algorithm = experiment.config, experiment.algorithm
-    if config.task or config.on_sites or algorithm.own_norm or "body" not in parts_of(algorithm.shared):
+    if config.task or config.on_sites or algorithm.private or "body" not in parts_of(algorithm.shared):
         return None
     clients = range(config.num_clients)
     return features_of(experiment, ((client, experiment.received_module(received)) for client in clients))

@@ -1,7 +1,6 @@
 """The server's optimizer: what it makes of the mean of the clients' weights, by Flower's own strategies."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvgM, FedYogi
 from torch import Tensor
 
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.records.run_folder import SERVER
 
 NDArray = npt.NDArray[Any]
 MOMENTUM, FIRST, SECOND = "momentum.", "first.", "second."
@@ -30,13 +26,11 @@ class ServerOptimizer:
     Args:
         config: of which ``server-*`` is read.
         names: of the weights that it moves, in order.
-        folder: of the run, in which it keeps its moments.
-        resumed_after: rounds that the run has done.
+        kept: its ``moments`` after the last round of a run that is resumed.
     """
 
-    def __init__(self, config: Config, names: Collection[str], folder: Path, resumed_after: int = 0) -> None:
+    def __init__(self, config: Config, names: Collection[str], kept: Mapping[str, Tensor]) -> None:
         self._names = list(names)
-        self._place = folder / SERVER
         rate = config.server_learning_rate or (1.0 if config.server_optimizer == "momentum" else 0.01)
         first, second, tau = config.server_momentum, config.server_second_momentum, config.server_tau
         self._flower: FedAvgM | FedAdam | FedYogi | None = None
@@ -46,19 +40,15 @@ class ServerOptimizer:
             self._flower = FedAdam(eta=rate, beta_1=first, beta_2=second, tau=tau)
         elif config.server_optimizer == "yogi":
             self._flower = FedYogi(eta=rate, beta_1=first, beta_2=second, tau=tau)
-        if self._flower is not None and resumed_after:
-            self._read(memory.recall_from(self._place, resumed_after, "the server's optimizer"))
+        self._read(kept)
 
     def step(self, server_round: int, before: ArrayRecord, mean: ArrayRecord) -> ArrayRecord:
-        """The shared weights of the next round; the moments are kept as those of this round.
+        """The shared weights of the next round.
 
         Args:
             server_round: number of the round, from 1.
             before: the shared weights that the clients started from.
             mean: of what they made of them.
-
-        Raises:
-            RunError: the moments are no longer finite.
         """
         if self._flower is None:
             return mean
@@ -73,21 +63,19 @@ class ServerOptimizer:
         reply = Message(content, 0, "train")
         moved, _ = self._flower.aggregate_train(server_round, [reply])
         assert moved is not None, "there was a reply"
-        try:
-            memory.keep_in(self._place, server_round, self._moments())
-        except ValueError as error:
-            raise RunError(f"round {server_round}: the server's optimizer: {error}") from None
         typed = {name: Array(moved[name].numpy().astype(before[name].dtype)) for name in self._names}
         return ArrayRecord({name: typed.get(name, array) for name, array in mean.items()})
 
-    def _moments(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, Tensor]:
+        """What it keeps between rounds; nothing where the mean is the new model."""
         flower = self._flower
+        if flower is None:
+            return {}
         if isinstance(flower, FedAvgM):
             return _named(MOMENTUM, dict(zip(self._names, flower.momentum_vector or [], strict=False)))
-        assert flower is not None, "it has stepped"
         return {**_named(FIRST, flower.m_t or {}), **_named(SECOND, flower.v_t or {})}
 
-    def _read(self, moments: dict[str, Tensor]) -> None:
+    def _read(self, moments: Mapping[str, Tensor]) -> None:
         flower = self._flower
         if isinstance(flower, FedAvgM):
             found = _of(MOMENTUM, moments)

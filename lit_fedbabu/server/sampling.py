@@ -13,10 +13,9 @@ def participants(config: Config, server_round: int) -> list[int]:
 
     Where all images are in one place, it is client 0 that has them.
     """
-    if algorithm_of(config).pooled:
-        return [0]
     rng = np.random.default_rng(config.derived_seed("sampling", server_round))
-    return sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
+    drawn = sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
+    return algorithm_of(config).drawn(drawn)
 
 
 def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:

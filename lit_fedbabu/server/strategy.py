@@ -13,12 +13,12 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import incomplete, results
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.server.aggregation import average, digest_of
+from lit_fedbabu.server.aggregation import digest_of
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
-from lit_fedbabu.server.optimizer import ServerOptimizer
 from lit_fedbabu.server.round_log import RoundLog
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.server.server_state import ServerRounds
 
 
 class SharedParts(Strategy):
@@ -64,9 +64,8 @@ class SharedParts(Strategy):
         self._kept: list[dict[str, Any]] = []
         """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
         self._resumed_after = len(rounds)
-        weights = dict(experiment.new_module().model.named_parameters())
-        moved = [name for name in experiment.shared_names if name in weights]
-        self.optimizer = ServerOptimizer(config, moved, folder, self._resumed_after)
+        self.server = ServerRounds(experiment, folder, self._resumed_after)
+        self._shared = ArrayRecord()
 
     def summary(self) -> None:
         """Say what is about to run."""
@@ -87,7 +86,8 @@ class SharedParts(Strategy):
     ) -> Iterable[Message]:
         server_round += self._resumed_after
         self.log.begin()
-        self.exchange.begin(server_round, arrays, grid)
+        self._shared = arrays
+        self.exchange.begin(server_round, self.server.sent(arrays), grid, self.server.expected(arrays))
         clients = participants(self.config, server_round)
         now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
         self.progress.begin(now, len(clients), self.log.left)
@@ -95,10 +95,9 @@ class SharedParts(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._resumed_after
-        mean, loss = average(self.exchange.updates(replies), self.exchange.arrays)
-        moved = self.optimizer.step(server_round, self.exchange.arrays, mean)
+        shared, loss = self.server.combine(server_round, self._shared, self.exchange.updates(replies))
         self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up)
-        return moved, None
+        return shared, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -36,7 +36,7 @@ def round_by_hand(experiment, model, client, server_round, rate):
         sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
-PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.personal and not row.pooled]
+PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and name not in ("ditto", "centralized")]
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)
@@ -44,7 +44,7 @@ def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm,
     experiment = tiny(algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, augmentation="crop-flip")
     model, state = model_by_hand(experiment), experiment.initial_shared()
     for server_round, rate in ((1, 0.1), (2, 0.01)):
-        state, _, _ = update.client_update(experiment, 3, server_round, state, rate, tmp_path)
+        state, *_ = update.client_update(experiment, 3, server_round, state, rate, tmp_path)
         round_by_hand(experiment, model, 3, server_round, rate)
     ours = update.own_module(experiment, 3, 2, state, tmp_path).model.state_dict()
     for name, value in model.state_dict().items():
@@ -55,10 +55,10 @@ def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm,
 def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     experiment = tiny(algorithm=algorithm, num_head_epochs=1)
     before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
-    state, _, _ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path)
+    state, *_ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path)
     row = ALGORITHMS[algorithm]
-    norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.own_norm else set()
-    assert len(norms) == (8 if row.own_norm else 0), "weights and biases of four layers"
+    norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.private else set()
+    assert len(norms) == (8 if row.private else 0), "weights and biases of four layers"
     kept = row.kept
     assert state.keys() == select(before, parts_of(row.shared)).keys() - norms
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
@@ -135,7 +135,7 @@ def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_pa
     experiment = tiny(algorithm="ditto", proximal_mu=0.0)
     received, model = experiment.initial_shared(), model_by_hand(experiment)
     for server_round in (1, 2):
-        state, _, _ = update.client_update(experiment, 0, server_round, received, 0.1, tmp_path)
+        state, *_ = update.client_update(experiment, 0, server_round, received, 0.1, tmp_path)
         more = batches(experiment, 0, server_round)
         list(more(experiment.config.num_local_epochs))
         sgd_by_hand(
@@ -152,7 +152,7 @@ def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_pa
 
 def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
     experiment = tiny(algorithm="centralized", num_server_rounds=1)
-    _, count, _ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
+    _, count, *_ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
     assert count == sum(
         len(client_data(experiment.config, client, 0).train_set) for client in range(experiment.config.num_clients)
     )
@@ -171,7 +171,7 @@ def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
 def test_fedbabus_head_never_moves_and_never_travels():
     experiment = tiny(weight_decay=0.1, num_local_epochs=2)
     initial = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
-    state, count, loss = update.client_update(experiment, 0, 1, experiment.shared(initial), 0.1)
+    state, count, loss, *_ = update.client_update(experiment, 0, 1, experiment.shared(initial), 0.1)
     assert state.keys() == select(initial, ["body"]).keys()
     assert all(not torch.equal(state[name], initial[name]) for name in state if name.endswith("weight"))
     head = select(experiment.received_module(state).model.state_dict(), ["head"])

@@ -21,7 +21,7 @@ def trained(folder, **options):
     """The shared and kept weights of client 0 after a round."""
     experiment = tiny(model_name=NARROW, batch_size=7, num_head_epochs=1, augmentation="crop-flip", **options)
     assert len(experiment.client_data(0, 0).train_dataloader()) == BATCHES, "which the numbers below are made for"
-    state, _, loss = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, folder)
+    state, _, loss, *_ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, folder)
     return {**state, **{f"kept {name}": value for name, value in memory.recall(folder, 0, 1).items()}}, loss
 
 
@@ -43,7 +43,7 @@ def test_steps_are_sgd_by_hand_on_the_first_batches():
     model = model_by_hand(experiment)
     seen = [next(stream) for _ in range(BATCHES + 1)]
     sgd_by_hand(experiment.config, model, dict(model.body.named_parameters(prefix="body")), seen, 0.1)
-    state, count, _ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
+    state, count, *_ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
     assert count == 24, "the weight in the average is that of all images"
     for name, value in state.items():
         assert torch.equal(value, model.state_dict()[name]), name
@@ -58,7 +58,7 @@ def test_a_phase_after_a_fraction_goes_on_with_the_next_order(tmp_path):
         seen = [next(stream), next(stream)]
         weights = {name: value for name, value in model.named_parameters() if name.startswith(part)}
         sgd_by_hand(experiment.config, model, weights, seen, 0.1)
-    state, _, _ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, tmp_path)
+    state, *_ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, tmp_path)
     for name, value in {**state, **memory.recall(tmp_path, 0, 1)}.items():
         assert torch.equal(value, model.state_dict()[name]), name
 
@@ -70,11 +70,11 @@ def test_clients_of_a_cohort_end_each_at_its_own_step(length, tmp_path):
     experiment = tiny(algorithm="fedrep", num_head_epochs=1.5, **options, **length)
     received = experiment.initial_shared()
     together = update.cohort_update(experiment, range(5), 1, received, 0.05, tmp_path / "together")
-    for client, (state, _, loss) in enumerate(together):
-        expected, _, loss_alone = update.client_update(experiment, client, 1, received, 0.05, tmp_path / "alone")
-        assert loss == pytest.approx(loss_alone, abs=1e-9)
+    for client, (state, _, loss, *_) in enumerate(together):
+        alone = update.client_update(experiment, client, 1, received, 0.05, tmp_path / "alone")
+        assert loss == pytest.approx(alone.train_loss, abs=1e-9)
         for name, value in state.items():
-            assert torch.allclose(value, expected[name], rtol=0, atol=1e-9), (client, name)
+            assert torch.allclose(value, alone.state[name], rtol=0, atol=1e-9), (client, name)
 
 
 def test_a_fraction_is_rounded_up_to_whole_batches():

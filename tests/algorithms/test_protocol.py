@@ -68,7 +68,7 @@ def test_a_frozen_head_is_the_official_head_with_learning_rate_zero():
         functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     received = experiment.initial_shared()
-    ours, _, _ = update.client_update(experiment, 0, 1, received, 0.1)
+    ours, *_ = update.client_update(experiment, 0, 1, received, 0.1)
     official = select(model.state_dict(), ["body"])
     assert all(torch.equal(ours[name], official[name]) for name in official)
     assert all(torch.equal(model.head.state_dict()[name], head[name]) for name in head)

@@ -21,7 +21,7 @@ def test_the_proximal_pull_is_a_quadratic_loss(algorithm, tmp_path):
         optimizer.zero_grad()
         (functional.cross_entropy(model(images), labels) + 0.7 / 2 * distance).backward()
         optimizer.step()
-    state, _, _ = client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, tmp_path)
+    state, *_ = client_update(experiment, 0, 1, experiment.initial_shared(), 0.1, tmp_path)
     ours = memory.recall(tmp_path, 0, 1) if algorithm == "ditto" else state
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -52,7 +52,7 @@ def test_per_fedavg_steps_by_the_gradient_after_an_inner_step(alpha, server_roun
             with torch.no_grad():
                 for weight, old, step in zip(weights, before, velocity, strict=True):
                     weight.copy_(old - 0.1 * step)
-    state, _, _ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
+    state, *_ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -80,6 +80,6 @@ def test_pfedme_steps_towards_what_inner_steps_on_the_same_batch_find(server_rou
             weight.grad = 0.7 * (before - weight.detach())
             weight.data.copy_(before)
         optimizer.step()
-    state, _, _ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
+    state, *_ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -44,6 +44,6 @@ def test_an_option_is_read_by_whom_it_names(field):
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
     if field.name == "proximal_mu":
-        assert named == {name for name, row in ALGORITHMS.items() if row.step in PULLED or row.personal}
+        assert named == {name for name, row in ALGORITHMS.items() if row.step in PULLED or name == "ditto"}
     if field.name.startswith("inner_"):
         assert named == {name for name, row in ALGORITHMS.items() if row.step in INNER}

@@ -71,7 +71,7 @@ def test_it_trains_in_a_cohort(norm):
     experiment = tiny(model_name="timm:test_resnet", norm=norm, **options)
     received = experiment.initial_shared()
     together = client_update.cohort_update(experiment, [0, 1], 1, received, 0.01)
-    for client, (state, _, _) in enumerate(together):
+    for client, (state, *_) in enumerate(together):
         alone = client_update.client_update(experiment, client, 1, received, 0.01)[0]
         for name, value in state.items():
             torch.testing.assert_close(value, alone[name], atol=1e-9, rtol=1e-7)

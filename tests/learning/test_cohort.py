@@ -52,7 +52,7 @@ def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path
             client_update.client_update(experiment, client, server_round, received, rate, tmp_path / "alone")
             for client in range(5)
         ]
-        for (state, count, loss), (expected, count_alone, loss_alone) in zip(together, alone, strict=True):
+        for (state, count, loss, *_), (expected, count_alone, loss_alone, *_) in zip(together, alone, strict=True):
             assert_same(state, expected)
             assert (count, loss) == (count_alone, pytest.approx(loss_alone, abs=1e-9))
         received = alone[1][0]
@@ -72,7 +72,7 @@ def test_every_model_trains_in_a_cohort(model_name, norm):
     experiment = tiny(model_name=model_name, norm=norm, algorithm="fedavg", precision="64-true", batch_size=24)
     received = experiment.initial_shared()
     together = client_update.cohort_update(experiment, [0, 1], 1, received, 0.01)
-    for client, (state, _, _) in enumerate(together):
+    for client, (state, *_) in enumerate(together):
         assert_same(state, client_update.client_update(experiment, client, 1, received, 0.01)[0])
 
 

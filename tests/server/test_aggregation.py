@@ -28,11 +28,11 @@ def test_the_average_is_over_clients_weighted_by_their_images(federate):
     initial = Experiment(config).new_module().model.state_dict()
     received = {name: value.clone() for name, value in select(initial, ["body"]).items()}
     updates = [update.client_update(Experiment(config), client, 1, received, 0.1) for client in participants(config, 1)]
-    assert len({count for _, count, _ in updates}) > 1
-    total = sum(count for _, count, _ in updates)
+    assert len({count for _, count, *_ in updates}) > 1
+    total = sum(count for _, count, *_ in updates)
     final = LitFedBABU.load_from_checkpoint(folder / run_folder.LAST_CHECKPOINT).model.state_dict()
     for name in received:
-        mean = sum(count * state[name].double() for state, count, _ in updates) / total
+        mean = sum(count * state[name].double() for state, count, *_ in updates) / total
         assert torch.equal(final[name], mean.float()), name
 
 

@@ -86,8 +86,8 @@ def test_a_failed_client_is_written_down_and_another_one_takes_its_place(how, fe
             update.client_update(Experiment(config), client, server_round, before[-1], rate)
             for client in sorted(set(clients) - ({bad} if server_round == 2 else set()))
         ]
-        total = sum(count for _, count, _ in updates)
-        means = {name: sum(n * state[name].double() for state, n, _ in updates) / total for name in before[-1]}
+        total = sum(count for _, count, *_ in updates)
+        means = {name: sum(n * state[name].double() for state, n, *_ in updates) / total for name in before[-1]}
         before.append({name: value.float() for name, value in means.items()})
     assert all(torch.equal(federated.shared[name], value) for name, value in before[-1].items())
 

@@ -13,9 +13,10 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
-from lit_fedbabu.server.optimizer import ServerOptimizer
+from lit_fedbabu.server.server_state import ServerRounds
+from lit_fedbabu.wire import ClientUpdate
 from tests.server.test_federate import StoppedGrid
-from tests.support import NARROW, files_that_decide, tiny_config
+from tests.support import NARROW, files_that_decide, tiny, tiny_config
 
 
 def config_of(**options):
@@ -132,8 +133,9 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_moments_that_are_not_finite_end_the_run_in_a_line(tmp_path):
-    optimizer = ServerOptimizer(Config(server_optimizer="momentum"), ["body.w"], tmp_path)
-    before = ArrayRecord({"body.w": Array(np.zeros(2, np.float32))})
-    mean = ArrayRecord({"body.w": Array(np.array([np.inf, 0], np.float32))})
-    with pytest.raises(RunError, match="round 1: the server's optimizer: what it keeps is not finite"):
-        optimizer.step(1, before, mean)
+    experiment = tiny(server_optimizer="momentum")
+    server = ServerRounds(experiment, tmp_path, 0)
+    before = ArrayRecord({name: Array(value.numpy()) for name, value in experiment.initial_shared().items()})
+    arrays = {name: np.full_like(array.numpy(), np.inf) for name, array in before.items()}
+    with pytest.raises(RunError, match="round 1: the server: what it keeps is not finite"):
+        server.combine(1, before, [ClientUpdate(0, 1, 0.5, arrays)])

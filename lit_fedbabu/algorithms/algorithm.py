@@ -1,0 +1,299 @@
+"""What a method of federated learning is: what travels, what trains, and hooks for whatever it does in its own way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.parts import PARTS, parts_of
+
+if TYPE_CHECKING:
+    import lightning as L
+    from torch import Tensor
+
+    from lit_fedbabu.learning.state import Learner
+
+EPOCHS = "num_local_epochs"
+"""The option with the length of a client's training."""
+
+
+EXTRA = "extra:"
+"""How the names of extra arrays begin in messages, where they stand beside shared weights."""
+
+
+class Update(NamedTuple):
+    """What a client made of a round.
+
+    Args:
+        shared: the weights that travel, by their names in the model.
+        kept: what the client keeps for itself until its next round: weights by their names in the model, and other
+            tensors under names that begin with one of the algorithm's ``state`` and a dot.
+        extras: the arrays that it sends besides, with names, shapes and types as of ``Algorithm.sends``.
+    """
+
+    shared: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    extras: Mapping[str, Tensor] = {}
+
+
+class Received(NamedTuple):
+    """What the server got of a client in a round.
+
+    Args:
+        client: its number.
+        num_train: its training samples.
+        shared: its shared weights, by their names in the model.
+        extras: what it sent besides.
+    """
+
+    client: int
+    num_train: int
+    shared: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor]
+
+
+class Combined(NamedTuple):
+    """What the server made of a round.
+
+    Args:
+        shared: the weights that clients begin the next round with, by their names in the model.
+        state: what the server keeps until then, with the names of ``Algorithm.server_state``.
+    """
+
+    shared: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+
+
+class Server(Protocol):
+    """The server in a round."""
+
+    @property
+    def config(self) -> Config:
+        """The experiment."""
+
+    @property
+    def server_round(self) -> int:
+        """Number of the round, from 1."""
+
+    @property
+    def shared(self) -> Mapping[str, Tensor]:
+        """The weights that the clients began with."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """What the server has kept."""
+
+    def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
+        """One set of shared weights of those of the clients: their mean, or the step of the server's optimizer."""
+
+
+class Participant(Protocol):
+    """A client in a round, or after one."""
+
+    @property
+    def client(self) -> int:
+        """Its number."""
+
+    @property
+    def config(self) -> Config:
+        """The experiment."""
+
+    @property
+    def received(self) -> Mapping[str, Tensor]:
+        """The shared weights, by their names in the model."""
+
+    @property
+    def memory(self) -> Mapping[str, Tensor]:
+        """What the client kept when it took part last; empty if it never did."""
+
+    @property
+    def extras(self) -> Mapping[str, Tensor]:
+        """What the server sent besides, as of ``Algorithm.broadcast``; empty after a round."""
+
+    def module(self, *states: Mapping[str, Tensor]) -> Learner:
+        """A new module with the initial weights, over which the weights of states are laid, one after the other.
+
+        Entries of states that are no weights of the model are left out.
+        """
+
+
+class Cohort(Protocol):
+    """The clients that are trained together, most often one, in a round."""
+
+    @property
+    def config(self) -> Config:
+        """The experiment."""
+
+    @property
+    def participants(self) -> Sequence[Participant]:
+        """The clients."""
+
+    @property
+    def server_round(self) -> int:
+        """Number of the round, from 1."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of this round."""
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What one hook leaves for the next in this round."""
+
+    def step(self, name: str, modules: Sequence[Learner]) -> list[L.Callback]:
+        """Callbacks for how a mini-batch moves weights, by a name of ``steps.STEPS``; the modules are the anchor."""
+
+    def fit(
+        self, modules: Sequence[Learner], part: str, field: str, callbacks: Sequence[L.Callback] = ()
+    ) -> list[float]:
+        """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
+
+    def shared(self, module: Learner) -> dict[str, Tensor]:
+        """The weights of a module that travel."""
+
+    def kept(self, module: Learner) -> dict[str, Tensor]:
+        """The weights of a module that its client keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """A method. As it stands it is a row: everything follows from its fields. A subclass overrides what is its own.
+
+    Args:
+        title: its name in tables and figures.
+        shared: the part that travels: "body", "head", "full" or "none".
+        phases: what a client trains in a round, one after the other: a part, and the option with its number of epochs.
+        step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
+        private: parts that stay with the client although they lie in what is shared, as ("norm",).
+        state: names of what a client keeps besides weights; what it keeps under them is named ``name.anything``.
+        in_cohorts: whether several clients can be trained together; its callbacks then see weights with a leading axis.
+    """
+
+    title: str
+    shared: str
+    phases: tuple[tuple[str, str], ...]
+    step: str = "sgd"
+    private: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    in_cohorts: bool = True
+
+    @property
+    def pooled(self) -> bool:
+        """Whether there is one participant, which has the training images of all clients."""
+        return False
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The parts that a round trains."""
+        return tuple(part for part in PARTS if any(part in parts_of(phase) for phase, _ in self.phases))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What a client keeps for itself: the parts that it trains and does not share, and its ``state``."""
+        return (*(part for part in self.trained if part not in parts_of(self.shared)), *self.private, *self.state)
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """The options with the epochs that a client trains in a round, one after the other."""
+        return tuple(field for _, field in self.phases)
+
+    def check(self, config: Config) -> None:
+        """Raise InputError where it cannot do what the options ask for."""
+
+    def check_steps(self, name: str, by_hand: bool) -> None:
+        """Raise InputError where its step moves weights around an optimizer's, and a module takes steps by hand."""
+        if by_hand and self.step in ("first-order-maml", "moreau-envelope"):
+            remedy = "moves weights around each step of the optimizer, and the task's module takes steps by hand"
+            raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
+
+    def drawn(self, clients: list[int]) -> list[int]:
+        """The clients that train in a round, of those that were drawn for it."""
+        return clients
+
+    def start(self, client: Participant) -> Learner:
+        """What a client begins a round with: the initial model, over it what it kept, and what it received."""
+        return client.module(client.memory, client.received)
+
+    def callbacks(self, cohort: Cohort, modules: Sequence[Learner]) -> list[L.Callback]:
+        """Lightning's callbacks for the round's training, which see the modules' weights as ``cohort.stack`` does."""
+        return cohort.step(self.step, modules)
+
+    def train(self, cohort: Cohort, modules: Sequence[Learner]) -> list[float]:
+        """Train the modules in place, phase by phase; returns each one's mean loss in the last, in nats."""
+        callbacks = self.callbacks(cohort, modules)
+        losses = [float("nan")] * len(modules)
+        for part, field in self.phases:
+            losses = cohort.fit(modules, part, field, callbacks)
+        return losses
+
+    def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:
+        """What each client shares and keeps of its trained module."""
+        return [Update(cohort.shared(module), cohort.kept(module)) for module in modules]
+
+    def own_model(self, client: Participant) -> Learner:
+        """The client's model when a round is over: what is evaluated, and what fine-tuning starts from."""
+        return client.module(client.memory, client.received)
+
+    def sends(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a client sends besides, as examples of names, shapes and types.
+
+        Args:
+            weights: the shared weights before the first round, without buffers.
+        """
+        return {}
+
+    def server_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the server keeps before the first round; the argument is as of ``sends``."""
+        return {}
+
+    def broadcast(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What of the server's state is sent to the clients of a round."""
+        return {}
+
+    def combine(self, server: Server, updates: Sequence[Received]) -> Combined:
+        """What the server makes of a round. The updates are in the order of the clients' numbers."""
+        return Combined(server.aggregate(updates), server.state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ditto(Algorithm):
+    """The client also trains a whole model of its own, pulled towards the received one, and keeps it.
+
+    Li et al. 2021 (Ditto), Algorithm 1. What is evaluated is that model.
+    """
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return PARTS
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return (*super().lengths, EPOCHS)
+
+    def start(self, client: Participant) -> Learner:
+        return client.module(client.received)
+
+    def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:
+        received = [client.module(client.received) for client in cohort.participants]
+        personal = [client.module(client.memory) for client in cohort.participants]
+        cohort.fit(personal, "full", EPOCHS, cohort.step("proximal", received))
+        pairs = zip(modules, personal, strict=True)
+        return [Update(cohort.shared(module), cohort.kept(own)) for module, own in pairs]
+
+    def own_model(self, client: Participant) -> Learner:
+        return client.module(client.received, client.memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Centralized(Algorithm):
+    """No federation: one participant trains on all images."""
+
+    @property
+    def pooled(self) -> bool:
+        return True
+
+    def drawn(self, clients: list[int]) -> list[int]:
+        return [0]

@@ -1,0 +1,123 @@
+"""What the hooks of an algorithm see of clients: one in a round or after one, and those that are trained together."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.steps import STEPS
+from lit_fedbabu.config import Config
+from lit_fedbabu.experiment import Data, Experiment, Module
+from lit_fedbabu.learning.cohort import stack
+from lit_fedbabu.learning.state import Learner, state_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Participation:
+    """A client in a round, or after one: what the hooks of an algorithm see of it.
+
+    Args:
+        experiment: with the algorithm and the client's data.
+        client: its number.
+        received: the shared weights.
+        memory: what it kept when it took part last; empty if it never did.
+        extras: what the server sent besides.
+    """
+
+    experiment: Experiment
+    client: int
+    received: Mapping[str, Tensor]
+    memory: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The experiment's."""
+        return self.experiment.config
+
+    def module(self, *states: Mapping[str, Tensor]) -> Module:
+        """A new module with the initial weights, over which the weights of states are laid, one after the other.
+
+        Entries of states that are no weights of the model are left out.
+        """
+        names = self.experiment.names
+        return self.experiment.new_module(*({name: each[name] for name in names & each.keys()} for each in states))
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortRound:
+    """The clients that are trained together in a round, most often one, as the hooks of an algorithm see them.
+
+    Args:
+        experiment: with the algorithm.
+        participants: the clients.
+        data: theirs, in the order of this round.
+        server_round: number of the round, from 1.
+        learning_rate: of this round.
+        notes: what one hook leaves for the next.
+    """
+
+    experiment: Experiment
+    participants: Sequence[Participation]
+    data: Sequence[Data]
+    server_round: int
+    learning_rate: float
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The experiment's."""
+        return self.experiment.config
+
+    def step(self, name: str, modules: Sequence[Learner]) -> list[L.Callback]:
+        """Callbacks for how a mini-batch moves weights, by a name of ``STEPS``; it may be pulled to the modules."""
+        return STEPS[name](self.config, self.server_round, stack(modules))
+
+    def fit(
+        self, modules: Sequence[Learner], part: str, field: str, callbacks: Sequence[L.Callback] = ()
+    ) -> list[float]:
+        """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
+        epochs, steps = self.config.length(field)
+        rate = self.learning_rate
+        losses: list[float] = self.experiment.learner.fit(
+            modules, self.data, mode=part, epochs=epochs, steps=steps, learning_rate=rate, callbacks=callbacks
+        )
+        return losses
+
+    def shared(self, module: Learner) -> dict[str, Tensor]:
+        """The weights of a module that travel."""
+        return self.experiment.shared(state_of(module.model))
+
+    def kept(self, module: Learner) -> dict[str, Tensor]:
+        """The weights of a module that its client keeps."""
+        return self.experiment.kept(state_of(module.model))
+
+
+def participation(
+    experiment: Experiment,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None,
+    extras: Mapping[str, Tensor] | None = None,
+) -> Participation:
+    """A client with what it had kept at the end of a round.
+
+    Raises:
+        ValueError: what was received is not exactly what the algorithm shares.
+    """
+    experiment.check_received(received)
+    kept = bool(experiment.algorithm.kept)
+    remembered = memory.recall(needed(memories, experiment), client, server_round) if kept else {}
+    return Participation(experiment, client, received, remembered, extras or {})
+
+
+def needed(memories: Path | None, experiment: Experiment) -> Path:
+    """The folder of what clients keep; raises ValueError where none was given."""
+    if memories is None:
+        raise ValueError(f"{experiment.config.algorithm} keeps models between rounds and was given no folder for them")
+    return memories

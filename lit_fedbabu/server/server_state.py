@@ -1,0 +1,119 @@
+"""What the server keeps between rounds: moments of its optimizer, and the state of the algorithm."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.algorithm import EXTRA, Received
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.records.run_folder import SERVER
+from lit_fedbabu.server.aggregation import average
+from lit_fedbabu.server.optimizer import ServerOptimizer
+from lit_fedbabu.wire import ClientUpdate
+
+STATE = "state."
+"""How the names of the algorithm's state begin in the file that the server keeps."""
+
+
+class ServerRounds:
+    """The server of one round after another, as the hooks of an algorithm see it.
+
+    What it keeps lies in ``server/round_0012.safetensors`` of the run's folder.
+
+    Args:
+        experiment: with the algorithm.
+        folder: the run's.
+        resumed_after: rounds that the run has done.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, resumed_after: int) -> None:
+        self.experiment = experiment
+        self._place = folder / SERVER
+        kept = memory.recall_from(self._place, resumed_after, "the server") if resumed_after else {}
+        weights = experiment.shared_weights()
+        start = experiment.algorithm.server_state(weights)
+        own = {name.removeprefix(STATE): value for name, value in kept.items() if name.startswith(STATE)}
+        self.state: Mapping[str, Tensor] = own if resumed_after else dict(start)
+        if self.state.keys() != start.keys():
+            raise RunError(f"{self._place} does not have what {self.config.algorithm} keeps; put it back")
+        self._optimizer = ServerOptimizer(self.config, list(weights), kept)
+        self.server_round = resumed_after
+        self._arrays = ArrayRecord()
+
+    @property
+    def config(self) -> Config:
+        """The experiment's."""
+        return self.experiment.config
+
+    @property
+    def shared(self) -> Mapping[str, Tensor]:
+        """The weights that the clients of this round began with."""
+        return {name: torch.from_numpy(array.numpy()) for name, array in self._arrays.items()}
+
+    def sent(self, arrays: ArrayRecord) -> ArrayRecord:
+        """The shared weights, and what the algorithm sends besides."""
+        extras = {
+            EXTRA + name: _array(value) for name, value in self.experiment.algorithm.broadcast(self.state).items()
+        }
+        return ArrayRecord({**arrays, **extras})
+
+    def expected(self, arrays: ArrayRecord) -> dict[str, Array]:
+        """What a client answers with, as examples of shapes and types."""
+        return {**arrays, **{EXTRA + name: _array(value) for name, value in self.experiment.extras.up.items()}}
+
+    def combine(
+        self, server_round: int, arrays: ArrayRecord, updates: Sequence[ClientUpdate]
+    ) -> tuple[ArrayRecord, float]:
+        """The shared weights of the next round, and the mean training loss in nats; what is kept is written.
+
+        Args:
+            server_round: number of the round, from 1.
+            arrays: the shared weights that the clients began with.
+            updates: one or more.
+
+        Raises:
+            RunError: what the server keeps is no longer finite.
+        """
+        self.server_round, self._arrays = server_round, arrays
+        combined = self.experiment.algorithm.combine(self, [_received(update) for update in updates])
+        self.state = dict(combined.state)
+        kept = {**self._optimizer.moments(), **{STATE + name: value for name, value in self.state.items()}}
+        try:
+            if kept:
+                memory.keep_in(self._place, server_round, kept)
+        except ValueError as error:
+            raise RunError(f"round {server_round}: the server: {error}") from None
+        loss = sum(update.num_train * update.train_loss for update in updates)
+        typed = {name: _array(combined.shared[name], array.dtype) for name, array in arrays.items()}
+        return ArrayRecord(typed), loss / sum(update.num_train for update in updates)
+
+    def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
+        """The clients' mean, or what the server's optimizer makes of it."""
+        mean = average([(each.num_train, _numpy(each.shared)) for each in updates], self._arrays)
+        moved = self._optimizer.step(self.server_round, self._arrays, mean)
+        return {name: torch.from_numpy(array.numpy()) for name, array in moved.items()}
+
+
+def _received(update: ClientUpdate) -> Received:
+    tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in update.arrays.items()}
+    shared = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
+    extras = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
+    return Received(update.client, update.num_train, shared, extras)
+
+
+def _numpy(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    return {name: value.numpy() for name, value in tensors.items()}
+
+
+def _array(value: Tensor, dtype: str | None = None) -> Array:
+    array = value.detach().cpu().contiguous().numpy()
+    return Array(array.astype(dtype) if dtype else array)
