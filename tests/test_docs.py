@@ -14,7 +14,7 @@ import lit_fedbabu
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "add-an-algorithm.md"
 PAGES = [
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")),
 ]
 
@@ -34,7 +34,7 @@ def listed(entries):
 
 def test_every_page_is_in_the_navigation_of_the_site():
     pages = set(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= pages
+    assert {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} <= pages
     assert all((ROOT / "docs" / page).is_file() or (ROOT / page).is_file() for page in pages - {"index.md"})
 
 
