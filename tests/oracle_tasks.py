@@ -214,7 +214,7 @@ def made(name):
     }[name]()
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[tuple[torch.Tensor, ...]]):
     def __init__(self, rows):
         self.rows = rows
 

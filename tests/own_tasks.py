@@ -411,7 +411,7 @@ class Teaches(Windows):
             self.teacher.weight.lerp_(self.body[0].weight, 0.5)
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[tuple[torch.Tensor, ...]]):
     def __init__(self, rows, endless):
         self.rows, self.endless = rows, endless
 

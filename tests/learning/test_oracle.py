@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from typing import Any
 
 import lightning as L
 import pytest
@@ -103,7 +104,7 @@ def plainly(draw, config, epochs, steps, options, folder, frozen):
         module.configure_model()
     data = oracle_tasks.Data(CLIENT, config.num_clients, config.seed)
     data._log_hyperparams = False
-    extra = []
+    extra: list[L.Callback] = []
     if frozen:
         module.head.requires_grad_(False)
         extra = [Stands()]
@@ -179,7 +180,9 @@ def compare(draw, length, options, folder, algorithm="local"):
 
 
 def property_of(examples, algorithm):
-    drawn = st.tuples(DRAWS, LENGTHS, OPTIONS).filter(lambda each: sensible(each[0], *each[1], each[2]))
+    drawn: st.SearchStrategy[Any] = st.tuples(DRAWS, LENGTHS, OPTIONS).filter(
+        lambda each: sensible(each[0], *each[1], each[2])
+    )
     if algorithm == "fedbabu":  # a plain Trainer refuses the optimizer of a frozen part
         drawn = drawn.filter(lambda each: each[0].optimization != "toggles")
 
