@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
@@ -27,6 +28,16 @@ class ClientTrainer(L.Trainer):
     def max_steps(self) -> int:
         """The same, by which ``estimated_stepping_batches`` plans, and schedules of learning rates with it."""
         return self.mini_batches
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._checkpoint_connector = _FromNoJob(self)
+
+
+class _FromNoJob(_CheckpointConnector):
+    """Begins where it is told to; in a job of Slurm, Lightning would begin at a hpc_ckpt_1.ckpt of the current folder."""
+
+    _hpc_resume_path = None
 
 
 class PartModule(L.LightningModule):

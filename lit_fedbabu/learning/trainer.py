@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities import registry
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from lit_fedbabu.config import Config
@@ -34,10 +36,13 @@ def _silent(curve: Sequence[Evaluation]) -> None:
 def quiet_lightning() -> None:
     """Silence the greetings and advice of Lightning, once per process: a Trainer is built for each client and round.
 
-    Each Trainer also reads the metadata of every installed package, which is most of its cost. That is cached.
+    Each Trainer also reads the metadata of every installed package, which is most of its cost. That is cached. And this
+    process is the only one of its Trainers, whichever rank Slurm or torchrun has given it in the environment: else only
+    rank 0 would log and print.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    rank_zero_only.rank = 0
     registry.entry_points = lru_cache(registry.entry_points)  # type: ignore[attr-defined, assignment]
 
 
@@ -59,6 +64,7 @@ def new_trainer(config: Config, **options: Any) -> ClientTrainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[LightningEnvironment()],  # a worker is no task of Slurm, torchrun, MPI or LSF
         **arguments,
     )
 

@@ -49,6 +49,10 @@ class Loggers:
     """
 
     def __init__(self, config: Config, folder: Path, first_round: int, say: Callable[[str], None]) -> None:
+        if config.loggers:
+            from lit_fedbabu.learning.trainer import quiet_lightning  # imports PyTorch, which takes seconds
+
+            quiet_lightning()
         self._say = say
         self._loggers: dict[str, Logger] = {}
         known = json.loads((folder / RUNS).read_text()) if (folder / RUNS).exists() else {}

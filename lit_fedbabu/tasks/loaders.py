@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+import warnings
 from typing import Any
 
 ENDLESS = 1_000_000
@@ -52,4 +53,8 @@ def _samples_of(loader: Any) -> int:
 def _together(loaders: Any) -> Any:
     from lightning.pytorch.utilities import CombinedLoader  # imports PyTorch, which takes seconds
 
-    return copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
+    if isinstance(loaders, CombinedLoader):
+        return copy.copy(loaders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of what Lightning uses inside
+        return CombinedLoader(loaders, "max_size_cycle")
