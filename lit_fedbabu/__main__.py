@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         print(usage)
         return 0
     if words:
-        print(f"error: command = {words[0]!r}: must be one of {', '.join(COMMANDS)}", file=sys.stderr)
+        from lit_fedbabu.errors import close_to
+
+        remedy = f"must be one of {', '.join(COMMANDS)}{close_to(words[0], COMMANDS)}"
+        print(f"error: command = {words[0]!r}: {remedy}", file=sys.stderr)
     else:
         print(usage, file=sys.stderr)
     return 2

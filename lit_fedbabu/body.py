@@ -1,10 +1,9 @@
 """``lit-fedbabu body RUN FOLDER``: what a federation shares, as a folder that others fine-tune or publish."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from lit_fedbabu.completion import complete
+from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_new_folder
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
@@ -12,7 +11,7 @@ from lit_fedbabu.records.run_folder import CONFIG, read_environment
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu body",
         description="Save the model that a run's clients share in the form of model hubs: model.safetensors,"
         " config.json and a card with the run's results. lit-fedbabu finetune FOLDER --data PHOTOS then makes it"

@@ -1,11 +1,14 @@
-"""What a shell offers after TAB: commands, flags, options and names, through argcomplete."""
+"""What is read of a command line, and what a shell offers after TAB, through argcomplete: commands, flags, options."""
 
 import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.derived import OTHER_WORDS
+from lit_fedbabu.errors import close_to
 from lit_fedbabu.options import key_of
 from lit_fedbabu.system import configs_folder, shipped_bodies
 
@@ -13,6 +16,26 @@ ASKED = "_ARGCOMPLETE"
 """Is set where a shell asks: the place of the first word to be completed, from 1, in the line that was typed."""
 Offers = Callable[..., Iterable[str]]
 """What may stand in the place of an argument; called with ``prefix``, what was typed of it, and more."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _, of_unknown, words = message.partition("unrecognized arguments: ")
+        hint = self._hint(*words.split()[0].split("=")) if of_unknown else ""
+        self.exit(2, f"error: {message}{hint or f'; {self.prog} --help says more'}\n")
+
+    def _hint(self, flag: str, *value: str) -> str:
+        """What was meant by a flag that is none."""
+        key = flag.lstrip("-").lower().replace("_", "-")
+        flags = [each for action in self._actions for each in action.option_strings if each.startswith("--")]
+        if same := [each for each in flags if OTHER_WORDS.get(each[2:]) == key]:
+            return f"; did you mean {same[0]}?"
+        option = OTHER_WORDS.get(key, key)
+        if any(action.dest == "words" for action in self._actions) and option in Config().to_run_config():
+            return f"; options have no dashes: {option}={'='.join(value) or '...'}"
+        return close_to(f"--{key}", flags)
 
 
 def command_typed(commands: Mapping[str, str]) -> list[str]:
@@ -24,7 +47,7 @@ def command_typed(commands: Mapping[str, str]) -> list[str]:
     if len(words) > place and words[place] in commands:
         os.environ[ASKED] = str(place + 1)
         return [words[place]]
-    parser = argparse.ArgumentParser(prog="lit-fedbabu")
+    parser = Parser(prog="lit-fedbabu")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("command", choices=commands)
     complete(parser)

@@ -51,7 +51,9 @@ class Config(Derived):
     )
     label_column: str = option("", "column of the dataset with the labels; empty: its only label column")
     class_names: str = option(
-        "", "names of the classes by their numbers, such as cat,dog; empty: the dataset's; partitioner=sites needs them"
+        "",
+        "names of the classes by their numbers, such as cat,dog; empty: the dataset's; partitioner=sites needs them",
+        several=True,
     )
     normalization: str = option(
         "data",
@@ -183,7 +185,9 @@ class Config(Derived):
         " flower uses Flower's SuperLink and Ray, as flwr run always does",
         choices=("local", "flower"),
     )
-    logger: str = option("", "loggers in addition to TensorBoard: csv, wandb, mlflow, or several as in csv,mlflow")
+    logger: str = option(
+        "", "loggers in addition to TensorBoard: csv, wandb, mlflow, or several as in csv,mlflow", several=True
+    )
     output_dir: str = option("tb_logs", "folder in which the folders of runs are made")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")
     resume: str = option("", "folder of a stopped run, which goes on after its last finished round")

@@ -1,16 +1,15 @@
 """``lit-fedbabu configs``: the configurations and the bodies that come with the package."""
 
-import argparse
 import sys
 
-from lit_fedbabu.completion import complete
+from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu configs", description="List the configurations and the bodies that come with the package."
     )
     complete(parser)

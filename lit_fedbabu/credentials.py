@@ -1,6 +1,5 @@
 """``lit-fedbabu credentials FOLDER``: certificates and keys for a SuperLink and its sites."""
 
-import argparse
 import datetime
 import ipaddress
 import os
@@ -12,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from lit_fedbabu.completion import complete
+from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_new_folder, naming
 
@@ -22,7 +21,7 @@ DAYS = 825
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu credentials",
         description="Make a certificate for a SuperLink, the authority that signed it, and a key pair for every site.",
     )

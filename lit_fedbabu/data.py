@@ -1,17 +1,16 @@
 """``lit-fedbabu data [CONFIG.toml] [key=value ...]``: who has which images, as a table and a figure."""
 
-import argparse
 import csv
 import io
 import sys
 from pathlib import Path
 
-from lit_fedbabu.completion import complete, option_words
+from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import make_folder, write_whole
-from lit_fedbabu.options import parse_words
 from lit_fedbabu.records.run_folder import PARTITION
+from lit_fedbabu.words import parse_words
 
 ROWS = 100
 """Clients in the printed table; the file has all."""
@@ -19,7 +18,7 @@ ROWS = 100
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu data",
         description="Deal the dataset as a run with these options would, print the split and draw it.",
     )

@@ -1,14 +1,13 @@
 """What follows from the options of an experiment: seeds, rates and counts."""
 
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.files import from_home
 from lit_fedbabu.option_rules import RATES
 from lit_fedbabu.options import key_of, read_trainer, with_trainer
@@ -22,6 +21,37 @@ OF_DATA = (
     "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
 )  # fmt: skip
 """Options that say which data the clients have."""
+OTHER_WORDS = {
+    **dict.fromkeys(("method", "algo", "strategy"), "algorithm"),
+    **dict.fromkeys(("model", "arch", "net", "network", "backbone"), "model-name"),
+    **dict.fromkeys(("data", "data-path", "data-dir"), "dataset"),
+    **dict.fromkeys(("classes", "labels"), "class-names"),
+    **dict.fromkeys(("partition", "split", "splitter"), "partitioner"),
+    **dict.fromkeys(("clients", "n", "n-clients", "num-users", "users", "nodes", "num-supernodes"), "num-clients"),
+    **dict.fromkeys(("s", "shards", "shards-per-client", "classes-per-client"), "num-classes-per-client"),
+    **dict.fromkeys(("alpha", "beta", "concentration"), "dirichlet-alpha"),
+    **dict.fromkeys(("sigma",), "lognormal-sigma"),
+    **dict.fromkeys(("k", "rounds", "num-rounds", "n-rounds", "max-rounds"), "num-server-rounds"),
+    **dict.fromkeys(("tau", "epochs", "e", "local-epochs", "num-epochs", "max-epochs"), "num-local-epochs"),
+    **dict.fromkeys(("steps", "max-steps", "local-steps"), "num-local-steps"),
+    **dict.fromkeys(("f", "c", "frac", "fraction", "fraction-fit", "participation"), "fraction-train"),
+    **dict.fromkeys(("bs", "b", "batch", "batchsize"), "batch-size"),
+    **dict.fromkeys(("lr", "eta", "rate", "lrate"), "learning-rate"),
+    **dict.fromkeys(("wd", "decay", "l2"), "weight-decay"),
+    **dict.fromkeys(("mu", "prox", "lambda", "lam"), "proximal-mu"),
+    **dict.fromkeys(("server-lr",), "server-learning-rate"),
+    **dict.fromkeys(("clip", "max-grad-norm", "clip-norm"), "clipping-norm"),
+    **dict.fromkeys(("noise", "dp-noise"), "noise-multiplier"),
+    **dict.fromkeys(("ft-epochs", "finetune-epochs", "personalization-epochs"), "num-finetune-epochs"),
+    **dict.fromkeys(("ft-lr", "finetune-lr"), "finetune-learning-rate"),
+    **dict.fromkeys(("eval-every", "eval-interval"), "evaluate-every"),
+    **dict.fromkeys(("threads", "workers", "num-workers"), "num-threads"),
+    **dict.fromkeys(("weights", "checkpoint", "ckpt", "init"), "initial-weights"),
+    **dict.fromkeys(("out", "outdir", "output", "log-dir", "logdir", "save-dir"), "output-dir"),
+    **dict.fromkeys(("name", "experiment", "exp-name"), "run-name"),
+    **dict.fromkeys(("random-state", "rng"), "seed"),
+}
+"""Words of papers and of other programs, and the keys that they mean."""
 
 
 class Derived:
@@ -55,9 +85,9 @@ class Derived:
         run_config = with_trainer(run_config)
         for key, value in run_config.items():
             if key not in names:
-                close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(names)}"
-                raise InputError(key, value, f"no such key; {hint}")
+                word = key.lower().replace("_", "-")
+                hint = f"; did you mean {OTHER_WORDS[word]}?" if word in OTHER_WORDS else close_to(word, names)
+                raise InputError(key, value, f"no such key{hint or '; lit-fedbabu run --help lists them'}")
         own_rates = dict.fromkeys(RATES, 0.0) if run_config.get("task") else {}
         return cls(**{**own_rates, **{names[key]: value for key, value in run_config.items()}})
 

@@ -1,6 +1,5 @@
 """``lit-fedbabu doctor [CONFIG.toml] [key=value ...]``: what a run needs on this machine, one line each."""
 
-import argparse
 import importlib
 import os
 import platform
@@ -12,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lit_fedbabu import system
-from lit_fedbabu.completion import complete, option_words
+from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable
-from lit_fedbabu.options import parse_words
+from lit_fedbabu.words import parse_words
 
 LEAST_DISK = 100e6
 """Bytes that must be free where a run writes."""
@@ -29,7 +28,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu doctor",
         description="Look at what a run with these options needs on this machine: a line each. Exit status 1 where"
         " something fails that it cannot do without.",

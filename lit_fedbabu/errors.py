@@ -1,5 +1,6 @@
 """Errors that a person reads: one line each, with an exit status."""
 
+import difflib
 import errno
 import functools
 import io
@@ -11,6 +12,9 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
+
+LONGEST = 1000
+"""Characters of a value that a message shows."""
 
 
 class InputError(ValueError):
@@ -25,7 +29,8 @@ class InputError(ValueError):
     def __init__(self, key: str, value: Any, remedy: str) -> None:
         self.key, self.value, self.remedy = key, value, remedy
         name = key if key.isprintable() else json.dumps(key)
-        super().__init__(f"{name} = {json.dumps(value, default=str)}: {remedy}")
+        shown = json.dumps(value, default=str)
+        super().__init__(f"{name} = {shown if len(shown) <= LONGEST else f'{shown[:LONGEST]}...'}: {remedy}")
 
 
 class RunError(RuntimeError):
@@ -36,6 +41,13 @@ def some(names: Iterable[str], most: int = 5) -> str:
     """Names with commas between them; of many the first and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def close_to(word: str, names: Iterable[str]) -> str:
+    """A question after a remedy, where a name is like the word that was typed; else nothing."""
+    by_case = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), by_case, n=1)
+    return f"; did you mean {by_case[close[0]]}?" if close else ""
 
 
 def told(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shlex
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu import system
-from lit_fedbabu.completion import bodies, complete, values
+from lit_fedbabu.completion import Parser, bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
@@ -64,8 +63,8 @@ def _request(**options: Any) -> Request:
     return Request(**options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="lit-fedbabu finetune",
         description="Fine-tune clients of a federation on their own data, or its body on data that had no part in it."
         " What is not given is as in the federation. An interrupted command goes on where it stopped.",

@@ -9,6 +9,9 @@ from lit_fedbabu.options import key_of
 RATES = ("learning_rate", "finetune_learning_rate")
 """Fields of learning rates, which a task's module has its own of."""
 
+LONGEST_NAME = 200
+"""Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
+
 
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
@@ -16,6 +19,11 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         raise InputError("run-name", config.run_name, "must be a plain folder name; the place is output-dir")
     if not config.run_name.isprintable():
         raise InputError("run-name", config.run_name, "has characters that cannot be printed; take others")
+    if (length := len(config.run_name.encode(errors="surrogateescape"))) > LONGEST_NAME:
+        remedy = f"has {length} bytes, and a folder's name may have {LONGEST_NAME}; shorten it"
+        raise InputError("run-name", f"{config.run_name[:60]}...", remedy)
+    if config.class_names.startswith("["):
+        raise InputError("class-names", config.class_names, 'must be names, as in cat,dog or ["cat","dog"]')
     for key, place in (
         ("output-dir", config.output_dir),
         ("resume", config.resume),

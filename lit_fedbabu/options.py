@@ -12,8 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.system import configs_folder
+from lit_fedbabu.errors import InputError, close_to, told
 
 TRAINER = {
     "accumulate_grad_batches": int, "benchmark": bool, "detect_anomaly": bool, "deterministic": bool,
@@ -44,6 +43,7 @@ def option(
     above: float | None = None,
     high: float | None = None,
     import_path: bool = False,
+    several: bool = False,
 ) -> Any:
     """Declare a field of ``Config``.
 
@@ -56,9 +56,10 @@ def option(
         above: a value that must be exceeded.
         high: the greatest value allowed.
         import_path: whether the path of an object, as in my_module:name, may stand in place of a choice.
+        several: whether a text names several things with commas between them; a list of texts is taken too.
     """
     limits = {"about": about, "read_by": read_by, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata={**limits, "import_path": import_path})
+    return dataclasses.field(default=default, metadata={**limits, "import_path": import_path, "several": several})
 
 
 def key_of(field: "dataclasses.Field[Any]") -> str:
@@ -79,14 +80,18 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         value = int(value) if kind is int else value
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) in (bool, int, float) and kind is str:
-        text = json.dumps(str(value).lower())
-        raise InputError(key, value, f"must be a text; in a file it is {key} = {text}, in a shell {key}='{text}'")
+    if limits["several"] and isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        if wrong := [each for each in value if "," in each]:
+            raise InputError(key, value, f"has a comma in {wrong[0]}; names have commas between them, and none inside")
+        value = ",".join(value)
+    if kind is str and not isinstance(value, str | list | dict):  # as a number or a date in a file
+        raise InputError(key, value, "must be a text; put it in quotes")
     if type(value) is not kind:
         raise InputError(key, value, f"must be {ARTICLES[kind]}, as in {key}={json.dumps(field.default)}")
     if limits["choices"] and value not in limits["choices"] and not (limits["import_path"] and ":" in value):
         path = f", or an import path as in my_module:{field.name}" if limits["import_path"] else ""
-        raise InputError(key, value, f"must be one of {', '.join(limits['choices'])}{path}")
+        remedy = f"must be one of {', '.join(limits['choices'])}{path}{close_to(value, limits['choices'])}"
+        raise InputError(key, value, remedy)
     if kind is float and not math.isfinite(value):
         raise InputError(key, str(value), "must be finite")
     for bound, words in (("low", "at least"), ("above", "greater than"), ("high", "at most")):
@@ -186,33 +191,6 @@ def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
         if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"trainer.{name}", value, f"must be {ARTICLES[kind]}")
     return given
-
-
-def parse_words(words: list[str]) -> dict[str, Any]:
-    """Read the words of a command: files ``NAME.toml``, names of shipped ones and ``key=value``; later words win.
-
-    A value is read as TOML. What is not TOML is a string, so ``dataset=digits`` needs no quotes.
-
-    Raises:
-        InputError: a file is missing or is not TOML, or a word is neither a file nor ``key=value``.
-    """
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if word.endswith(".toml"):
-            values |= read_toml(Path(word))
-        elif (shipped := configs_folder() / f"{word}.toml").is_file() and "/" not in word:
-            values |= read_toml(shipped)
-        elif equals and key:
-            try:
-                values[key] = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                values[key] = text
-        else:
-            shipped_names = ", ".join(sorted(path.stem for path in configs_folder().glob("*.toml")))
-            remedy = f"write a file NAME.toml, key=value, or the name of a shipped configuration: {shipped_names}"
-            raise InputError("argument", word, remedy)
-    return values
 
 
 def read_toml(path: Path) -> dict[str, Any]:

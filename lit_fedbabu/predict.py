@@ -1,13 +1,12 @@
 """``lit-fedbabu predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_fedbabu.completion import bodies, complete
+from lit_fedbabu.completion import Parser, bodies, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu predict",
         description="Print class and probability of images by a saved model, or write the model for other programs."
         " What cannot be read as an image is told, and the others are predicted; the exit status is then 2.",

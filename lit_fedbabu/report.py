@@ -1,16 +1,15 @@
 """``lit-fedbabu report RUN...``: a page, tables and figures that compare runs."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from lit_fedbabu.completion import complete
+from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import one_line_errors
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu report",
         description="Compare runs: report.html, every table as Markdown, CSV and LaTeX, every figure as PNG and SVG."
         " Runs that differ only in their seed make one row.",

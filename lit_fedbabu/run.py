@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_fedbabu.completion import complete, option_words
+from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
-from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import loggers, run_folder
 from lit_fedbabu.system import plain_lines, program
+from lit_fedbabu.words import parse_words
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu run",
         description="Run a federation on this machine.",
         epilog=describe(Config()),

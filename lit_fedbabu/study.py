@@ -1,28 +1,30 @@
 """``lit-fedbabu study STUDY.toml``: many runs that differ in a few options, and the report that compares them."""
 
-import argparse
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-from lit_fedbabu.completion import complete, studies
+from lit_fedbabu.completion import Parser, complete, option_words, studies
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
 from lit_fedbabu.studies.slurm import submit
 from lit_fedbabu.system import configs_folder
+from lit_fedbabu.words import parse_words
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lit-fedbabu study",
         description="Do all runs of a study that are not done yet, side by side, and compare them. A study that was"
         " stopped, at whatever moment, is finished by the same command.",
     )
     about = "options; those with a list are axes; or the name of a shipped study: digits, cifar10"
     parser.add_argument("file", type=Path, metavar="STUDY.toml", help=about)
+    about = "options for all runs, in place of the file's; of an axis its values, as in seed=1 or seed=[1,2]"
+    parser.add_argument("words", nargs="*", default=[], metavar="key=value", help=about)
     parser.add_argument("--plain", action="store_true", help="print lines alone, without a live table")
     one_of = parser.add_mutually_exclusive_group()
     one_of.add_argument("--dry-run", action="store_true", help="print the runs, their state and an estimate of time")
@@ -33,10 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     about = "submit JOBS jobs to Slurm, each such a worker with the resources of the study's table [slurm]"
     one_of.add_argument("--slurm", type=int, metavar="JOBS", help=about)
-    complete(parser, file=studies)
-    arguments = parser.parse_args(argv)
+    complete(parser, file=studies, words=option_words)
+    arguments = parser.parse_intermixed_args(argv)
     shipped = configs_folder() / "studies" / f"{arguments.file}.toml"
-    study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file)
+    given = parse_words(arguments.words)
+    study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file, given)
     refuse_unwritable("output-dir", study.folder)
     for note in study.repeated():
         print(note, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Ditto
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.learning.parts import NORM
 from lit_fedbabu.options import imported
 
@@ -51,7 +51,7 @@ def algorithm_of(config: Config) -> Algorithm:
         return ALGORITHMS[name]
     remedy = f"must be one of {', '.join(ALGORITHMS)}, or the import path of a lit_fedbabu.Algorithm of your own"
     if ":" not in name:
-        raise InputError("algorithm", name, remedy)
+        raise InputError("algorithm", name, remedy + close_to(name, ALGORITHMS))
     found = imported("algorithm", name, remedy)
     if not isinstance(found, Algorithm):
         raise InputError("algorithm", name, f"{remedy}; it is a {type(found).__name__}")

@@ -35,7 +35,7 @@ class ClientTrainer(L.Trainer):
 
 
 class _FromNoJob(_CheckpointConnector):
-    """Begins where it is told to; in a job of Slurm, Lightning would begin at a hpc_ckpt_1.ckpt of the current folder."""
+    """Begins where it is told to; under Slurm Lightning would begin at a hpc_ckpt_1.ckpt in the current folder."""
 
     _hpc_resume_path = None
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
@@ -28,21 +28,16 @@ Say = Callable[[Sequence[Evaluation]], None]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _silent(curve: Sequence[Evaluation]) -> None:
-    """Nobody listens."""
-
-
 @cache
 def quiet_lightning() -> None:
     """Silence the greetings and advice of Lightning, once per process: a Trainer is built for each client and round.
 
-    Each Trainer also reads the metadata of every installed package, which is most of its cost. That is cached. And this
-    process is the only one of its Trainers, whichever rank Slurm or torchrun has given it in the environment: else only
-    rank 0 would log and print.
+    Each Trainer also reads the metadata of every installed package, which is most of its cost. That is cached. And
+    whichever rank Slurm or torchrun has given this process, it is the only one of its Trainers, and logs.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    rank_zero_only.rank = 0
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
     registry.entry_points = lru_cache(registry.entry_points)  # type: ignore[attr-defined, assignment]
 
 
@@ -85,7 +80,7 @@ def fit(
     steps: int = 0,
     curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
-    say: Say = _silent,
+    say: Say = lambda _: None,
 ) -> list[float]:
     """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
 
@@ -138,7 +133,7 @@ def personalize(
     part: str,
     epochs: int,
     learning_rate: float,
-    say: Say = _silent,
+    say: Say = lambda _: None,
 ) -> list[Personalization]:
     """Fine-tune a part of the modules in place; evaluate before, and after every epoch.
 

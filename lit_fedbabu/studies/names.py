@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.option_rules import LONGEST_NAME
 
-LONGEST = 200
-"""Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
 EXAMPLES = {"base": "official.toml", "output-dir": "tb_logs/studies"}
 
 
@@ -29,9 +28,9 @@ def study_name(value: Any) -> str:
 
 def refuse_long(name: str) -> None:
     """Raise InputError where the name of a folder, of a study or of a run of one, is too long for one."""
-    if (length := len(name.encode())) > LONGEST:
+    if (length := len(name.encode())) > LONGEST_NAME:
         raise InputError(
-            "name", f"{name[:60]}...", f"has {length} bytes, and a folder's may have {LONGEST}; shorten it"
+            "name", f"{name[:60]}...", f"has {length} bytes, and a folder's may have {LONGEST_NAME}; shorten it"
         )
 
 

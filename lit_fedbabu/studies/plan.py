@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def refuse_other_studies(study: Study) -> None:
             refuse_other_options(run.config, run.folder, remedy)
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, given: Mapping[str, Any] | None = None) -> Study:
     """Read a study's file. An option with a list is an axis: there is a run for every combination of the axes' values.
 
     ``base`` names a file of options that come first, ``[per.AXIS.VALUE]`` has options of the runs with that value,
@@ -103,13 +103,21 @@ def read_study(path: Path) -> Study:
     ask for, as of ``slurm.submit``.
     ``name`` is the study's folder below ``output-dir``; without it the file's name is.
 
+    Args:
+        path: of the file.
+        given: options for all runs, in place of those of the file. One of an axis keeps it, with this value alone.
+
     Raises:
         InputError: the file is no study, or one of its runs has an option that is refused.
     """
-    content = read_toml(path)
+    content, typed = read_toml(path), dict(given or {})
+    content |= {key: typed.pop(key) for key in ("name", "output-dir") if key in typed}
     name = study_name(content.get("name", path.stem))
     options = read_toml(path.parent / path_text("base", content["base"])) if "base" in content else {}
     options |= {key: value for key, value in content.items() if key not in OWN}
+    for key in {*typed} & {key for key in options if isinstance(options[key], list)}:
+        typed[key] = typed[key] if isinstance(typed[key], list) else [typed[key]]
+    options |= typed
     axes = {key: value for key, value in options.items() if isinstance(value, list)}
     for key in options:
         if key in PLACES:
@@ -121,12 +129,12 @@ def read_study(path: Path) -> Study:
         raise InputError("study", str(path), "has no axis; give one or more options lists, as in seed = [1, 2, 3]")
     if "dataset" in options:
         options["dataset"] = _whole_names(options["dataset"])
-    per = _per(content.get("per", {}), axes)
+    per = _per(content.get("per", {}), axes, typed)
     folder = from_home(path_text("output-dir", content.get("output-dir", "tb_logs/studies"))).resolve() / name
     runs: dict[str, Run] = {}
     for point in itertools.product(*axes.values()):
         place = dict(zip(axes, point, strict=True))
-        own: dict[str, Any] = {**options, **place, **_of_point(place, per)}
+        own: dict[str, Any] = {**options, **_of_point(place, per), **typed, **place}
         words = {key: folder_word(key, value) for key, value in place.items()}
         name = "-".join(words.values())
         refuse_long(name)
@@ -139,8 +147,8 @@ def read_study(path: Path) -> Study:
             remedy = f"has two runs with the same options, {alike[0]} and {name}; leave one out"
             raise InputError("study", str(path), remedy)
         group = "-".join(word for key, word in words.items() if key != "seed") or "all"
-        given = {*(key for key in content if key not in OWN), *_of_point(place, per)}
-        runs[name] = Run(name, config, group, frozenset(given))
+        of_study = {*(key for key in content if key not in OWN), *typed, *_of_point(place, per)}
+        runs[name] = Run(name, config, group, frozenset(of_study))
     _refuse_unread(per, axes, list(runs.values()))
     tune, slurm = content.get("tune", {}), content.get("slurm", {})
     if not isinstance(tune, dict):
@@ -196,8 +204,11 @@ def _of_point(place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[s
     return {key: option for key, (_, option) in found.items()}
 
 
-def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The options of single values of axes; raises InputError where there is no such value."""
+def _per(per: Any, axes: Mapping[str, list[Any]], typed: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The options of single values of axes; raises InputError where there is no such value.
+
+    Of an axis whose values were typed, tables of others are left out.
+    """
     if not isinstance(per, dict):
         raise InputError("per", per, "must be tables, as in [per.algorithm.fedprox]")
     words = {axis: [toml_key(value) for value in values] for axis, values in axes.items()}
@@ -206,8 +217,10 @@ def _per(per: Any, axes: Mapping[str, list[Any]]) -> dict[str, dict[str, dict[st
             raise InputError(f"per.{axis}", by_value, f"there is no such axis; there are {', '.join(axes)}")
         if not isinstance(by_value, dict):
             raise InputError(f"per.{axis}", by_value, f"must be tables, as in [per.{axis}.{words[axis][0]}]")
-        for value, options in by_value.items():
+        for value, options in [*by_value.items()]:
             if value not in map(table_word, axes[axis]):
+                if axis in typed and by_value.pop(value) is not None:
+                    continue
                 remedy = f"the axis has no such value; there are [per.{axis}.{f'], [per.{axis}.'.join(words[axis])}]"
                 raise InputError(f"per.{axis}.{value}", options, remedy)
             if not isinstance(options, dict):

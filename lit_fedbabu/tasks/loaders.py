@@ -1,8 +1,8 @@
 """The loaders of a LightningDataModule: whatever a Trainer takes, one or a collection of them."""
 
 import copy
-from collections.abc import Mapping
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 ENDLESS = 1_000_000

@@ -9,7 +9,7 @@ from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.length import steps_of
-from lit_fedbabu.options import parse_words
+from lit_fedbabu.words import parse_words
 from tests.algorithms.test_client_update import sgd_by_hand
 from tests.support import NARROW, batches, model_by_hand, tiny
 

@@ -15,8 +15,8 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
-from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.words import parse_words
 from tests.support import (
     BALANCED,
     NARROW,

@@ -19,10 +19,10 @@ from PIL import Image
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import parse_words
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.tasks import reach
+from lit_fedbabu.words import parse_words
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -37,7 +37,18 @@ CASES = [
     ("run learning-rat=0.1", "learning-rat = 0.1: no such key; did you mean learning-rate?"),
     ("doctor learning-rat=0.1", "learning-rat = 0.1: no such key; did you mean learning-rate?"),
     ("run num_client=3", "num_client = 3: no such key; did you mean num-clients?"),
-    ("run sauce=ketchup", 'sauce = "ketchup": no such key; the keys are algorithm, model-name'),
+    ("run sauce=ketchup", 'sauce = "ketchup": no such key; lit-fedbabu run --help lists them'),
+    ("run lr=0.1", "lr = 0.1: no such key; did you mean learning-rate?"),
+    ("data mu=1", "mu = 1: no such key; did you mean proximal-mu?"),
+    ("doctor runname=exp.toml", 'runname = "exp.toml": no such key; did you mean run-name?'),
+    ("run learning-rate=0,1", 'learning-rate = "0,1": must be a number, as in learning-rate=0.1'),
+    ("run class-names=[cat,dog]", 'class-names = "[cat,dog]": must be names, as in cat,dog or ["cat","dog"]'),
+    ('run class-names=["cat,dog","cow"]', "has a comma in cat,dog; names have commas between them, and none inside"),
+    (f"run run-name={'n' * 201}", "has 201 bytes, and a folder's name may have 200; shorten it"),
+    (f"run {'n' * 300}", "write a file NAME.toml, key=value, or the name of a shipped configuration"),
+    (f"run {'n' * 300}.toml", "cannot be read: [Errno 36] File name too long"),
+    ("run officia", "; did you mean official?"),
+    ("run {here}/dated.toml", 'run-name = "2026-11-28": must be a text; put it in quotes'),
     ("run num-server-rounds=two", 'num-server-rounds = "two": must be a whole number'),
     ("run num-server-rounds=2.0", "num-server-rounds = 2.0: must be a whole number"),
     ("run num-server-rounds=true", "num-server-rounds = true: must be a whole number"),
@@ -57,15 +68,13 @@ CASES = [
     ("run seed=-1", "seed = -1: must be at least 0"),
     ("run seed=9223372036854775808", "seed = 9223372036854775808: must be at most 9223372036854775807"),
     ("run finetune-part=legs", 'finetune-part = "legs": must be one of head, body, full'),
+    ("run finetune-part=Head", "must be one of head, body, full; did you mean head?"),
     ("run augmentation=mixup", 'augmentation = "mixup": must be one of crop-flip, crop, resized-crop-flip, none'),
-    (
-        "run run-name=2024",
-        'run-name = 2024: must be a text; in a file it is run-name = "2024", in a shell run-name=\'"20',
-    ),
     ("run norm=group", 'norm = "group": must be one of batch, batch-running'),
     ("run precision=8-bit", 'precision = "8-bit": must be one of auto'),
     ("run cohort-size=-1", "cohort-size = -1: must be at least 0"),
-    (f"run {DIGITS} algorithm=fedbaboon", 'algorithm = "fedbaboon": must be one of fedbabu, fedavg'),
+    (f"run {DIGITS} algorithm=fedbaboon", "local, centralized; did you mean fedbabu?"),
+    (f"run {DIGITS} partitioner=dirichelet", "; did you mean dirichlet?"),
     (f"run {DIGITS} model-name=FiveConvNet", 'model-name = "FiveConvNet": must be one of FourConvNet'),
     (f"run {DIGITS} model-name=no_such:build", "no_such:build"),
     (f"run {DIGITS} model-name=json:dumps", "json:dumps"),
@@ -214,6 +223,7 @@ def here(finished, tmp_path_factory):
     """A folder with everything that is wrong."""
     here = tmp_path_factory.mktemp("here")
     (here / "broken.toml").write_text("seed = ")
+    (here / "dated.toml").write_text("run-name = 2026-11-28")
     (here / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (here / "empty").mkdir()
     paint(here / "good")

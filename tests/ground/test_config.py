@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.options import parse_words
+from lit_fedbabu.words import parse_words
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -16,7 +16,7 @@ DOORS = {
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
-    {"handshake", "option_text"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/algorithm"},
+    {"handshake", "option_text", "words"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/algorithm"},
     {"algorithms/table"},
     {"experiment", "completion"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,

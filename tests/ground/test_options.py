@@ -1,12 +1,18 @@
+import contextlib
 import importlib
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_fedbabu import configs
+from lit_fedbabu.config import Config
+from lit_fedbabu.derived import OTHER_WORDS
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import imported, parse_words, read_toml
+from lit_fedbabu.options import imported, read_toml
 from lit_fedbabu.system import configs_folder
+from lit_fedbabu.words import parse_words
 
 
 def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):
@@ -20,6 +26,54 @@ def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):
     for word in ("nonsense", "=3", str(tmp_path / "absent.toml")):
         with pytest.raises(InputError, match="argument|cannot be read"):
             parse_words([word])
+
+
+TYPED = {
+    "run-name=2026-11-28": "2026-11-28",
+    "run-name=1e5": "1e5",
+    "run-name=42": "42",
+    "run-name=true": "true",
+    "run-name=exp.toml": "exp.toml",
+    'run-name="a b"': "a b",
+    "label-column=7": "7",
+    "dataset=a=b": "a=b",
+    "output-dir=~nobody/x": "~nobody/x",
+    "learning-rate=.1": 0.1,
+    "learning-rate=1.": 1.0,
+    "learning-rate=+1_0e-1": 1.0,
+    "seed=007": 7,
+    "num-clients=1_000": 1000,
+    'class-names=["cat","dog"]': "cat,dog",
+    "class-names=" + ",".join(map(str, range(200))): ",".join(map(str, range(200))),
+    "initial-weights=" + "x" * 5000: "x" * 5000,
+}
+
+
+@pytest.mark.parametrize("word", TYPED, ids=lambda word: word[:40])
+def test_a_value_is_read_by_the_type_of_its_option(word, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run-name=exp.toml").write_text("seed = 1")
+    config = Config.from_run_config(parse_words([word]))
+    value = getattr(config, word.partition("=")[0].replace("-", "_"))
+    assert value == TYPED[word] and type(value) is type(TYPED[word])
+
+
+@given(st.text(), st.sampled_from(["run-name", "dataset", "class-names", "task", "sauce", "learning-rate"]))
+def test_every_text_is_a_value_or_refused(text, key):
+    """A text option has the text, unless it is a text or a list in TOML's quotes."""
+    value = parse_words([f"{key}={text}"])[key]
+    if key not in ("sauce", "learning-rate") and text.strip()[:1] not in ("'", '"', "["):
+        assert value == text
+    with contextlib.suppress(InputError):
+        Config.from_run_config({key: value})
+
+
+@pytest.mark.parametrize("word", OTHER_WORDS)
+def test_words_of_others_lead_to_the_option(word):
+    assert word not in Config().to_run_config()
+    with pytest.raises(InputError, match=rf"no such key; did you mean {OTHER_WORDS[word]}\?"):
+        Config.from_run_config(parse_words([f"{word}=1"]))
+    assert OTHER_WORDS[word] in Config().to_run_config()
 
 
 def test_a_shipped_configuration_is_named_without_a_path_and_later_words_win(monkeypatch, tmp_path):

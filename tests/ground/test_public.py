@@ -94,3 +94,25 @@ def test_the_help_of_a_command_is_called_as_the_command_is_typed(name, capsys):
 def test_the_version_is_the_same_wherever_it_is_written():
     assert f"version: {lit_fedbabu.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {lit_fedbabu.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fintune", "x"], "credentials; did you mean finetune?"),
+        (["run", "--resme", "x"], "unrecognized arguments: --resme; did you mean --resume?"),
+        (["run", "--lr=0.1"], "unrecognized arguments: --lr=0.1; options have no dashes: learning-rate=0.1"),
+        (["doctor", "--num_clients", "3"], "; options have no dashes: num-clients=..."),
+        (["finetune", "x", "--learning-rate", "1"], "unrecognized arguments: --learning-rate 1; did you mean --lr?"),
+        (["finetune", "x", "--epochs", "two"], "argument --epochs: invalid int value: 'two'; lit-fedbabu finetune --h"),
+        (["study"], "the following arguments are required: STUDY.toml; lit-fedbabu study --help says more"),
+    ],
+)
+def test_what_is_mistyped_is_one_line_with_what_was_meant(words, told, capsys):
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error

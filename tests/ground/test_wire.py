@@ -204,6 +204,7 @@ KEYS = {
 ELSEWHERE = {
     "client/handlers": {"place"},  # names of handlers
     "client_app": {"place"},
+    "derived": {"learning-rate"},  # an option
     "records/tensorboard": {"failures", "learning-rate"},  # a tag, and an option
     "records/model_card": {"learning-rate"},  # an option
     "body": {"trains-on"},  # of config.toml

@@ -72,7 +72,7 @@ def test_whichever_rank_a_launcher_gives_this_process_logs(monkeypatch):
 def test_commands_of_a_launcher_write_the_bytes_of_others(launcher, tmp_path):
     """Also what Lightning's loggers write, and both commands that train."""
     words = ["dataset=digits", "num-clients=3", "num-server-rounds=1", "num-local-epochs=1", "num-finetune-epochs=1"]
-    written = []
+    written: list[dict[str, bytes]] = []
     for environment in ({}, LAUNCHERS[launcher]):
         folder = tmp_path / f"run{len(written)}"
         place = ["logger=csv", f"output-dir={tmp_path}", f"run-name={folder.name}"]

@@ -7,8 +7,8 @@ import pytest
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import parse_words
 from lit_fedbabu.studies.plan import read_study
+from lit_fedbabu.words import parse_words
 
 PLAIN = """
 dataset = "digits"
@@ -119,3 +119,29 @@ def test_a_relative_dataset_is_the_same_folder_for_every_worker(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     found = study(tmp_path, 'dataset = "photos"\nseed = [1]')
     assert found.runs[0].config.dataset == str(tmp_path / "photos")
+
+
+def test_options_after_the_file_are_of_all_runs(tmp_path):
+    path = tmp_path / "field.toml"
+    path.write_text(
+        f'output-dir = "{tmp_path}"\ndataset = "digits"\nalgorithm = ["fedprox", "fedbabu"]\nseed = [1, 2]\n'
+        "learning-rate = 0.5\n[per.algorithm.fedprox]\nproximal-mu = 0.1\nmomentum = 0.5\n"
+    )
+
+    def runs(*words):
+        return {run.name: run.config for run in read_study(path, parse_words([*words])).runs}
+
+    assert list(runs("seed=1")) == ["fedprox-seed_1", "fedbabu-seed_1"]
+    assert list(runs("seed=[3]", "algorithm=fedbabu")) == ["fedbabu-seed_3"]
+    assert list(runs("seed=1", "num-clients=[5,6]")) == [
+        f"{name}-seed_1-num-clients_{count}" for name in ("fedprox", "fedbabu") for count in (5, 6)
+    ]
+    found = runs("seed=1", "learning-rate=.1", "momentum=0.25", "name=2026-11", f"output-dir={tmp_path / 'other'}")
+    assert {config.learning_rate for config in found.values()} == {0.1}
+    assert {config.momentum for config in found.values()} == {0.25}, "what is typed is last"
+    assert found["fedprox-seed_1"].proximal_mu == 0.1
+    assert {config.output_dir for config in found.values()} == {str(tmp_path / "other" / "2026-11")}
+    with pytest.raises(InputError, match=r"lr = 1: no such key; did you mean learning-rate\?"):
+        runs("lr=1")
+    with pytest.raises(InputError, match="run-name = .x.: is not for a study"):
+        runs("run-name=x")

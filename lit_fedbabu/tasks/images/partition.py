@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.errors import InputError, close_to, some
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
@@ -23,7 +23,8 @@ def deal(config: Config, source: Source) -> Partition:
         InputError: no such partitioner, impossible parameters, or a client that would have too few images.
     """
     if config.partitioner not in PARTITIONERS:
-        raise InputError("partitioner", config.partitioner, f"must be one of {', '.join(PARTITIONERS)}")
+        remedy = f"must be one of {', '.join(PARTITIONERS)}{close_to(config.partitioner, PARTITIONERS)}"
+        raise InputError("partitioner", config.partitioner, remedy)
     classes = len(source.class_names)
     if config.num_clients > len(source.train.labels) and not config.on_sites:
         raise InputError(
