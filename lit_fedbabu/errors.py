@@ -1,5 +1,6 @@
 """Errors that a person reads: one line each, with an exit status."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -74,32 +75,89 @@ def one_line_errors(main: Command) -> Command:
 
     @functools.wraps(main)
     def command(argv: list[str] | None = None) -> int:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # names of files may have characters that it lacks
+        _open_streams()
         try:
-            return main(argv)
-        except (InputError, RunError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2 if isinstance(error, InputError) else 1
-        except OSError as error:
-            print(f"error: {of_system(error)}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt as stop:
-            print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
-            exec("")  # else python -m ends by SIGINT where the interrupt came in an exec of text, as of a dataclass
-            return 130
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            print(f"error: {reason}; this should not happen, {_kept_traceback()}", file=sys.stderr)
-            return 1
+            status = _status(main, argv)
+        except SystemExit:
+            _lost_output()
+            raise
+        if lost := _lost_output():
+            _tell(f"error: {lost}")
+        return status or bool(lost)
 
     return command
+
+
+def _status(main: Command, argv: list[str] | None) -> int:
+    """Run a command; returns its exit status."""
+    try:
+        _refuse_removed_folder()
+        return main(argv)
+    except (InputError, RunError) as error:
+        _tell(f"error: {error}")
+        return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        _tell(f"error: {of_system(error)}")
+        return 1
+    except KeyboardInterrupt as stop:
+        _tell(f"stopped; {stop}" if str(stop) else "stopped")
+        exec("")  # else python -m ends by SIGINT where the interrupt came in an exec of text, as of a dataclass
+        return 130
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _tell(f"error: {reason}; this should not happen, {_kept_traceback()}")
+        return 1
+
+
+def _open_streams() -> None:
+    """Put the null device where a standard stream is closed: the next file that is opened would take its place.
+
+    The streams take any name of a file, by escapes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse_removed_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        where = os.environ.get("PWD", "")
+        raise InputError("current folder", where, "was removed; change to one that is there") from None
+
+
+def _lost_output() -> str:
+    """Write out what was printed. Where that fails, as on a closed pipe, say why; the rest goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return f"standard output: {error.strerror}"
+    return ""
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads
+        print(line, file=sys.stderr)
 
 
 def of_system(error: OSError, next_step: str = "repeat the command") -> str:
     """What the system refused, for which file, and what to do: of a full disk to free space, and then the next step."""
     file = error.filename2 or error.filename
+    if isinstance(error, BrokenPipeError):  # our own sockets and pipes are watched where they are
+        return f"standard output: {error.strerror}; {next_step}"
     if file is None or not error.strerror:
         return str(error)
     path = Path(os.fsdecode(file))

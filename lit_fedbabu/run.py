@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     with plain_lines(arguments.plain):
         folder, status = _run(options, arguments.plain)
     if status == 0:
-        print(f"TensorBoard: {program('tensorboard')} --logdir {folder.parent}", flush=True)
+        command = shlex.join([program("tensorboard"), "--logdir", str(folder.parent)])
+        print(f"TensorBoard: {command}", flush=True)
     return status
 
 

@@ -1,5 +1,6 @@
 """Where saved models lie: the file that a path stands for."""
 
+import shlex
 from pathlib import Path
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -68,6 +69,7 @@ def _of_federation(run: Path, client: int | None) -> tuple[Path, str]:
     algorithm = ALGORITHMS.get(read_config(run).algorithm)
     whole = algorithm is not None and algorithm.shared == "full" and not algorithm.private
     if not whole or client is not None or not (run / LAST_CHECKPOINT).is_file():
-        remedy = f"has no saved personal model; make some: lit-fedbabu finetune {run} --clients {client or 0} --save"
+        command = shlex.join(["lit-fedbabu", "finetune", str(run), "--clients", str(client or 0), "--save"])
+        remedy = f"has no saved personal model; make some: {command}"
         raise InputError("MODEL", str(run), remedy)
     return run / LAST_CHECKPOINT, "the model is the federation's, which no client has fine-tuned"

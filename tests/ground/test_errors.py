@@ -1,12 +1,15 @@
 """What a command prints when something goes wrong."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lit_fedbabu.__main__ import COMMANDS
 from lit_fedbabu.errors import InputError, RunError, one_line_errors
 
 
@@ -76,3 +79,42 @@ def test_a_full_disk_names_the_file_as_its_user_knows_it(capsys):
     assert capsys.readouterr().err == line
     assert raising(PermissionError(13, "Permission denied", "/runs"))() == 1
     assert capsys.readouterr().err == "error: /runs: Permission denied\n"
+
+
+def in_shell(words, tmp_path):
+    """What a shell makes of a command of ours, with what it printed on both streams."""
+    line = f"{shlex.quote(sys.executable)} -m lit_fedbabu {words}"
+    return subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_stop_no_command(streams, tmp_path):
+    done = in_shell(f"configs {streams}", tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.startswith("centralized ") == (streams == "2>&-")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ("configs > /dev/full", 1, "No space left on device"),
+        ("configs | true; exit ${PIPESTATUS[0]}", 1, "standard output: Broken pipe"),
+        ("configs --help | true", 0, ""),
+        ("configs x 2> /dev/full", 2, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_at_most(words, status, told, tmp_path):
+    done = in_shell(words, tmp_path)
+    assert told in done.stderr and done.stderr.count("\n") == bool(told)
+    assert done.returncode == status
+
+
+def test_a_command_in_a_removed_folder_names_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setenv("PWD", str(tmp_path / "gone"))
+    (tmp_path / "gone").rmdir()
+    for name in COMMANDS:
+        assert importlib.import_module(f"lit_fedbabu.{name}").main([]) == 2, name
+        told = capsys.readouterr().err
+        assert told == f'error: current folder = "{tmp_path}/gone": was removed; change to one that is there\n'
