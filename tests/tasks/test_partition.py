@@ -101,6 +101,15 @@ def test_the_seed_decides_the_split(partitioner):
         ({"num_clients": 200}, "num-clients = 200: 200 clients .* fewer training images than 10; .*min-client-images"),
         ({"partitioner": "iid", "num_clients": 1000, "min_client_images": 1}, "clients .* fewer test images than 1;"),
         ({"partitioner": "exponential", "num_clients": 6}, "fewer training images than 10;"),
+        *(
+            ({"partitioner": "inner-dirichlet", "num_clients": 4, "dirichlet_alpha": alpha}, "^dirichlet-alpha = ")
+            for alpha in (1e-6, 5e-324, 1.7e308)
+        ),
+        ({"partitioner": "dirichlet", "num_clients": 4, "dirichlet_alpha": 1.7e308}, "or another dirichlet-alpha$"),
+        *(
+            ({"partitioner": "distribution", "lognormal_sigma": sigma, "min_client_images": 1}, "^lognormal-sigma = ")
+            for sigma in (1000, 1e308)
+        ),
         ({"partitioner": "exponential", "num_clients": 20}, "partitioner = .*num_partitions=20 .*; take fewer"),
         (
             {"partitioner": "distribution", "num_clients": 25},

@@ -86,8 +86,13 @@ def _dealt(config: Config, partitioner: Any, columns: dict[str, Indices]) -> tup
             warnings.simplefilter("ignore")  # pages of advice on its own parameters, and pyarrow on sorting
             parts = [partitioner.load_partition(client)[:]["index"] for client in range(config.num_clients)]
     except Exception as error:  # what the partitioners of Flower Datasets raise is not documented
-        reason = str(error).split(". ")[0].strip() or type(error).__name__
-        raise InputError("partitioner", config.partitioner, f"{' '.join(reason.split())}; {REMEDY}") from None
+        reason = " ".join((str(error).split(". ")[0].strip() or type(error).__name__).split())
+        if "dirichlet" not in config.partitioner:
+            raise InputError("partitioner", config.partitioner, f"{reason}; {REMEDY}") from None
+        if "robabilit" in reason:
+            remedy = f"{config.partitioner} cannot draw with it ({reason}); take a value between 0.01 and 1000"
+            raise InputError("dirichlet-alpha", config.dirichlet_alpha, remedy) from None
+        raise InputError("partitioner", config.partitioner, f"{reason}; {REMEDY}, or another dirichlet-alpha") from None
     return tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
 
 
@@ -177,6 +182,9 @@ def _distribution(config: Config, labels: Indices, seed: int) -> Any:
     pieces = np.random.default_rng(seed).lognormal(
         0, config.lognormal_sigma, (classes, clients * per_client // classes)
     )
+    if not (np.isfinite(pieces) & (pieces > 0)).all():
+        remedy = "is so large that sizes of pieces are zero or infinite; take a lower one, as 2.0"
+        raise InputError("lognormal-sigma", config.lognormal_sigma, remedy)
     least = -(-config.min_client_images // per_client)
     return DistributionPartitioner(pieces, clients, per_client, "label", least, seed=seed)
 
