@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete, option_words
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     counts = experiment.task.class_counts()
     for note in experiment.task.notes:
         print(f"note: {note}")
-    print(table(counts))
+    print(table(counts, experiment.task.client_names))
     print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
     write_whole(arguments.out / PARTITION, counts)
     if fonts_for("".join(experiment.task.class_names)) is None:
@@ -66,16 +67,23 @@ def _clean(words: list[str]) -> int:
     return 0
 
 
-def table(class_counts: str) -> str:
-    """A line for every client, the first ROWS of them: its training images by class, and its test images."""
+def table(class_counts: str, clients: Sequence[str] = ()) -> str:
+    """A line for every client, the first ROWS of them: its training images by class, its test images, and its name."""
     (_, _, *names), *rows = csv.reader(io.StringIO(class_counts))
     images: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
     for client, split, *counts in rows:
         images[split][client] = {name: int(count) for name, count in zip(names, counts, strict=True) if count != "0"}
+
+    def name(client: str) -> str:
+        return f"  ({clients[int(client)]})" if clients else ""
+
     lines = [f"{'client':>6}  {'train':>6}  {'test':>6}  training images by class"]
     for client, train in list(images["train"].items())[:ROWS]:
         classes = ", ".join(f"{name} {count}" for name, count in train.items())
-        lines.append(f"{client:>6}  {sum(train.values()):>6}  {sum(images['test'][client].values()):>6}  {classes}")
+        lines.append(
+            f"{client:>6}  {sum(train.values()):>6}  {sum(images['test'][client].values()):>6}  {classes}"
+            + name(client)
+        )
     if len(images["train"]) > ROWS:
         lines.append(f"and {len(images['train']) - ROWS} more clients, in {PARTITION}")
     return "\n".join(lines)

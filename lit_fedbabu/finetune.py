@@ -186,7 +186,8 @@ def _in_settings(
         for row in everyone(outcomes[0]):
             scores = "  ".join(f"{stage} {_shown(row[f'{stage}_{score.name}'], score)}" for stage in STAGES)
             of_what = "images" if score.is_accuracy else "samples"
-            print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}")
+            name = f"  ({row['name']})" if "name" in row else ""
+            print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}{name}")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if tuning.save_to is not None:
             statistics = {"running_statistics": request.running_statistics}

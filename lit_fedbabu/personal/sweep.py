@@ -31,7 +31,7 @@ from lit_fedbabu.records import tensorboard
 from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.records.results import everyone, read_results, results
+from lit_fedbabu.records.results import everyone, named, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.records.saved import checkpoint_of
 from lit_fedbabu.system import available_cores
@@ -86,7 +86,7 @@ class Personalizer:
         rows = []
         personal = personal_models(experiment, clients, *self.received)
         for client, (module, outcome) in zip(clients, personal, strict=True):
-            row = {"client": client, **outcome.as_row()}
+            (row,) = named([{"client": client, **outcome.as_row()}], experiment.task.client_names)
             saved = module
             if tuning.running_statistics and not not_finite(module.model.state_dict()):
                 saved, measured = with_running_statistics(experiment, client, module)

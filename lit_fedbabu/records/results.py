@@ -92,6 +92,11 @@ def results(
     }
 
 
+def named(clients: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Clients' entries with a ``name`` each, where clients have names."""
+    return [{**row, "name": names[row["client"]]} if names else {**row} for row in clients]
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

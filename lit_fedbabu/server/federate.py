@@ -165,7 +165,8 @@ def _save_round(
         save(run_folder.BEST_CHECKPOINT)
     if server_round == experiment.config.num_server_rounds:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
-        outcome = results.results(experiment.config, rounds, strategy.clients, experiment.task.score)
+        clients = results.named(strategy.clients, () if experiment.config.on_sites else experiment.task.client_names)
+        outcome = results.results(experiment.config, rounds, clients, experiment.task.score)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
         board.finish(experiment.config, outcome, _features(experiment, received))

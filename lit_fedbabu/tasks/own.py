@@ -82,6 +82,7 @@ class OwnTask:
     """
 
     class_names: tuple[str, ...] = ()
+    client_names: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -76,6 +76,14 @@ def copies(config: Config, source: Source, dealt: Partition) -> list[str]:
     return [f"{what}, pixel for pixel at {config.image_size} x {config.image_size}"] if count else []
 
 
+def client_names(source: Source, dealt: Partition) -> tuple[str, ...]:
+    """The names of the owners of each client's images, by its number; none where images have no owners."""
+    if source.train.owners is None or not source.owner_names:
+        return ()
+    owners = (np.unique(source.train.owners[part]) for part in dealt.train)
+    return tuple(some(source.owner_names[owner] for owner in each) for each in owners)
+
+
 def _absent(source: Source, split: Split) -> list[str]:
     """The names of the classes without images in a split."""
     counts = np.bincount(split.labels, minlength=len(source.class_names))

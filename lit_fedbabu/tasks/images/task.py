@@ -10,7 +10,7 @@ from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.evaluation import ACCURACY
 from lit_fedbabu.tasks.images.clients import EITHER
 from lit_fedbabu.tasks.images.datamodule import ClientData
-from lit_fedbabu.tasks.images.partition import class_counts, copies, deal, summary
+from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
@@ -103,6 +103,11 @@ class ImageClassification:
     def notes(self) -> tuple[str, ...]:
         """What of the dataset is left out or doubtful, a line for each kind; to be printed where a run begins."""
         return (*self.source.notes, *copies(self.config, self.source, self.partition))
+
+    @cached_property
+    def client_names(self) -> tuple[str, ...]:
+        """What natural-id names the clients, by their numbers; empty for others."""
+        return client_names(self.source, self.partition) if self.config.partitioner == "natural-id" else ()
 
     def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
         """The data of a client; options as of ``ClientData``."""

@@ -1,0 +1,93 @@
+"""Folders of clients: which are clients, which are classes, and what each client has."""
+
+import pytest
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.data import table
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.records.results import named
+from lit_fedbabu.tasks.images.task import ImageClassification
+from tests.tasks.test_folders import paint
+
+CLIENTS = {"alice": ("cats", "dogs"), "bob": ("cats", "dogs"), "carol": ("dogs", "owls", "cats")}
+
+
+def task(folder, clients=3, column="", **more):
+    options = {"partitioner": "natural-id", "min_client_images": 1, "natural_id_column": column, **more}
+    return ImageClassification(Config(dataset=str(folder), num_clients=clients, **options))
+
+
+def fill(top, form, count=5):
+    """Images of each client and class, in folders of a form as "split/client/class"."""
+    for client, classes in CLIENTS.items():
+        for label in classes:
+            for split in ("train", "test") if "split" in form else ("",):
+                names = {"client": client, "class": label, "split": split}
+                paint(top.joinpath(*(names[each] for each in form.split("/"))), count)
+    return top
+
+
+@pytest.mark.parametrize(
+    ("form", "column"),
+    [
+        ("client/class", ""),
+        ("client/class", "client/class"),
+        ("split/client/class", ""),
+        ("client/split/class", ""),
+        ("class/client", "class/client"),
+        ("split/class/client", "class/client"),
+    ],
+)
+def test_folders_are_clients_and_keep_their_names(form, column, tmp_path):
+    dealt = task(fill(tmp_path, form), column=column)
+    assert dealt.source.class_names == ("cats", "dogs", "owls")
+    assert sorted(dealt.client_names) == sorted(CLIENTS)
+    splits = (5, 5) if "split" in form else (4, 1)
+    for name, train, test in zip(dealt.client_names, dealt.partition.train, dealt.partition.test, strict=True):
+        for split, part, count in zip((dealt.source.train, dealt.source.test), (train, test), splits, strict=True):
+            labels = [dealt.source.class_names[label] for label in split.labels[part]]
+            assert sorted(labels) == sorted(CLIENTS[name] * count)
+    lines = table(dealt.class_counts(), dealt.client_names).splitlines()
+    assert all(line.endswith(f"  ({name})") for line, name in zip(lines[1:], dealt.client_names, strict=True))
+    assert named([{"client": 2}], dealt.client_names) == [{"client": 2, "name": dealt.client_names[2]}]
+    assert named([{"client": 2}], ()) == [{"client": 2}]
+    (note,) = dealt.notes
+    assert "alice, bob, carol are clients, and cats, dogs, owls are classes" in note
+    assert ("takes them the other way round" in note) == (not column)
+
+
+def test_clients_may_be_grouped_and_an_image_of_its_kind_is_trained_on(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        paint(tmp_path / name / "cats", 4)
+        paint(tmp_path / name / "dogs", 1)
+    dealt = task(tmp_path, 2)
+    assert sorted(", ".join(dealt.client_names).split(", ")) == ["a", "b", "c", "d"]
+    assert [len(part) for part in (*dealt.partition.train, *dealt.partition.test)] == [8, 8, 2, 2]
+
+
+REFUSED = {
+    "classes alone": ("cats", "", "natural-id needs a folder for each client, .*; it has cats"),
+    "splits of classes alone": ("train/cats", "", "natural-id needs a folder for each client"),
+    "splits of a client": ("alice/train alice/test", "", "natural-id needs a folder for each client"),
+    "no two have a name": ("a/x b/y", "", "which are the clients.*=client/class or natural-id-column=class/client"),
+    "a split for one": ("alice/train/cats bob/cats", "", "has alice/train/cats in a split and bob/cats in none"),
+    "a folder beside splits": ("train/alice/cats bob/cats", "", "has train/alice/cats in a split and bob/cats in none"),
+    "more clients than folders": ("cats/a dogs/a cats/b dogs/b cats/c", "", "are those of 2 clients .*class/client"),
+    "no such form": ("a/x b/x", "x", 'natural-id-column = "x": is no column of the dataset; it has image'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_folders_that_do_not_say_who_has_what_are_refused_in_one_line(how, tmp_path):
+    places, column, words = REFUSED[how]
+    for place in places.split():
+        paint(tmp_path / place, 5)
+    with pytest.raises(InputError, match=words) as caught:
+        task(tmp_path, column=column).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_clients_in_folders_without_natural_id_are_told(tmp_path):
+    fill(tmp_path, "client/class")
+    with pytest.raises(InputError, match="if they are splits, name them .*; if clients, take partitioner=natural-id"):
+        task(tmp_path, partitioner="iid").check()
