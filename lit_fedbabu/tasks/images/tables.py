@@ -85,7 +85,8 @@ def read_tables(dataset: str, label_column: str, owner_column: str, size: int, f
     chosen = next((name for name in TEST_SPLITS if name in tables), None)
     used = {name: tables[name] for name in ("train", chosen) if name is not None}
     if unused := sorted(tables.keys() - set(used)):
-        notes.append(f"left out, for they are neither training nor test images: the splits {some(unused)}")
+        sizes = (f"{name} ({_size(tables[name], label_column)})" for name in unused)
+        notes.append(f"left out, for they are neither training nor test images: the splits {some(sizes)}")
     for name, table in used.items():
         if missing := {image_column, label_column, owner_column or label_column} - set(table.features):
             raise InputError("dataset", dataset, f"its split {name} has no column {', '.join(sorted(missing))}")
@@ -111,6 +112,13 @@ def read_tables(dataset: str, label_column: str, owner_column: str, size: int, f
         for (split, own), label, owner in zip(rows, labels, owners, strict=True)
     )
     return Decoded(train, test, names, notes, owner_names)
+
+
+def _size(table: Any, column: str) -> int:
+    """The rows of a table, counted in a column that is quickly read, if it has that."""
+    if hasattr(table, "__len__"):
+        return len(table)
+    return sum(1 for _ in table[column if column in table.features else list(table.features)[-1]])
 
 
 def _learnt(
