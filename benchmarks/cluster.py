@@ -40,13 +40,13 @@ class Cluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         port = superlink.free_port()
         address = f"127.0.0.1:{port}"
-        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        link = ["superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
         self._start("superlink", *link, "--disable-runtime-dependency-installation")
         for node in range(self._nodes):
             own = f'partition-id={node} num-partitions={self._nodes} state-path="{self.folder / f"disk-{node}"}"'
             ports = ["--port", str(superlink.free_port())]
             self._start(
-                f"node-{node}", "flower-supernode", "--insecure", "--superlink", address, *ports, "--node-config", own
+                f"node-{node}", "supernode", "--insecure", "--superlink", address, *ports, "--node-config", own
             )
         while not superlink.listens(port):
             time.sleep(0.1)
@@ -72,10 +72,10 @@ class Cluster:
         ) as stream:
             yield from stream.stdout or ()
 
-    def _start(self, name: str, program: str, *words: str) -> None:
+    def _start(self, name: str, *words: str) -> None:
         self._logs.append((self.folder / f"{name}.log").open("w"))
         subprocess.Popen(
-            [system.program(program), *words], cwd=self.folder, env=superlink.environment(self.folder / name),
+            [system.program("lit-fedbabu"), *words], cwd=self.folder, env=superlink.environment(self.folder / name),
             stdout=self._logs[-1], stderr=self._logs[-1], start_new_session=True,
         )  # fmt: skip
 

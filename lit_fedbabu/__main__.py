@@ -15,6 +15,8 @@ COMMANDS = {
     "configs": "list the configurations and bodies that come with the package",
     "doctor": "look at what a run needs on this machine",
     "credentials": "make certificates and keys for real nodes",
+    "superlink": "be the server that real nodes connect to",
+    "supernode": "be a real node",
 }
 
 

@@ -1,13 +1,18 @@
-"""Flower's ClientApp: light to import, because real nodes start a process for every message."""
+"""Flower's ClientApp: light to import, because Flower's own nodes start a process for every message."""
 
-import os
-import sys
-from pathlib import Path
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+if TYPE_CHECKING:
+    from lit_fedbabu.workers.worker import Warm
+
 app = ClientApp()
+warm: Warm | None = None
+"""On a real node, where the workers come from that answer messages."""
 
 
 @app.query("place")
@@ -34,29 +39,18 @@ def prepare() -> None:
 
 
 def _answer(what: str, message: Message, context: Context) -> Message:
-    """The handler's answer: here, or on a real node in a worker that needs no imports."""
-    from lit_fedbabu.workers.worker import FORKS
-
-    if FORKS and Path(sys.argv[0]).name == "flwr-clientapp":
-        return _by_worker(what, message, context)
-    from lit_fedbabu.client.handlers import answer
-
-    return answer(what, message, context)
-
-
-def _by_worker(what: str, message: Message, context: Context) -> Message:
-    """The answer of a worker that forks from the warm process of this SuperNode, which the first message starts.
+    """The handler's answer: here, or on a real node in a worker that needs no imports.
 
     Raises:
         RuntimeError: the worker raised an exception, or died.
     """
-    from lit_fedbabu.system import source_digest
-    from lit_fedbabu.workers.worker import Warm, WorkerDiedError
+    if warm is None:
+        from lit_fedbabu.client.handlers import answer
 
-    # Containers may share the network and so the names of sockets: what they do not share is in the name.
-    spaces = "-".join(str(os.stat(f"/proc/self/ns/{kind}").st_ino) for kind in ("pid", "mnt"))
-    name = f"lit_fedbabu-{spaces}-{os.getppid()}-{source_digest()}"
-    worker = Warm("lit_fedbabu.client_app:prepare", name, os.getppid()).worker()
+        return answer(what, message, context)
+    from lit_fedbabu.workers.worker import WorkerDiedError
+
+    worker = warm.worker()
     try:
         worker.ask("lit_fedbabu.client.handlers:answer", (what, message, context))
         reply: Message = worker.answer()

@@ -17,6 +17,8 @@ from lit_fedbabu.files import make_new_folder, naming
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
+LOCAL = ("localhost", "127.0.0.1")
+"""What the SuperLink is called on its own machine, where runs are started."""
 
 
 @one_line_errors
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")
-    hosts = [_alternative(host) for host in arguments.host or ["localhost", "127.0.0.1"]]
+    hosts = [_alternative(host) for host in dict.fromkeys([*(arguments.host or []), *LOCAL])]
     make_new_folder("folder", arguments.folder)
     files = {
         arguments.folder / name: content for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items()

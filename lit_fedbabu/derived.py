@@ -16,6 +16,8 @@ PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger")
 """Keys that change no number."""
+OF_CODE = ("task", "model-name", "augmentation")
+"""Keys whose values may be import paths: what they name is run."""
 OF_DATA = (
     "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",
     "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
@@ -94,6 +96,11 @@ class Derived:
     def to_run_config(self) -> dict[str, Any]:
         """The same options under their kebab-case keys."""
         return {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def code(self) -> dict[str, str]:
+        """The options that name code outside this package by its import path, and these."""
+        paths = {key: str(value) for key, value in self.to_run_config().items() if key in OF_CODE}
+        return {key: path for key, path in paths.items() if ":" in path and not path.startswith("timm:")}
 
     def experiment(self) -> dict[str, Any]:
         """The options that decide numbers: all but those that name places."""

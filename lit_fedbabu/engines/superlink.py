@@ -1,6 +1,7 @@
 """A SuperLink for one run. It ends with all processes that it started, even if its starter is killed."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import tomli_w
 
 from lit_fedbabu import system
 from lit_fedbabu.errors import RunError
+from lit_fedbabu.workers.worker import ALONE
 
 START_TIMEOUT_S = 60
 RAYS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK")
@@ -47,14 +49,15 @@ def started(root: Path) -> Iterator[Path]:
         start_new_session=True,
     )
     command = [
-        system.program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        sys.executable, *ALONE, "lit_fedbabu.engines.guard", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "state.db"),
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
+    alone = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's ports are open to the network
     try:
         with (home / "superlink.log").open("w") as log:
             link = subprocess.Popen(
-                command, cwd=root, env=environment(home), stdout=log, stderr=log, start_new_session=True
+                command, cwd=root, env=environment(home) | alone, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not listens(port):

@@ -61,14 +61,12 @@ class Claimed:
 
 
 @contextlib.contextmanager
-def _workers(
-    environments: Sequence[Mapping[str, str]], warm: str, log: Path, say: Callable[[str], None]
-) -> Iterator[Answers]:
+def _workers(environments: Sequence[Mapping[str, str]], log: Path, say: Callable[[str], None]) -> Iterator[Answers]:
     """The workers of a run: this process where there is one alone, and else a pool of them."""
     if len(environments) == 1:
         yield Here()
         return
-    with Warm(PREPARE, warm) as forks, Pool(forks, len(environments), environments, str(log), say) as pool:
+    with Warm.here(PREPARE) as warm, Pool(warm, len(environments), environments, str(log), say) as pool:
         yield pool
 
 
@@ -91,13 +89,12 @@ def is_done(config: Config) -> bool:
     return done >= config.num_server_rounds
 
 
-def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]], warm: str) -> str:
+def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]]) -> str:
     """Do a run, or what is left of it, in this process; what it prints goes to ``<run>.log`` beside its folder.
 
     Args:
         config: of the run.
         shares: variables of the workers of each run that is done at once, of which the one at ``PLACE`` is for this.
-        warm: name of the process that workers are forked from, as of ``Warm``.
 
     Returns:
         ``DONE``, or ``ELSEWHERE`` where another process does it.
@@ -118,7 +115,7 @@ def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]], warm: st
             log.open("a") as file,
             contextlib.redirect_stdout(file),
             quiet_flower(),
-            _workers(environments, warm, log, progress.say) as workers,
+            _workers(environments, log, progress.say) as workers,
         ):
             grid = LocalGrid(config, nodes_of(config), Claimed(claim, workers), progress)
             federate(grid, Experiment(config), progress)

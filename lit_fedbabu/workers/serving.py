@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import select
+import socket
 import sys
 import threading
 import traceback
@@ -13,6 +14,9 @@ from multiprocessing.connection import Connection
 
 SHARED = "shared"
 """Stands in a request for the object that was sent before, once for many requests."""
+
+FORKED_BY: socket.socket | None = None
+"""In a forked worker: where the process that it was forked from takes connections."""
 
 
 class Pickler(pickle.Pickler):

@@ -1,6 +1,7 @@
 """A process that has imported what a worker needs, and forks a worker for every connection (Linux).
 
-Its address is a name in the kernel's abstract namespace: no file is made, and nothing is left after a kill.
+Connections come over a pair of sockets that it inherits. It has no address, so nobody else can ask it for anything, and
+nothing is left after a kill.
 """
 
 import importlib
@@ -8,44 +9,34 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
-from lit_fedbabu.workers.serving import serve
+from lit_fedbabu.workers import serving
 
 HELLO_TIMEOUT_S = 10.0
 KEPT_STATUSES = 100
 """Statuses of ended workers that are kept for who asks."""
 
 
-def peer_is_this_user(end: socket.socket) -> bool:
-    """Whether the process at the other end belongs to this user."""
-    _, user, _ = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    same: bool = user == os.getuid()
-    return same
-
-
 def main() -> None:
-    """Listen at the name in the first argument until the process in the second one ends.
+    """Take connections until the process in the third argument ends.
 
-    The third argument is the path of a function, as ``package.module:function``, that imports what workers need. If
-    the name is taken, another process does this work already.
+    The first two arguments are the numbers of a pair of sockets: connections come from the first, and are sent to the
+    second. The fourth is the path of a function, as ``package.module:function``, that imports what workers need.
     """
-    name, owner, prepare = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    with socket.socket(socket.AF_UNIX) as server:
-        try:
-            server.bind(f"\0{name}")
-            watched = os.pidfd_open(owner)
-        except (OSError, ProcessLookupError):
-            return
-        server.listen(128)
-        module, _, function = prepare.partition(":")
-        getattr(importlib.import_module(module), function)()
-        _Forks(server).run(watched)
+    incoming, outgoing = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    owner, prepare = int(sys.argv[3]), sys.argv[4]
+    try:
+        watched = os.pidfd_open(owner)
+    except ProcessLookupError:
+        return
+    module, _, function = prepare.partition(":")
+    getattr(importlib.import_module(module), function)()
+    _Forks(incoming, outgoing).run(watched)
     os._exit(0)  # without the seconds that taking down the imports would take
 
 
@@ -57,11 +48,12 @@ class _Forks:
     """The workers that live, and how those ended that do not.
 
     Args:
-        server: the listening socket.
+        incoming: the socket that connections come from.
+        outgoing: its other end, which workers inherit.
     """
 
-    def __init__(self, server: socket.socket) -> None:
-        self.server = server
+    def __init__(self, incoming: socket.socket, outgoing: socket.socket) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
         self.living: set[int] = set()
         self.ended: dict[int, int] = {}
 
@@ -74,7 +66,7 @@ class _Forks:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, _stop)
         selector = selectors.DefaultSelector()
-        for each in (self.server, watched, wake):
+        for each in (self.incoming, watched, wake):
             selector.register(each, selectors.EVENT_READ)
         try:
             while True:
@@ -85,7 +77,7 @@ class _Forks:
                     with suppress(BlockingIOError):
                         os.read(wake, 1024)
                 self._reap()
-                if self.server.fileno() in ready:
+                if self.incoming.fileno() in ready:
                     self._accept()
         except KeyboardInterrupt:
             pass
@@ -95,11 +87,8 @@ class _Forks:
                 os.waitpid(worker, 0)
 
     def _accept(self) -> None:
-        end, _ = self.server.accept()
-        if not peer_is_this_user(end):
-            end.close()
-            return
-        with Connection(end.detach()) as connection:
+        _, (end,), _, _ = socket.recv_fds(self.incoming, 1, 1)
+        with Connection(end) as connection:
             try:
                 if not connection.poll(HELLO_TIMEOUT_S):
                     return
@@ -114,7 +103,7 @@ class _Forks:
                     return
             except (EOFError, OSError):  # who asked is gone
                 return
-            _in_fork(self.server, connection, hello)
+            _in_fork(self.incoming, self.outgoing, connection, hello)
 
     def _status_of(self, worker: int) -> int | None:
         """The wait status of a worker, which is about to end or has ended; None: it is unknown."""
@@ -136,16 +125,17 @@ class _Forks:
             self.ended.pop(next(iter(self.ended)))
 
 
-def _in_fork(server: socket.socket, connection: Connection, hello: dict[str, Any]) -> None:
+def _in_fork(incoming: socket.socket, outgoing: socket.socket, connection: Connection, hello: dict[str, Any]) -> None:
     """The life of a worker."""
+    serving.FORKED_BY = outgoing
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         for each in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        server.close()
+        incoming.close()
         end_with_parent()
-        serve(connection, **hello)
+        serving.serve(connection, **hello)
         status = 0
     finally:
         os._exit(status)

@@ -1,7 +1,6 @@
 """A worker as its asker sees it, and where workers come from."""
 
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -15,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from lit_fedbabu import system
+from lit_fedbabu.workers import serving
 from lit_fedbabu.workers.serving import SHARED, pickled
-from lit_fedbabu.workers.warm import peer_is_this_user
 
 START_TIMEOUT_S = 300.0
 FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
@@ -109,23 +108,26 @@ class Worker:
 
 
 class Warm:
-    """A warm process, from which workers are forked. It ends with this object, or with its owner.
+    """A warm process, from which workers are forked. It ends with this object, or with this process.
 
     Args:
         prepare: path of the function that imports what workers need, as ``package.module:function``.
-        name: of its address; "": one of its own. Processes that use the same name share one warm process.
-        owner: number of the process that it ends with; None: this one.
         environment: variables for it and its workers.
+        outgoing: socket to a warm process that another started; None: it is still to be started.
     """
 
     def __init__(
-        self, prepare: str, name: str = "", owner: int | None = None, environment: Mapping[str, str] | None = None
+        self, prepare: str, environment: Mapping[str, str] | None = None, outgoing: socket.socket | None = None
     ) -> None:
-        self.name = name or f"lit_fedbabu-{secrets.token_hex(16)}"
         self._prepare = prepare
-        self._owner = owner or os.getpid()
         self._environment = environment or {}
+        self._outgoing = outgoing
         self._started: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def here(cls, prepare: str) -> Self:
+        """The process that this worker was forked from, for workers of its own; where nothing is forked a new one."""
+        return cls(prepare, outgoing=serving.FORKED_BY)
 
     def __enter__(self) -> Self:
         return self
@@ -135,9 +137,13 @@ class Warm:
 
     def start(self) -> None:
         """Start the process, so that it imports while its owner does other things."""
-        if FORKS:
-            command = [sys.executable, *ALONE, "lit_fedbabu.workers.warm", self.name, str(self._owner), self._prepare]
-            self._started = self._popen(command)
+        if not FORKS:
+            return
+        incoming, self._outgoing = socket.socketpair()
+        with incoming:
+            ends = [incoming.fileno(), self._outgoing.fileno()]
+            words = [*map(str, [*ends, os.getpid()]), self._prepare]
+            self._started = self._popen([sys.executable, *ALONE, "lit_fedbabu.workers.warm", *words], ends)
 
     def worker(self, environment: Mapping[str, str] | None = None, log: str = "") -> Worker:
         """A new worker; waits until the warm process is ready.
@@ -183,7 +189,7 @@ class Warm:
             with suppress(ProcessLookupError):
                 self._started.terminate()
             self._started.wait()
-            self._started = None
+            self._started = self._outgoing = None
 
     def _connected(self) -> Connection:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -198,19 +204,17 @@ class Warm:
         return connection
 
     def _connection(self) -> Connection | None:
-        """A connection to the warm process; None: it does not listen.
-
-        Raises:
-            StartError: a process of another user listens there.
-        """
-        with socket.socket(socket.AF_UNIX) as end:
+        """A connection to the warm process; None: there is none."""
+        if self._outgoing is None:
+            return None
+        ours, theirs = socket.socketpair()
+        with theirs:
             try:
-                end.connect(f"\0{self.name}")
-            except ConnectionRefusedError:
+                socket.send_fds(self._outgoing, [b"c"], [theirs.fileno()])
+            except OSError:
+                ours.close()
                 return None
-            if not peer_is_this_user(end):
-                raise StartError(f"a process of another user listens at the abstract socket {self.name}; end it")
-            return Connection(end.detach())
+        return Connection(ours.detach())
 
     def _popen(self, command: list[str], pass_fds: list[int] | None = None) -> "subprocess.Popen[bytes]":
         """Start a process of a session of its own, so that Ctrl-C reaches its asker alone."""

@@ -17,7 +17,7 @@ def test_certificates_and_keys_are_made_once_and_are_what_flower_takes(tmp_path,
     root, server = (x509.load_pem_x509_certificate(made[name].read_bytes()) for name in ("ca.crt", "superlink.crt"))
     server.verify_directly_issued_by(root)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["hub.example.org"]
+    assert names.get_values_for_type(x509.DNSName) == ["hub.example.org", "localhost"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
     for name in ("site-0", "site-1"):
         private = serialization.load_ssh_private_key(made[name].read_bytes(), None)

@@ -23,7 +23,7 @@ LEDGER = "LIT_FEDBABU_SOAK_LEDGER"
 """Names the file in which a worker notes each failure before it happens."""
 KINDS = {
     "local": {"server": "lit_fedbabu.run", "worker": "lit_fedbabu.workers.warm"},
-    "flower": {"server": "flwr-simulation", "worker": "ClientAppActor", "SuperLink": "flower-superlink"},
+    "flower": {"server": "flwr-simulation", "worker": "ClientAppActor", "SuperLink": "lit_fedbabu.engines.guard"},
 }
 """Processes of each engine, and a word of their command lines."""
 SAMPLE_S = 0.5

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,9 +45,10 @@ class Lab:
         lab = {"address": self.address, "root-certificates": str(folder / "credentials" / "ca.crt")}
         (folder / "operator" / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "lab", "lab": lab}}))
 
-    def start(self, name, command, home):
+    def start(self, name, command, home, path=None):
         with (self.folder / f"{name}.log").open("a") as log:
             state = {"XDG_STATE_HOME": str(self.folder / f"{home}-state")}
+            state |= {"PYTHONPATH": str(path)} if path else {}
             environment = {**superlink.environment(self.folder / home), **state}
             self.processes[name] = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -71,7 +73,7 @@ class Lab:
             assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
             time.sleep(0.5)
 
-    def start_site(self, site, *words, images=None, secured=True):
+    def start_site(self, site, *words, images=None, secured=True, path=None):
         places = {
             'data-path="/data"': f'data-path="{self.folder / f"images-{site if images is None else images}"}"',
             ' state-path="/state"': "",
@@ -83,7 +85,9 @@ class Lab:
             command = [word.replace(place, here) for word in command]
         if not secured:
             command = ["--insecure" if word.startswith("--root-certificates") else word for word in command]
-        return self.start(f"site-{site}", [*command, "--port", str(superlink.free_port()), *words], f"site-{site}")
+        return self.start(
+            f"site-{site}", [*command, "--port", str(superlink.free_port()), *words], f"site-{site}", path
+        )
 
     def flwr(self, *words):
         environment = superlink.environment(self.folder / "operator")
@@ -103,6 +107,10 @@ class Lab:
 
     def status(self):
         return json.loads(self.flwr("list", "lab", "--format", "json").stdout)["runs"][0]["status"]
+
+    def stop_site(self, site):
+        self.processes[f"site-{site}"].terminate()
+        self.processes[f"site-{site}"].wait(60)
 
     def kill_site(self, site):
         os.killpg(self.processes[f"site-{site}"].pid, signal.SIGKILL)
@@ -170,6 +178,99 @@ def test_a_federation_of_three_sites_is_that_of_one_process(lab, in_one_process)
     assert results.read_results(tuned)["clients"] == results.read_results(folder)["clients"][2:]
 
 
+EVIL = """
+from pathlib import Path
+from flwr.app import Context, Message, RecordDict, ConfigRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+app = ClientApp()
+server = ServerApp()
+Path({folder!r}, "imported").touch()
+
+@app.query()
+@app.query("place")
+@app.train()
+def train(message, context):
+    Path({folder!r}, "client").touch()
+    return Message(RecordDict({{"c": ConfigRecord()}}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    Path({folder!r}, "server").touch()
+    for kind in ("query", "query.place", "train"):
+        messages = [Message(RecordDict({{"c": ConfigRecord()}}), node, kind) for node in grid.get_node_ids()]
+        for reply in grid.send_and_receive(messages, timeout=60):
+            Path({folder!r}, f"answer-{{kind}}-{{reply.metadata.src_node_id}}").write_text(str(reply.has_error()))
+"""
+
+
+@pytest.fixture
+def evil():
+    """An app of someone else's that leaves files where it runs, in a folder that everyone may write to."""
+    with tempfile.TemporaryDirectory(prefix="evil-", ignore_cleanup_errors=True) as folder:
+        app, left = Path(folder) / "evil-app", Path(folder) / "left"
+        for made in (app / "evil", left, Path(folder) / "home"):
+            made.mkdir(parents=True)
+            made.chmod(0o777)
+        Path(folder).chmod(0o777)
+        (app / "evil" / "__init__.py").touch()
+        (app / "evil" / "code.py").write_text(EVIL.format(folder=str(left)))
+        project = {"name": "evil-app", "version": "1.0.0", "license": "Apache-2.0", "dependencies": []}
+        components = {"serverapp": "evil.code:server", "clientapp": "evil.code:app"}
+        flower = {"publisher": "evil", "components": components}
+        (app / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}}))
+        yield app
+
+
+def left(app):
+    return sorted(path.name for path in (app.parent / "left").iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can be another user")
+def test_someone_with_the_certificate_alone_cannot_list_or_start_runs(lab, evil):
+    """Another user of the server, who is as near as can be: others reach the port from further away."""
+    home = evil.parent / "home"
+    shutil.copy(lab.folder / "credentials" / "ca.crt", home / "ca.crt")
+    connection = {"address": lab.address, "root-certificates": str(home / "ca.crt")}
+    (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "lab", "lab": connection}}))
+    for path in (home, *home.iterdir()):
+        path.chmod(0o777)
+    environment = {**superlink.environment(home), "HOME": str(home)}
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for words in (["list", "lab"], ["run", str(evil), "lab", "--stream"], ["supernode", "list", "lab"]):
+        done = subprocess.run(
+            [*other, system.program("flwr"), *words], env=environment, cwd=home, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode != 0 and "403 Forbidden" in done.stdout + done.stderr, done
+    code = (
+        "import ssl, sys, urllib.request as r; c = ssl.create_default_context(cafile=sys.argv[2]);"
+        "r.urlopen(r.Request(sys.argv[1], b'', method='POST'), context=c)"
+    )
+    for place in ("runtime/acquire-task", "control/list-runs", "fleet/../control/list-runs", "fleet/pull-messages"):
+        done = subprocess.run(
+            [*other, sys.executable, "-c", code, f"https://{lab.address}/v1/{place}", str(home / "ca.crt")],
+            env=environment, cwd=home, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "HTTP Error 40" in done.stderr, (place, done.stderr)
+    assert not left(evil)
+    assert lab.flwr("list", "lab", "--format", "json").returncode == 0, "the operator still may"
+
+
+def test_a_site_runs_no_code_that_comes_from_the_server(lab, evil):
+    """Even the operator's: the app runs on the server, and the sites answer by an error of their own app."""
+    environment = superlink.environment(lab.folder / "operator")
+    command = [system.program("flwr"), "run", str(evil), "lab", "--stream"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    found = left(evil)
+    assert {"imported", "server"} < set(found), done.stdout + done.stderr
+    answers = [name for name in found if name.startswith("answer-")]
+    assert len(answers) >= 6 and {(evil.parent / "left" / name).read_text() for name in answers} == {"True"}
+    assert "client" not in found
+    assert not list(lab.folder.glob("site-*/apps/*")), "it was not even unpacked"
+
+
 def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
     stranger = lab.start_site(3, images=0)
     assert stranger.wait(120) != 0
@@ -212,14 +313,16 @@ def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
 
 
 def test_a_site_with_other_images_or_code_is_refused_by_name(lab):
-    """Flower sends the code to the sites once; here someone changes it at one of them."""
     images = lab.folder / "images-0"
     images.rename(lab.folder / "elsewhere")
     told, _ = lab.run(run_name="no-images").communicate(timeout=900)
     assert re.search(r"error: 1 of 3 nodes cannot take part: .*client-id 0 on .*images-0", told), told
     (lab.folder / "elsewhere").rename(images)
-    for changed in (lab.folder / "site-0" / "apps").glob("*/lit_fedbabu/algorithms/steps.py"):
-        changed.write_text(changed.read_text() + "\n# mine\n")
+    shutil.copytree(system.package_folder(), lab.folder / "mine" / "lit_fedbabu")
+    with (lab.folder / "mine" / "lit_fedbabu" / "algorithms" / "steps.py").open("a") as changed:
+        changed.write("\n# mine\n")
+    lab.stop_site(0)
+    lab.start_site(0, path=lab.folder / "mine")
     told, _ = lab.run(run_name="other-code").communicate(timeout=900)
     assert re.search(r"error: 1 of 3 nodes cannot take part: .*and their code differs", told), told
     assert lab.status() == "finished:failed"

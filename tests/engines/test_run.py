@@ -169,7 +169,7 @@ STOPS = {
     "the launcher of Flower is killed": ("flower", lambda launcher, home: launcher.kill(), -signal.SIGKILL),
     "the server is killed": ("flower", lambda launcher, home: only(home, "flwr-simulation").kill(), 1),
     "a worker of Ray is killed": ("flower", lambda launcher, home: only(home, "ClientAppActor").kill(), 1),
-    "the SuperLink is killed": ("flower", lambda launcher, home: only(home, "flower-superlink").kill(), 1),
+    "the SuperLink is killed": ("flower", lambda launcher, home: only(home, "lit_fedbabu.engines.guard").kill(), 1),
 }
 
 
@@ -259,7 +259,7 @@ def test_a_run_that_is_killed_a_hundred_times_ends_where_an_unkilled_one_ends(tm
     random, kills, runs = np.random.default_rng(), 0, 0
 
     def start(folder):
-        words = ["--resume", str(folder)] if folder.exists() else []
+        words = ["--resume", str(folder), f"model-name={NARROW}"] if folder.exists() else []
         words = words or [f"{k}={v}" for k, v in {**config.to_run_config(), "run-name": folder.name}.items() if v != ""]
         command = [sys.executable, "-m", "lit_fedbabu.run", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -326,6 +326,26 @@ def test_two_thousand_rounds_leak_nothing_and_lose_no_failure(tmp_path):
             assert grown, f"no {kind} was seen"
             for mean, slope in grown:
                 assert 100 * slope <= share * mean, f"{kind}: {what} grow by {100 * slope:.2f} in 100 rounds"
+
+
+@pytest.mark.parametrize("key", ["task", "model-name", "augmentation"])
+def test_code_that_a_runs_folder_names_is_repeated_to_be_trusted(key, tmp_path, capsys, monkeypatch):
+    """Whoever sends a folder could have written anything into it."""
+    (tmp_path / "strangers.py").write_text("raise SystemError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_folder.create(
+        Config.from_run_config(
+            {"dataset": "digits", key: "strangers:it", "output-dir": str(tmp_path), "run-name": "a b"}
+        )
+    )
+    door = importlib.import_module("lit_fedbabu.run")
+    for words in ([], [f"{key}=mine:it"], ["seed=42"]):
+        assert door.main(["--resume", str(folder), *words]) == 2
+        told = capsys.readouterr().err
+        assert f'{key} = "strangers:it": is code that {folder / run_folder.CONFIG} names' in told
+        assert told.endswith(f"run --resume '{folder}' {key}=strangers:it\n") and told.count("\n") == 1
+    assert door.main(["--resume", str(folder), f"{key}=strangers:it"]) == 2
+    assert "imported" in capsys.readouterr().err
 
 
 def test_a_stopped_run_prints_the_command_that_goes_on(tmp_path, capsys, monkeypatch):

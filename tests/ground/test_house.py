@@ -12,7 +12,7 @@ NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix
 PLACES = {name: path for path, name in NAMES.items()}
 DOORS = {
     "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "doctor",
-    "client_app", "server_app", "__main__", "__init__",
+    "superlink", "supernode", "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},

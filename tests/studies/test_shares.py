@@ -79,7 +79,7 @@ def test_a_run_with_several_workers_has_the_same_bytes(tmp_path, federate, monke
     monkeypatch.setenv(work.PLACE, "1")
     with Warm(work.PREPARE, environment=threads(1)) as warm:
         warm.start()
-        assert work.work(config, [[{}], [{}, {}]], warm.name) == work.DONE
+        assert work.work(config, [[{}], [{}, {}]]) == work.DONE
     assert set(asked) == {2}
     whole, _ = federate(tiny_config(model_name=NARROW, algorithm="fedper"))
     assert files_that_decide(tmp_path / "ours") == files_that_decide(whole)

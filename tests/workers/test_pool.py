@@ -22,11 +22,6 @@ FUNCTIONS = "tests.workers.functions"
 WAYS = [pytest.param(True, marks=pytest.mark.skipif(not workers.FORKS, reason="forks")), False]
 
 
-def names():
-    """Abstract sockets of warm processes."""
-    return {word for word in Path("/proc/net/unix").read_text().split() if word.startswith("@lit_fedbabu-")}
-
-
 @pytest.fixture(params=WAYS, ids=["forked", "spawned"])
 def warm(request, monkeypatch):
     monkeypatch.setattr(workers, "FORKS", request.param)
@@ -141,13 +136,24 @@ forks = pytest.mark.skipif(not workers.FORKS, reason="forks")
 
 
 @forks
-def test_another_users_process_at_the_address_is_refused(monkeypatch):
-    with Warm(LIGHT) as warm:
-        warm.worker().end()
-        with monkeypatch.context() as patch:
-            patch.setattr(workers, "peer_is_this_user", lambda end: False)
-            with pytest.raises(StartError, match="of another user"):
-                warm.worker()
+def test_nobody_else_can_connect_to_a_warm_process_or_its_workers():
+    """They have no address and no listening socket: a stranger, of the same user or not, has nothing to write to."""
+    with Warm(LIGHT) as warm, Pool(warm, 2) as pool:
+        ((_, _, forker),) = answers(pool, "surroundings", ()).values()
+        processes = [psutil.Process(forker), *psutil.Process(forker).children()]
+        assert len(processes) == 2
+        sockets = {row.split()[6]: row.split() for row in Path("/proc/net/unix").read_text().splitlines()[1:]}
+        for process in processes:
+            links = [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
+            own = [sockets[link[8:-1]] for link in links if link.startswith("socket:[")]
+            assert own and all(len(row) == 7 and row[3] == "00000000" for row in own), "a name, or it accepts"
+
+
+@forks
+def test_a_worker_has_workers_of_its_own_from_the_process_it_was_forked_from():
+    with Warm(LIGHT) as warm, Pool(warm, 1) as pool:
+        ((_, _, forker),) = answers(pool, "surroundings", ()).values()
+        assert answers(pool, "forked_again", ()) == {0: [forker, forker]}
 
 
 @forks
@@ -166,24 +172,23 @@ def test_a_killed_warm_process_takes_its_workers_along_and_is_started_again():
 def test_nothing_is_left_of_an_asker_that_is_killed(moment):
     script = (
         "from lit_fedbabu.workers.worker import Warm; from lit_fedbabu.workers.pool import Pool;"
-        f"warm = Warm({LIGHT!r}, 'lit_fedbabu-killed'); warm.start(); print(flush=True);"
+        f"warm = Warm({LIGHT!r}); warm.start(); print(warm._started.pid, flush=True);"
         "list(Pool(warm, 2).answers('time:sleep', [(60,)] * 4))"
     )
     asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    asker.stdout.readline()
+    session = int(asker.stdout.readline())  # of the warm process and its workers
     time.sleep(moment)
     asker.kill()
     asker.communicate()
 
     def left():
-        return [each for each in psutil.process_iter() if "lit_fedbabu-killed" in " ".join(_command(each))]
+        return [each for each in psutil.pids() if _session(each) == session]
 
     assert wait_for(lambda: not left(), 10), left()
-    assert "@lit_fedbabu-killed" not in names()
 
 
-def _command(process):
+def _session(process):
     try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        return os.getsid(process)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,154 @@
+"""A real node: Flower's SuperNode, and beside it the process that answers its messages.
+
+Left to itself a SuperNode unpacks and runs whatever app a run of its SuperLink brings. Here it runs none
+(``--isolation process``). The process beside it asks it for messages, for which both have a secret, and answers them
+with the ClientApp of the package that is installed here.
+"""
+
+import json
+import os
+import platform
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from logging import WARNING
+from typing import Any
+
+import httpx
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.logger import log
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)  # fmt: skip
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode, flower_supernode
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from lit_fedbabu import client_app
+from lit_fedbabu.completion import complete
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
+
+POLL_S = 0.5
+"""Seconds between two questions for a message."""
+SECRET_BYTES = 32
+
+
+def serve(words: Sequence[str]) -> None:
+    """Be a SuperNode until a signal comes.
+
+    Args:
+        words: options of ``flower-supernode``.
+
+    Raises:
+        InputError: one of them is not for a node that runs its own app.
+    """
+    sys.argv = ["lit-fedbabu supernode", *words]
+    parser = _parse_args_run_supernode()
+    complete(parser)
+    asked = parser.parse_args()
+    for option in ("ssl_certfile", "trusted_entities", "superexec_auth_secret_file"):
+        if value := getattr(asked, option):
+            raise InputError(f"--{option.replace('_', '-')}", str(value), "has no use here; leave it out")
+    secret = secrets.token_bytes(SECRET_BYTES)
+    host = f"[{asked.host}]" if ":" in asked.host else asked.host
+    answers = subprocess.Popen(
+        [sys.executable, *ALONE, "lit_fedbabu.engines.node", f"{host}:{asked.port}"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    answers.stdin.write(secret)  # type: ignore[union-attr] # a pipe
+    answers.stdin.flush()  # type: ignore[union-attr]
+    threading.Thread(target=_end_with, args=(answers,), daemon=True).start()
+    readable, writable = os.pipe()
+    os.write(writable, secret)
+    os.close(writable)
+    sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable}"]
+    flower_supernode()
+
+
+def _end_with(answers: "subprocess.Popen[bytes]") -> None:
+    status = answers.wait()
+    print(f"error: the process that answers messages ended with exit status {status}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Answer the messages of the SuperNode at the address in the first argument, which writes its secret to stdin."""
+    secret = sys.stdin.buffer.read(SECRET_BYTES)
+    threading.Thread(target=_end_with_node, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Flower raises when a run was stopped; its answer is not taken
+    acquire = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
+    with Warm("lit_fedbabu.client_app:prepare") as client_app.warm:
+        client_app.warm.start()
+        client = _client(sys.argv[1], "SuperExec", acquire)
+        while True:
+            task = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+            if task.HasField("task") and task.token:
+                answer(_client(sys.argv[1], "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token)))
+            else:
+                time.sleep(POLL_S)
+
+
+def _end_with_node() -> None:
+    sys.stdin.buffer.read()  # until the other end of the pipe is closed, also by a kill
+    os._exit(1)
+
+
+def _client(
+    address: str, component: str, who: SuperExecAuthHttpInterceptor | RuntimeTokenHttpInterceptor
+) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # within this machine
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name=component), who],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+
+
+def refuse_unnamed_code(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a run names code by an import path that the node-config does not name for the same key."""
+    for key, path in Config.from_run_config(run_config).code().items():
+        if node_config.get(key) != path:
+            remedy = f"start the SuperNode with {key}={json.dumps(path)} in its --node-config if you trust it"
+            raise ValueError(f"{platform.node()} does not import {path} because a server says so; {remedy}")
+
+
+def answer(client: RuntimeHttpClient) -> None:
+    """Answer one message. What the app raises is the answer; what the SuperNode no longer wants is dropped."""
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    try:
+        message, context, _, _ = pull_task_input(client)  # the app that came with the message stays where it is
+        status, details = SubStatus.COMPLETED, ""
+        try:
+            refuse_unnamed_code(context.run_config, context.node_config)
+            reply = client_app.app(message, context)
+        except Exception as error:
+            status = SubStatus.FAILED
+            details = str(error) if isinstance(error, WorkerRaisedError) else f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
+        push_message(client, reply, context)
+        push_task_output(client, context, status, details)
+    except (httpx.HTTPError, RuntimeError) as error:
+        log(WARNING, "a message is left unanswered: %s", error)
+    finally:
+        heartbeat.stop()
+        client.close()
+
+
+if __name__ == "__main__":
+    main()
