@@ -1,9 +1,10 @@
 """Files that are written whole or not at all, and folders that an option names."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,27 @@ def whole(path: Path, written: Callable[[Path], None] = lambda scratch: None) ->
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While it lasts, no other process may work in the folder. It ends with this process too, however that ends.
+
+    File systems without locks let everyone pass.
+
+    Raises:
+        InputError: another process works there.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError("folder", str(folder), "another process works in it; wait for it, or end it") from None
+        yield
+    finally:
+        os.close(place)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
+from lit_fedbabu.files import alone_in
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
 from lit_fedbabu.tasks.evaluation import STAGES, Score
@@ -178,7 +180,9 @@ def _in_settings(
         folder = results_folder(checkpoint, config, facts)
         save_to = folder / PERSONAL if request.save else None
         tunings.append(Tuning(config, folder, save_to, request.running_statistics))
-    with shown(request.plain) as progress:
+    with ExitStack() as locks, shown(request.plain) as progress:
+        for tuning in tunings:
+            locks.enter_context(alone_in(tuning.folder))
         outcomes = sweep(Personalizer(experiment, federation, tunings), federation, clients, warm, progress)
     score = experiment.task.score
     key = f"personalized_{score.name}"

@@ -95,8 +95,9 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
 
 
 def _resuming(folder: Path) -> str:
-    """The command that a run goes on with."""
-    return shlex.join([program("lit-fedbabu"), "run", "--resume", str(folder)])
+    """The command that a run goes on with. It repeats what the run has of the user's own code."""
+    code = [f"{key}={path}" for key, path in run_folder.read_config(folder).code().items()]
+    return shlex.join([program("lit-fedbabu"), "run", "--resume", str(folder), *code])
 
 
 def _by_flower(config: Config, folder: Path) -> int:
@@ -145,7 +146,14 @@ def _resumed(options: dict[str, Any], resume: Path) -> tuple[dict[str, Any], Pat
         if key in options:
             raise InputError(key, options[key], "a run that is resumed keeps its folder; leave it out")
     folder = resume.resolve()
-    return {**run_folder.read_config(resume).to_run_config(), **options, "resume": str(folder)}, folder
+    begun = run_folder.read_config(resume)
+    for key, path in begun.code().items():
+        if options.get(key) != path:
+            remedy = (
+                f"is code that {resume / run_folder.CONFIG} names; if you trust it, go on with: {_resuming(folder)}"
+            )
+            raise InputError(key, path, remedy)
+    return {**begun.to_run_config(), **options, "resume": str(folder)}, folder
 
 
 def _new(options: dict[str, Any]) -> tuple[dict[str, Any], Path]:

@@ -138,9 +138,10 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
         remedy = f"is of a model for images of {_size(options)} pixels, and its configuration has image-size={size}"
         raise InputError("checkpoint", str(path), remedy)
     model_name = task or options["model_name"]
-    if ":" in model_name and not is_timm(model_name) and model_name != trusted:
-        key = "task" if task else "model-name"
-        raise InputError(key, model_name, f"is code that the checkpoint names; give --{key} to trust it")
+    for name in (model_name, str(provenance["config"].get("model-name", ""))):
+        if ":" in name and not is_timm(name) and name != trusted and not (task and name != task):
+            key = "task" if task else "model-name"
+            raise InputError(key, name, f"is code that the checkpoint names; give --{key} to trust it")
     model, state = _of_task(task, state) if task else (_new_model(options), _without_prefix(state))
     if wrong := _mismatch(model, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")

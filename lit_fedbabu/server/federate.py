@@ -14,7 +14,7 @@ from lit_fedbabu.algorithms.privacy import guarantee
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import write_json, write_whole
+from lit_fedbabu.files import alone_in, write_json, write_whole
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
@@ -56,13 +56,20 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
         progress: shows a person what is done; None: prints lines.
 
     Raises:
+        InputError: another process does this run.
         RunError: the run cannot go on.
     """
     config = experiment.config
-    progress = progress or Lines()
-    say = progress.say
-    begun = resumable(config) if config.resume else None
     folder = Path(config.resume).resolve() if config.resume else run_folder.create(config)
+    run_folder.read_config(folder)
+    with alone_in(folder):
+        _rounds(grid, experiment, folder, progress or Lines())
+    return folder
+
+
+def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -> None:
+    config, say = experiment.config, progress.say
+    begun = resumable(config) if config.resume else None
     rounds = begun.rounds if begun else []
     if begun is not None and not config.on_sites:
         _refuse_other_split(experiment, folder)
@@ -121,7 +128,6 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
     say(f"results {folder / run_folder.RESULTS}")
     for line in results.table(outcome).splitlines():
         say(line)
-    return folder
 
 
 def _refuse_other_split(experiment: Experiment, folder: Path) -> None:

@@ -6,12 +6,12 @@ import torch
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning import checkpoint, pretrained, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
-from tests.support import state_digest
+from tests.support import state_digest, tiny_config
 
 OLD = Path(__file__).parent.parent / "data" / "v0.1"
 MODEL = "tests.helpers:narrow_model"
@@ -36,6 +36,24 @@ def test_a_kind_that_there_is_not_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="kind 'stranger' is none of federation, personal, newcomer"):
         checkpoint.save(module, tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_code_is_refused_wherever_a_checkpoint_names_it(form, tmp_path):
+    """Its configuration builds the model that is fine-tuned, and its hyper-parameters the one that is read."""
+    module = LitFedBABU()
+    config = tiny_config(model_name="strangers:model").experiment()
+    module.provenance = {"config": config, "round": 1, "class_names": [str(each) for each in range(10)],
+                         "mean": [0.0] * 3, "std": [1.0] * 3, "rounds": [], "kind": "federation"}  # fmt: skip
+    if form == "file":
+        checkpoint.save(module, tmp_path / "saved.ckpt")
+        path = tmp_path / "saved.ckpt"
+    else:
+        path = tmp_path / "saved"
+        pretrained.write(path, module.provenance, dict(module.hparams), module.model.state_dict())
+    with pytest.raises(InputError, match='model-name = "strangers:model": is code that the checkpoint names'):
+        checkpoint.read(path)
+    assert checkpoint.read(path, "strangers:model").hyper_parameters["model_name"] == "FourConvNet"
 
 
 @pytest.mark.parametrize("kind", checkpoint.KINDS)

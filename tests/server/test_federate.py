@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -34,6 +36,24 @@ from tests.support import (
 )
 
 CHECKPOINTS = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/round_0002.ckpt"}
+
+
+def test_a_folder_that_another_process_works_in_is_refused(federate):
+    """The other is killed, and so its lock is gone."""
+    config = tiny_config(num_server_rounds=1, model_name=NARROW, learning_rate_decay=1.0)
+    folder, _ = federate(config)
+    script = "import sys, time\nfrom pathlib import Path\nfrom lit_fedbabu.files import alone_in\n"
+    script += "with alone_in(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
+    more = dataclasses.replace(config, num_server_rounds=2, resume=str(folder))
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        before = files_that_decide(folder)
+        with pytest.raises(InputError, match="another process works in it; wait for it, or end it"):
+            federate(more)
+        assert files_that_decide(folder) == before
+        other.kill()
+    federate(more)
+    assert len(read_federation(folder / run_folder.LAST_CHECKPOINT, NARROW).rounds) == 2
 
 
 def test_a_run_is_the_same_byte_for_byte_on_any_number_of_nodes_in_any_order(federate):
