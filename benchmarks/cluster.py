@@ -45,9 +45,7 @@ class Cluster:
         for node in range(self._nodes):
             own = f'partition-id={node} num-partitions={self._nodes} state-path="{self.folder / f"disk-{node}"}"'
             ports = ["--port", str(superlink.free_port())]
-            self._start(
-                f"node-{node}", "supernode", "--insecure", "--superlink", address, *ports, "--node-config", own
-            )
+            self._start(f"node-{node}", "supernode", "--insecure", "--superlink", address, *ports, "--node-config", own)
         while not superlink.listens(port):
             time.sleep(0.1)
         (self.folder / "operator").mkdir()
