@@ -16,7 +16,7 @@ PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger")
 """Keys that change no number."""
-OF_CODE = ("task", "model-name", "augmentation")
+OF_CODE = ("task", "model-name", "augmentation", "algorithm")
 """Keys whose values may be import paths: what they name is run."""
 OF_DATA = (
     "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",

@@ -82,7 +82,7 @@ def test_only_registered_sites_come_from_elsewhere(path, sites, own, status, mon
 
 @pytest.mark.parametrize(
     ("key", "path"),
-    [("task", "os:system"), ("model-name", "os:system"), ("augmentation", "os:system")],
+    [(key, "os:system") for key in ("task", "model-name", "augmentation", "algorithm")],
 )
 def test_a_node_imports_nothing_that_only_the_server_names(key, path):
     run_config = Config(**{key.replace("-", "_"): path}).to_run_config()

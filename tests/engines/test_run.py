@@ -328,7 +328,7 @@ def test_two_thousand_rounds_leak_nothing_and_lose_no_failure(tmp_path):
                 assert 100 * slope <= share * mean, f"{kind}: {what} grow by {100 * slope:.2f} in 100 rounds"
 
 
-@pytest.mark.parametrize("key", ["task", "model-name", "augmentation"])
+@pytest.mark.parametrize("key", ["task", "model-name", "augmentation", "algorithm"])
 def test_code_that_a_runs_folder_names_is_repeated_to_be_trusted(key, tmp_path, capsys, monkeypatch):
     """Whoever sends a folder could have written anything into it."""
     (tmp_path / "strangers.py").write_text("raise SystemError('imported')")
