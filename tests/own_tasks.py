@@ -380,6 +380,19 @@ class Keeps(Windows):
         return callbacks.ModelCheckpoint(monitor="train_loss")
 
 
+class Hooked(Windows):
+    """Its hook holds the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+        def count(layer, inputs):
+            self.seen += 1
+
+        self.body.register_forward_pre_hook(count)
+
+
 class Late(Windows):
     def on_fit_start(self):
         self.body[0].requires_grad_(False)
@@ -476,6 +489,7 @@ toggles = Task(Toggles, Sensors, score="test_f1")
 writes = Task(Writes, Sensors, score="test_f1")
 keeps = Task(Keeps, Sensors, score="test_f1", callbacks=lambda: [callbacks.TQDMProgressBar()])
 checkpoints = Task(Windows, Sensors, score="test_f1", callbacks=lambda: [callbacks.ModelCheckpoint()])
+hooked = Task(Hooked, Sensors, score="test_f1")
 late = Task(Late, Sensors, score="test_f1")
 late_body = Task(LateBody, Sensors, score="test_f1")
 untested = Task(Untested, Sensors, score="test_f1")

@@ -1,8 +1,10 @@
 """A task of the user's own, tried before a run on a client with the smallest last batch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import CellType, FunctionType
 
 import lightning as L
+from torch import nn
 
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.learning.own import tested
@@ -40,10 +42,7 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
         return InputError("task", task.config.task, remedy)
 
     refuse_unsendable(module.model, refuse)
-    try:
-        module.copy()
-    except Exception as error:  # what the user's module holds, as an open file
-        raise refuse(f"its module cannot be copied: {told(error)}; make such things in setup") from error
+    _refuse_uncopied(module, refuse)
     for name in RATES:
         key, rate = name.replace("_", "-"), getattr(task.config, name)
         if rate and not module.rate:
@@ -82,6 +81,28 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
         raise
     except Exception as error:
         raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
+
+
+def _refuse_uncopied(module: OwnModule, refuse: Callable[[str], InputError]) -> None:
+    try:
+        copied = module.copy()
+    except Exception as error:  # what the user's module holds, as an open file
+        raise refuse(f"its module cannot be copied: {told(error)}; make such things in setup") from error
+    if name := _bound(module.lightning, copied.lightning):
+        raise refuse(f"its function {name} holds the module, and would act on another copy of it; make it a method")
+
+
+def _bound(module: nn.Module, copied: nn.Module) -> str:
+    """A function, as a hook, that a copy has and that still holds a part of what was copied; empty: none."""
+    held = {id(each) for each in [*module.modules(), *module.parameters(), *module.buffers()]}
+    for values in (vars(layer).values() for layer in copied.modules()):
+        for value in values:
+            for each in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(each, FunctionType):
+                    cells = [cell.cell_contents for cell in each.__closure__ or () if cell != CellType()]
+                    if any(id(content) in held for content in [*cells, *(each.__defaults__ or ())]):
+                        return each.__qualname__
+    return ""
 
 
 def _client(task: OwnTask) -> int:

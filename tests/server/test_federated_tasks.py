@@ -157,6 +157,10 @@ REFUSED = [
     ("tests.own_tasks:logs_steps", "its score test_f1 is not logged in test_step; test_f1_epoch is logged"),
     ("tests.own_tasks:late_body", "no loss of its training_step depends on a weight of its body that trains"),
     ("tests.own_tasks:untested", "its Untested has no test_step; add one that logs the score"),
+    (
+        "tests.own_tasks:hooked",
+        "its function Hooked.__init__.<locals>.count holds the module, and would act on another",
+    ),
     ("tests.own_tasks:silent", "its training_step returns no loss"),
     ("tests.own_tasks:elsewhere", "its module is of pytorch_lightning, which is another package; write import light"),
     ("tests.own_tasks:elsewhere_data", "its data of client 0 is of pytorch_lightning"),
