@@ -112,6 +112,9 @@ class Config(Derived):
         0, "clients that must finish a round; 0: all that were drawn, or others in their place", low=0
     )
     max_round_retries: int = option(2, "how often a round asks other clients in place of failed ones", low=0)
+    round_timeout: float = option(
+        0.0, "minutes that a round waits for clients; 0: 120 with partitioner=sites, else 720", low=0
+    )
     batch_size: int = option(50, "training images per step", low=1)
     learning_rate: float = option(
         0.1, "of SGD in the first round, above 0; with a task the default is 0, the rate of the module itself"

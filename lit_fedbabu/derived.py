@@ -14,7 +14,7 @@ from lit_fedbabu.options import key_of, read_trainer, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
-WITHOUT_NUMBERS = (*PLACES, "logger")
+WITHOUT_NUMBERS = (*PLACES, "logger", "round-timeout")
 """Keys that change no number."""
 OF_CODE = ("task", "model-name", "augmentation", "algorithm")
 """Keys whose values may be import paths: what they name is run."""
@@ -75,6 +75,7 @@ class Derived:
     initial_weights: str
     initial_weights_digest: str
     logger: str
+    round_timeout: float
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
@@ -139,6 +140,11 @@ class Derived:
     def trainer(self) -> dict[str, Any]:
         """Arguments of Lightning's Trainer that the options give."""
         return read_trainer(self.trainer_options, bool(self.task))
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that a round waits for its clients."""
+        return 60 * (self.round_timeout or (120 if self.on_sites else 720))
 
     @property
     def on_sites(self) -> bool:

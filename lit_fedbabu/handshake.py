@@ -7,12 +7,14 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lit_fedbabu import system
 
-VERSION = 5
+VERSION = 6
 """Of the messages. It grows when a name or a meaning changes."""
+KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "lists": MetricRecord}
+"""Types of records by their names; others are a ConfigRecord."""
 PLACE = "query.place"
 """Type of the message that asks a node which of how many it is."""
 
@@ -71,6 +73,9 @@ class Place:
         trains_on: its device and precision.
         own_disk: whether its clients' memories lie in a folder of its own, and not in that of the run.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
+        num_train: training samples of a site's client; 0: it is no site.
+        num_test: its test samples.
+        refusal: why it cannot take part; empty: it can.
     """
 
     node: int
@@ -78,42 +83,47 @@ class Place:
     trains_on: str
     own_disk: bool = False
     initial_weights: str = ""
+    num_train: int = 0
+    num_test: int = 0
+    refusal: str = ""
 
     def to_record(self) -> RecordDict:
         """The content of the reply."""
-        answer: dict[str, Any] = {
-            "version": VERSION,
-            "node": self.node,
-            "nodes": self.nodes,
-            "trains-on": self.trains_on,
-            "own-disk": self.own_disk,
-            "initial-weights": self.initial_weights,
-        }
-        return RecordDict({"place": ConfigRecord(answer)})
+        answer = {field.name.replace("_", "-"): getattr(self, field.name) for field in dataclasses.fields(self)}
+        return RecordDict({"place": ConfigRecord({"version": VERSION, **answer})})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> Place:
         """Read a reply; raises WireError."""
-        place = checked(content, "place", "node", "nodes", "trains-on", "own-disk", "initial-weights")
-        node, nodes = place["node"], place["nodes"]
-        if not (isinstance(node, int) and isinstance(nodes, int)):
-            raise WireError(f"a message of the node {node!r} of {nodes!r}, which are no whole numbers")
-        return cls(node, nodes, str(place["trains-on"]), bool(place["own-disk"]), str(place["initial-weights"]))
+        fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls)}
+        place = checked(content, "place", *fields)
+        kinds = {"int": int, "str": str, "bool": bool}
+        for key, field in fields.items():
+            if type(place[key]) is not kinds[str(field.type)]:
+                what = f"the node {str(place['node'])[:50]!r} of {str(place['nodes'])[:50]}, which are no whole numbers"
+                raise WireError(f"a message of {what}" if key in ("node", "nodes") else f"a message with a false {key}")
+        found = cls(*(place[key] for key in fields))
+        if not found.refusal and not 0 <= found.node < found.nodes:
+            raise WireError(f"a message of the node {found.node} of {found.nodes}")
+        return found
 
 
 def checked(content: RecordDict, name: str, *keys: str) -> Mapping[str, Any]:
     """The record of that name, which says the version; raises WireError."""
     record = checked_record(content, name, "version", *keys)
     if record["version"] != VERSION:
-        raise WireError(f"a message of version {record['version']}, and this program reads version {VERSION}")
+        found = f"a message of version {str(record['version'])[:50]}, and this program reads version {VERSION}"
+        raise WireError(f"{found}; install the same version on all")
     return record
 
 
 def checked_record(content: RecordDict, name: str, *keys: str) -> Mapping[str, Any]:
     """The record of that name, which has these keys; raises WireError."""
     if name not in content:
-        raise WireError(f"a message without {name!r}, it has {', '.join(content) or 'nothing'}")
+        raise WireError(f"a message without {name!r}, it has {', '.join(content)[:200] or 'nothing'}")
     record: Mapping[str, Any] = content[name]
+    if not isinstance(record, KINDS.get(name, ConfigRecord)):
+        raise WireError(f"a message whose {name!r} is a {type(record).__name__}")
     if missing := [key for key in keys if key not in record]:
         raise WireError(f"a message whose {name!r} has no {', '.join(missing)}")
     return record

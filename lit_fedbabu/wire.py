@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from lit_fedbabu.fields import decoded, each_once, rows_of, text, training_problem
 from lit_fedbabu.handshake import VERSION, Code, WireError, checked, checked_record
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -142,20 +143,23 @@ class TrainReply:
 
     @classmethod
     def from_record(cls, content: RecordDict) -> TrainReply:
-        """Read a reply; raises WireError."""
+        """Read a reply; raises WireError. A client whose count or loss cannot be true is among the failures."""
         checked(content, "reply")
-        columns = _rows(content, "metrics", "client", "num_train", "train_loss")
-        checked_record(content, "arrays")
-        stacks = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+        columns = rows_of(content, "metrics", "client", "num_train", "train_loss")
+        stacks = {name: decoded(name, array) for name, array in checked_record(content, "arrays").items()}
         for name, stacked in stacks.items():
             if stacked.shape[:1] != (len(columns),):
-                shape = f"whose array {name!r} is of shape {list(stacked.shape)}"
+                shape = f"whose array {name[:200]!r} is of shape {list(stacked.shape)}"
                 raise WireError(f"a message {shape}, and it speaks of {len(columns)} clients")
-        updates = [
-            ClientUpdate(client, count, loss, {name: stacked[place] for name, stacked in stacks.items()})
-            for place, (client, count, loss) in enumerate(columns)
-        ]
-        return cls(updates, _failures(content))
+        updates, failures = list[ClientUpdate](), _failures(content)
+        each_once([client for client, *_ in columns] + [failure.client for failure in failures])
+        for place, (client, count, loss) in enumerate(columns):
+            if problem := training_problem(count, loss):
+                failures.append(Failure(client, problem))
+            else:
+                own = {name: stacked[place] for name, stacked in stacks.items()}
+                updates.append(ClientUpdate(client, count, loss, own))
+        return cls(updates, failures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,19 +195,24 @@ class EvaluateReply:
 
     @classmethod
     def from_record(cls, content: RecordDict) -> EvaluateReply:
-        """Read a reply; raises WireError."""
+        """Read a reply; raises WireError. What the values of a row may be is decided by ``Score.row_problem``."""
         checked(content, "reply")
         names = list(checked_record(content, "metrics"))
         if names:
             checked_record(content, "metrics", "client", "num_test")
-        rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in _rows(content, "metrics", *names)]
+            names.sort(key=lambda name: name != "client")  # it comes first
+        rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in rows_of(content, "metrics", *names)]
         for key, values in checked_record(content, "lists").items() if "lists" in content else ():
+            if not isinstance(values, list) or key in names:
+                raise WireError(f"a message whose {key[:200]!r} is no list, or is there twice")
             length, left = divmod(len(values), len(rows) or 1)
             if left or not rows:
-                raise WireError(f"a message whose {key!r} has {len(values)} values for {len(rows)} clients")
+                raise WireError(f"a message whose {key[:200]!r} has {len(values)} values for {len(rows)} clients")
             for place, row in enumerate(rows):
                 row[key] = list(values[place * length : (place + 1) * length])
-        return cls(rows, _failures(content))
+        failures = _failures(content)
+        each_once([row["client"] for row in rows] + [failure.client for failure in failures])
+        return cls(rows, failures)
 
 
 def _with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDict:
@@ -213,21 +222,12 @@ def _with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDi
 
 
 def _failures(content: RecordDict) -> list[Failure]:
-    failed = _rows(content, "failures", "client", "reason", "traceback") if "failures" in content else []
-    return [Failure(*row) for row in failed]
+    failed = rows_of(content, "failures", "client", "reason", "traceback") if "failures" in content else []
+    return [
+        Failure(client, text("reason", reason), text("traceback", traceback)) for client, reason, traceback in failed
+    ]
 
 
 def _columns(rows: Iterable[Any], *names: str) -> dict[str, Any]:
     rows = list(rows)
     return {name: [getattr(row, name) for row in rows] for name in names} if rows else {}
-
-
-def _rows(content: RecordDict, name: str, *keys: str) -> list[tuple[Any, ...]]:
-    """For each client the values under the keys."""
-    if not checked_record(content, name):
-        return []
-    record = checked_record(content, name, *keys)
-    try:
-        return list(zip(*(record[key] for key in keys), strict=True))
-    except (TypeError, ValueError):
-        raise WireError(f"a message whose {name!r} has not one value of each of {', '.join(keys)} per client") from None

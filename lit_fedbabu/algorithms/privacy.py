@@ -26,15 +26,26 @@ def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) 
         arrays: what the client has trained.
         received: what it was trained from, with the same shapes and types.
         config: of which ``clipping-norm`` and ``noise-multiplier`` are read.
+
+    Raises:
+        ValueError: a number is not finite, before or after: it would show what clipping and noise are to hide.
     """
     protected = list(arrays)
     if config.clipping_norm:
+        _refuse_not_finite(protected, "its weights are not finite; a lower learning-rate may help")
         protected = _clipped(protected, received, config.clipping_norm)
     if config.noise_multiplier:
         rng, deviation = np.random.default_rng(), config.noise_multiplier * config.clipping_norm
-        noises = [np.asarray(rng.normal(0, deviation, array.shape)).astype(array.dtype) for array in protected]
-        protected = [np.asarray(array + noise) for array, noise in zip(protected, noises, strict=True)]
+        with np.errstate(over="ignore"):  # it is refused below
+            noises = [np.asarray(rng.normal(0, deviation, array.shape)).astype(array.dtype) for array in protected]
+            protected = [np.asarray(array + noise) for array, noise in zip(protected, noises, strict=True)]
+        _refuse_not_finite(protected, "its weights with noise are not finite; take a smaller clipping-norm")
     return protected
+
+
+def _refuse_not_finite(arrays: Sequence[Array], why: str) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"nothing is sent: {why}")
 
 
 def update_norm(arrays: Sequence[Array], received: Sequence[Array]) -> float:
@@ -45,6 +56,8 @@ def update_norm(arrays: Sequence[Array], received: Sequence[Array]) -> float:
 
 def _clipped(arrays: Sequence[Array], received: Sequence[Array], bound: float) -> list[Array]:
     norm, scale, clipped = update_norm(arrays, received), 1.0, list(arrays)
+    if not math.isfinite(norm):  # of float64
+        raise ValueError("nothing is sent: its update is too long to be clipped; a lower learning-rate may help")
     while norm > bound:  # once, and again where rounding to the arrays' type made it longer
         scale *= bound / norm * (1 - 1e-7)
         clipped = [

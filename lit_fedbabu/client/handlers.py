@@ -30,12 +30,17 @@ HOSTS = Hosts()
 
 
 def place(message: Message, context: Context) -> Message:
-    """Answer which of how many nodes this is, and what it trains on."""
-    Code.from_record(message.content).refuse_other()
-    host = HOSTS.of(context)
+    """Answer which of how many nodes this is, and what it trains on; or why it cannot take part."""
+    try:
+        Code.from_record(message.content).refuse_other()
+        host = HOSTS.of(context)
+    except ValueError as error:
+        print(f"error: {error}", flush=True)
+        return Message(Place(0, 0, "", refusal=" ".join(str(error).split())).to_record(), reply_to=message)
     config = host.experiment.config
     device, digest = trains_on(config.precision), config.initial_weights_digest
-    answer = Place(host.place, host.nodes, device, host.state is not None, digest)
+    sizes = host.experiment.task.sizes[host.client] if host.client is not None else (0, 0)
+    answer = Place(host.place, host.nodes, device, host.state is not None, digest, *sizes)
     return Message(answer.to_record(), reply_to=message)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.errors import InputError, RunError, some
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
 """The keys of every results.json."""
-OPTIONAL = ("score", "new_clients")
-"""Keys that it has where the score is no accuracy, and where there are new clients."""
+OPTIONAL = ("score", "new_clients", "missing")
+"""Keys that it has where the score is no accuracy, where there are new clients, and where some were not evaluated."""
 MEASURES = {
     "fairness (Jain)": ("accuracy", "jain"),
     "calibration error": ("calibration_error", "mean"),
@@ -55,6 +55,7 @@ def results(
     clients: Sequence[Mapping[str, Any]],
     score: Score = ACCURACY,
     server_round: int | None = None,
+    missing: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -66,6 +67,7 @@ def results(
             a model that diverged, is None there, and is left out of means; these then say over how many they are.
         score: what clients are compared by.
         server_round: that the weights are of; None: the last one.
+        missing: clients that were asked and not evaluated.
 
     Raises:
         RunError: no client has a score that is a number, before or after fine-tuning.
@@ -89,6 +91,7 @@ def results(
         "rounds": list(rounds),
         "clients": federated,
         **({"new_clients": {"summary": _summary(new, score), "clients": new}} if new else {}),
+        **({"missing": list(missing)} if missing else {}),
     }
 
 
@@ -179,6 +182,8 @@ def table(outcome: Mapping[str, Any]) -> str:
     ]
     if new := outcome.get("new_clients"):
         lines += [f"{len(new['clients'])} new clients, which had no part", *_stages(new["summary"], score)]
+    if missing := outcome.get("missing"):
+        lines.append(f"missing, for they were not evaluated: clients {some(map(str, missing))}")
     measured = [(title, *values) for title in MEASURES if None not in (values := measure(outcome, title))]
     if measured:
         lines.append(f"{'mean, between 0 and 1':<32}{'initial':>10}{'personalized':>14}")

@@ -136,7 +136,7 @@ def _add_scores(writer: SummaryWriter, score: Score, tag: str, band: str, values
     low, high = (min(max(edge, 0.0), 1.0) if score.is_accuracy else edge for edge in edges)
     writer.add_scalar(f"{BAND}/{band}_minus_std", low, step)
     writer.add_scalar(f"{BAND}/{band}_plus_std", high, step)
-    bins: Any = np.linspace(0, 1, 21) if score.is_accuracy else "auto"
+    bins: Any = np.linspace(0, 1, 21) if score.is_accuracy else 20
     writer.add_histogram(f"{tag}_of_clients", np.asarray(values), step, bins=bins)
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 
+from lit_fedbabu.algorithms.privacy import update_norm
+from lit_fedbabu.errors import some
 from lit_fedbabu.wire import Arrays, ClientUpdate
+
+HIGHEST = 2.0**62
+"""The largest absolute weight that is averaged: its square is finite in float32."""
+FAR = 5.0
+"""An update this many times as long as those that most clients send is left out; see ``outliers``."""
 
 
 def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -38,12 +45,52 @@ def digest_of(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array]) -> str:
-    """Why an update of these arrays cannot be averaged; empty if it can."""
+def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array], num_train: int | None = None) -> str:
+    """Why an update of these arrays cannot be averaged; empty if it can.
+
+    Args:
+        update: what a client sent.
+        arrays: what it was trained from.
+        num_train: the client's training samples, where they are known.
+    """
     expected = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
     found = {name: (value.shape, str(value.dtype)) for name, value in update.arrays.items()}
     if found != expected:
-        return f"sent {found}, but the model has {expected}"
-    if not all(np.isfinite(value).all() for value in [np.asarray(update.train_loss), *update.arrays.values()]):
-        return "its weights or its loss are not finite; a lower learning-rate may help"
+        odd = {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
+        sent, has = (
+            some(f"{name[:200]} {of[name]}" for name in sorted(odd & of.keys())) or "no such"
+            for of in (found, expected)
+        )
+        return f"sent {sent}, but the model has {has}"
+    if not all(np.isfinite(value).all() for value in update.arrays.values()):
+        return "its weights are not finite; a lower learning-rate may help"
+    if any(np.abs(value).max(initial=0) > HIGHEST for value in update.arrays.values()):
+        return f"it has weights above {HIGHEST:.1e}; a lower learning-rate may help"
+    if num_train and update.num_train != num_train:
+        return f"says that it has {update.num_train} training samples, and it has {num_train}"
     return ""
+
+
+def outliers(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array], per_sample: bool) -> dict[int, str]:
+    """Clients whose update is too long to be averaged with the others', and by how much.
+
+    Of n clients a quarter, at least one, may send any update: the others' longest is the measure, and an update is too
+    long that is more than ``FAR`` times as long. With ``per_sample``, as where a client with more samples takes more
+    steps, it must also be so much longer for each of its samples. Of fewer than three clients nobody can say who is far
+    from whom. In honest runs on digits (two classes a client or Dirichlet 0.3, 3 to 10 clients, momentum 0.9), the
+    longest update was 1.8 times as long as this measure; more skewed splits were not measured.
+    """
+    if len(updates) < 3:
+        return {}
+    moved = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]
+    received = [arrays[name].numpy() for name in moved]
+    norms = np.array([update_norm([update.arrays[name] for name in moved], received) for update in updates])
+    counts = np.array([update.num_train for update in updates]) if per_sample else 1
+    times = np.minimum(*(_of_longest(lengths, max(1, len(updates) // 4)) for lengths in (norms, norms / counts)))
+    return {update.client: f"{much:.3g}" for update, much in zip(updates, times, strict=True) if much > FAR}
+
+
+def _of_longest(lengths: npt.NDArray[Any], free: int) -> npt.NDArray[Any]:
+    """Lengths as multiples of the longest one after so many that are free."""
+    longest = np.sort(lengths)[-1 - free]
+    return lengths / longest if longest > 0 else np.zeros(len(lengths))

@@ -1,27 +1,30 @@
 """Who is asked in a round, who stands in for a client that failed, and what of the answers can be used."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 
+from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
-from lit_fedbabu.handshake import Code, WireError
+from lit_fedbabu.handshake import Code
 from lit_fedbabu.records.run_folder import FAILURES
-from lit_fedbabu.server.aggregation import rejection_reason
+from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
+from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.sampling import participants, substitutes
+from lit_fedbabu.server.spent import note_asked
+from lit_fedbabu.tasks.entries import row_problem
+from lit_fedbabu.tasks.evaluation import ACCURACY, Score
 from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Order, TrainReply
 
-MESSAGE_TIMEOUT_S = 12 * 3600.0
 SITE_PAUSE_S = 30
 """Seconds before sites that did not answer are asked again."""
-
-Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
 
 class Exchange:
@@ -35,6 +38,8 @@ class Exchange:
         failures: where failed clients are recorded.
         say: prints a line.
         rate_in: the learning rate of a round.
+        sizes: training and test samples of clients, where they are known.
+        score: what clients are compared by.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class Exchange:
         failures: FailureLog,
         say: Callable[[str], None],
         rate_in: Callable[[int], float],
+        sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+        score: Score = ACCURACY,
     ) -> None:
         self.config = config
         self.nodes = nodes
@@ -54,6 +61,9 @@ class Exchange:
         self.failures = failures
         self.say = say
         self._rate_in = rate_in
+        self._sizes, self._score = sizes, score
+        self.refused: set[int] = set()
+        """Clients whose last answer to an evaluation could not be true."""
         self.bytes_down = self.bytes_up = 0
         self._code = Code.here()
 
@@ -68,6 +78,8 @@ class Exchange:
     def training(self, clients: Iterable[int]) -> list[Message]:
         """Messages that ask clients to train."""
         rate = self._rate_in(self.server_round)
+        clients = list(clients)
+        note_asked(self.config, self.folder, self.server_round, clients)
         messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
         self.bytes_down += len(messages) * sum(array.numpy().nbytes for array in self.arrays.values())
         return messages
@@ -88,8 +100,8 @@ class Exchange:
                     break
                 self.say(f"round {self.server_round}  asking clients {waiting} in place of failed ones")
                 asked = [*asked, *waiting]
-                replies = self.grid.send_and_receive(self.training(waiting), timeout=MESSAGE_TIMEOUT_S)
-            updates += self._valid_updates(waiting, replies)
+                replies = self.grid.send_and_receive(self.training(waiting), timeout=self.config.timeout_s)
+            updates = self._ordinary([*updates, *self._valid_updates(waiting, replies)])
             if len(updates) >= needed:
                 return sorted(updates, key=lambda update: update.client)
         raise RunError(
@@ -104,23 +116,25 @@ class Exchange:
     def rows(self, clients: Iterable[int], replies: Iterable[Message], personalize: bool) -> list[dict[str, Any]]:
         """The answers to an evaluation: for each client its number and its entry in results.json.
 
-        A client that failed is recorded and left out. Sites may be away: in the last round they are asked again.
+        A client that failed is recorded and left out. In the last round sites, which may be away, and clients whose
+        answer cannot be true are asked again.
 
         Raises:
             RunError: none of the clients was evaluated.
         """
-        missing, rows = set(clients), list[dict[str, Any]]()
-        patience = self.config.max_round_retries if personalize and self.config.on_sites else 0
-        for attempt in range(patience + 1):
+        missing, rows, asked = set(clients), list[dict[str, Any]](), sorted(clients)
+        self.refused = set()
+        for attempt in range((self.config.max_round_retries if personalize else 0) + 1):
             if attempt:
-                self.say(f"round {self.server_round}  asking clients {sorted(missing)} again in {SITE_PAUSE_S} s")
-                time.sleep(SITE_PAUSE_S)
-                messages = self.evaluation(sorted(missing), personalize)
-                replies = self.grid.send_and_receive(messages, timeout=MESSAGE_TIMEOUT_S)
-            for node, answer in self._successful_replies(EvaluateReply, missing, replies):
-                rows += [dict(row) for row in answer.rows]
-                for failure in answer.failures:
-                    self._record(failure.client, node, failure.reason, failure.traceback)
+                asked = sorted(missing if self.config.on_sites else missing & self.refused)
+                if not asked:
+                    break
+                pause = SITE_PAUSE_S if self.config.on_sites else 0
+                self.say(f"round {self.server_round}  asking clients {asked} again in {pause} s")
+                time.sleep(pause)
+                messages = self.evaluation(asked, personalize)
+                replies = self.grid.send_and_receive(messages, timeout=self.config.timeout_s)
+            rows += self._valid_rows(asked, replies, self.config.num_finetune_epochs if personalize else None)
             missing = missing - {row["client"] for row in rows}
             if not missing:
                 return rows
@@ -137,48 +151,65 @@ class Exchange:
                 Order(self.server_round, tuple(own), self.memory, **options).to_record(self.arrays, self._code),
                 node,
                 kind,
+                ttl=self.config.timeout_s,  # a site that comes back does not begin with a round that is over
                 group_id=str(self.server_round),
             )
             for node, own in hosted.items()
         ]
 
-    def _valid_updates(self, clients: list[int], replies: Iterable[Message]) -> Iterator[ClientUpdate]:
+    def _valid_updates(self, clients: list[int], replies: Iterable[Message]) -> list[ClientUpdate]:
         """The updates that can be averaged. Every other client has failed, and that is recorded."""
-        for node, reply in self._successful_replies(TrainReply, set(clients), replies):
+        valid: list[ClientUpdate] = []
+        for reply in self._readable(TrainReply, clients, replies):
             self.bytes_up += reply.nbytes
-            for failure in reply.failures:
-                self._record(failure.client, node, failure.reason, failure.traceback)
             for update in reply.updates:
-                if reason := rejection_reason(update, self.expected):
-                    self._record(update.client, node, reason)
+                if reason := rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0]):
+                    self._record(update.client, reason)
                 else:
-                    yield update
+                    valid.append(update)
+        return valid
 
-    def _successful_replies(
-        self, form: type[Reply], clients: set[int], replies: Iterable[Message]
-    ) -> list[tuple[int, Reply]]:
-        """Nodes and their replies that could be read. Clients that no reply speaks of have failed: that is recorded."""
-        successful: list[tuple[int, Reply]] = []
-        errors: dict[int, str] = {}
-        for message in replies:
-            node = message.metadata.src_node_id
-            if message.has_error():
-                errors[node] = message.error.reason or "an error without a reason"
-                continue
-            try:
-                successful.append((node, form.from_record(message.content)))
-            except WireError as error:
-                errors[node] = f"sent {error}; install the same version as the server's"
-        # Errors of Flower itself, as of a node that is gone, do not say whose they are.
-        of_flower = "; ".join(reason for node, reason in errors.items() if node not in self.nodes)
-        answered = {client for _, reply in successful for client in reply.clients}
-        for client in sorted(clients - answered):
-            node = self._node_of(client)
-            self._record(client, node, errors.get(node) or of_flower or "no answer")
-        return successful
+    def _ordinary(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
+        """The updates without those that are too long to be averaged with the others; these have failed."""
+        shared = {name: array for name, array in self.arrays.items() if not name.startswith(EXTRA)}
+        far = outliers(updates, shared, per_sample=not self.config.num_local_steps)
+        for client, times in far.items():
+            words = (
+                f"its update is {times} times as long as those of the others, and at most {FAR:g} times are averaged"
+            )
+            self._record(client, f"{words}; it is left out")
+        return [update for update in updates if update.client not in far]
 
-    def _record(self, client: int, node: int, reason: str, traceback: str = "") -> None:
-        self.failures.record(self.server_round, client, str(self.nodes.index(node)), reason, traceback)
+    def _valid_rows(self, clients: list[int], replies: Iterable[Message], epochs: int | None) -> list[dict[str, Any]]:
+        """The entries that can be true. Every other client has failed, and that is recorded."""
+        rows: list[dict[str, Any]] = []
+        for reply in self._readable(EvaluateReply, clients, replies):
+            for row in reply.rows:
+                client: int = row["client"]
+                num_test = self._sizes.get(client, (None, None))[1]
+                if reason := row_problem(row, self._score, not self.config.task, epochs, num_test):
+                    self.refused.add(client)
+                    self._record(client, reason)
+                else:
+                    self.refused.discard(client)
+                    rows.append(dict(row))
+        return rows
+
+    def _readable(self, form: type[Reply], clients: Iterable[int], replies: Iterable[Message]) -> list[Reply]:
+        """The replies that can be read. Clients that failed, or that none of these speaks of, are recorded."""
+        answers = read(form, {client: self._node_of(client) for client in clients}, replies)
+        self.refused |= answers.refused
+        for failure in (failure for reply in answers.readable for failure in reply.failures):
+            self._record(failure.client, failure.reason, failure.traceback)
+        for client, reason in answers.unanswered.items():
+            self._record(client, reason)
+        if answers.lost_worker and not self.config.on_sites:
+            raise RunError(f"round {self.server_round}: a worker process died; go on with resume = {self.folder}")
+        return answers.readable
+
+    def _record(self, client: int, reason: str, traceback: str = "") -> None:
+        node = str(self.nodes.index(self._node_of(client)))
+        self.failures.record(self.server_round, client, node, reason, traceback)
 
     def _node_of(self, client: int) -> int:
         return self.nodes[client % len(self.nodes)]

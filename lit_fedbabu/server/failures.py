@@ -1,14 +1,14 @@
 """How the failure of a client is recorded: in the run's folder, in TensorBoard and on the console."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lit_fedbabu.errors import RunError
 from lit_fedbabu.records.run_folder import record_failure
 from lit_fedbabu.records.tensorboard import Board
 
-DEAD_WORKER = ("ActorDied", "WorkerCrashed")
-"""In the reason of a failure: Ray lost a worker process, and Flower's pool does not start another one."""
+OF_FLOWER = re.compile(r"<class '[\w.]+'>:<['\"](.*)['\"]>", re.DOTALL)
+"""What Flower wraps the text of an exception in."""
 SHOWN = 300
 """Characters of a reason that are shown on the console; the file has all."""
 
@@ -31,12 +31,8 @@ class FailureLog:
         self.say = say
 
     def record(self, server_round: int, client: int, node: str, reason: str, traceback: str = "") -> None:
-        """Record the failure of a client.
-
-        Raises:
-            RunError: a worker process died, so that asking again is in vain.
-        """
-        reason = " ".join(reason.split())
+        """Record the failure of a client. Reason and traceback are its own words, or Flower's."""
+        reason = one_line(reason)
         entry = {"round": server_round, "client": client, "node": node, "reason": reason, "traceback": traceback}
         record_failure(self.folder, entry)
         # Ray and Flower wrap an exception in text of their own, and put what was raised at the end.
@@ -44,5 +40,11 @@ class FailureLog:
         self.last = f"client {client} on node {node}: {shown}"
         self.board.failure(server_round, self.last)
         self.say(f"round {server_round}  failed: {self.last}")
-        if any(word in reason for word in DEAD_WORKER):
-            raise RunError(f"round {server_round}: a worker process died; go on with resume = {self.folder}")
+
+
+def one_line(reason: object) -> str:
+    """Words of a node in one line that can be printed, without what Flower wraps them in."""
+    text = str(reason)
+    whole = OF_FLOWER.fullmatch(text)
+    line = " ".join((whole[1] if whole else text).split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

@@ -1,16 +1,16 @@
 """A whole federation on the server: nodes, rounds, checkpoints, results."""
 
 import dataclasses
+import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from lit_fedbabu.algorithms.privacy import guarantee
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
@@ -22,9 +22,9 @@ from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import ON_NODES, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.server.exchange import MESSAGE_TIMEOUT_S
-from lit_fedbabu.server.nodes import find_nodes
-from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.server.nodes import Node, find_nodes
+from lit_fedbabu.server.patience import PatientGrid
+from lit_fedbabu.server.spent import privacy_facts
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.system import LOG_MARK
 
@@ -44,7 +44,15 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
         federate(grid, experiment, progress)
     except (InputError, RunError) as error:
         progress.say(f"error: {error}")
+        logging.getLogger("flwr").addFilter(_without_traceback)
         raise error.with_traceback(None) from None  # so that the run has failed; Flower logs it again
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let Flower log an error that was said in a line without the lines of code that it came through."""
+    if record.exc_info and isinstance(record.exc_info[1], InputError | RunError):
+        record.exc_info = None
+    return True
 
 
 def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) -> Path:
@@ -87,20 +95,20 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if any("runtime-envs" in entry for entry in sys.path):
         say("note: Flower installed a throw-away environment for this run; lit-fedbabu run does not")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
-    nodes = find_nodes(grid, say)
-    if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
-        what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
-        raise RunError(f"{what}; copy the server's to them, under the same path")
+    if config.on_sites and isinstance(grid, Grid):
+        grid = cast(Grid, PatientGrid(grid, say))
+    nodes = _nodes(grid, config, say)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, board, server_round, arrays)
 
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
-    strategy = SharedParts(experiment, [node.id for node in nodes], folder, memory, board, keep, progress, rounds)
+    ids, sizes = [node.id for node in nodes], _sizes(experiment, nodes)
+    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
-    privacy = _privacy(config, say)
+    privacy = privacy_facts(config, folder, len(rounds), say)
     facts = {"trains-on": trains_on, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
         if not config.on_sites:
@@ -119,15 +127,45 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         grid,
         ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
         num_rounds=config.num_server_rounds - len(rounds),
-        timeout=MESSAGE_TIMEOUT_S,
+        timeout=config.timeout_s,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
         evaluate_fn=strategy.end_of_round,
     )
+    _write_spent(config, folder, say)
     outcome = results.read_results(folder)
     say(f"results {folder / run_folder.RESULTS}")
     for line in results.table(outcome).splitlines():
         say(line)
+
+
+def _nodes(grid: Grid, config: Config, say: Callable[[str], None]) -> list[Node]:
+    """The nodes; raises RunError where one of them has another file of initial weights."""
+    nodes = find_nodes(grid, say, most=config.num_clients)
+    if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
+        what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
+        raise RunError(f"{what}; copy the server's to them, under the same path")
+    if config.on_sites:
+        say(f"training samples of the sites: {', '.join(str(node.sizes[0]) for node in nodes)}")
+    return nodes
+
+
+def _write_spent(config: Config, folder: Path, say: Callable[[str], None]) -> None:
+    """Write down what was spent of the privacy, where it is more than was foreseen."""
+    kept, spent = run_folder.read_environment(folder), privacy_facts(config, folder, config.num_server_rounds)
+    if spent.get("privacy") != kept.get("privacy"):
+        say(f"clients stood in for others or repeated a round: {spent['privacy']}")
+        run_folder.write_config(folder, run_folder.read_config(folder), {**kept, **spent})
+
+
+def _sizes(experiment: Experiment, nodes: list[Node]) -> dict[int, tuple[int, int]]:
+    """Training and test samples of each client: as they were dealt, or as each site said before the first round."""
+    if experiment.config.on_sites:
+        return {client: node.sizes for client, node in enumerate(nodes)}
+    sizes = dict(experiment.task.sizes)
+    if experiment.algorithm.pooled:
+        sizes[0] = sum(sizes[client][0] for client in range(experiment.config.num_federated)), sizes[0][1]
+    return sizes
 
 
 def _refuse_other_split(experiment: Experiment, folder: Path) -> None:
@@ -172,7 +210,7 @@ def _save_round(
     if server_round == experiment.config.num_server_rounds:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
         clients = results.named(strategy.clients, () if experiment.config.on_sites else experiment.task.client_names)
-        outcome = results.results(experiment.config, rounds, clients, experiment.task.score)
+        outcome = results.results(experiment.config, rounds, clients, experiment.task.score, missing=strategy.missing)
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
         board.finish(experiment.config, outcome, _features(experiment, received))
@@ -189,14 +227,3 @@ def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> t
         return None
     clients = range(config.num_clients)
     return features_of(experiment, ((client, experiment.received_module(received)) for client in clients))
-
-
-def _privacy(config: Config, say: Callable[[str], None]) -> dict[str, str]:
-    """What protection the shared weights have, for config.toml; nothing where none is asked for."""
-    if not config.clipping_norm:
-        return {}
-    rounds = range(1, config.num_server_rounds + 1)
-    drawn = Counter(client for each in rounds for client in participants(config, each))
-    protection = guarantee(config, max(drawn.values()))
-    say(protection)
-    return {"privacy": protection}

@@ -9,10 +9,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from lit_fedbabu.errors import RunError
+from lit_fedbabu.fields import MOST_SAMPLES, is_whole
 from lit_fedbabu.handshake import PLACE, Code, Place, WireError
+from lit_fedbabu.server.failures import one_line
 
 NODES_TIMEOUT_S = 600.0
 """Seconds that nodes have to register."""
+MOST_NODES = 10**6
 
 
 class Node(NamedTuple):
@@ -23,15 +26,19 @@ class Node(NamedTuple):
         trains_on: its device and precision, as it says.
         own_disk: whether its clients' memories lie in a folder of its own.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
+        sizes: training and test samples of a site.
     """
 
     id: int
     trains_on: str
     own_disk: bool
     initial_weights: str = ""
+    sizes: tuple[int, int] = (0, 0)
 
 
-def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_TIMEOUT_S) -> list[Node]:
+def find_nodes(
+    grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_TIMEOUT_S, most: int = MOST_NODES
+) -> list[Node]:
     """All nodes, ordered by the place that each says it has.
 
     Waits until all nodes have registered: simulated ones appear while the server already runs, and real ones when
@@ -41,6 +48,7 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
         grid: Flower's.
         say: prints a line for the person who watches.
         timeout_s: seconds to wait at most.
+        most: nodes that there can be.
 
     Raises:
         RunError: they did not all come in time, they disagree about their number, or one cannot take part.
@@ -52,7 +60,7 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
     while True:
         ids = sorted(grid.get_node_ids())
         if ids and ids == asked:  # nobody came since the last look: ask them all
-            places = _places(grid, ids, timeout_s)
+            places = _places(grid, ids, timeout_s, say, most)
             expected = max((place.nodes for place in places.values()), default=expected)
             if len(places) >= max(expected, len(ids)):
                 break
@@ -73,26 +81,46 @@ def find_nodes(grid: Grid, say: Callable[[str], None], timeout_s: float = NODES_
     if 0 < len(without) < len(places):
         raise RunError(f"nodes {', '.join(without)} have no state-path, and others have; give all of them one")
     by_place = {
-        place.node: Node(node, place.trains_on, place.own_disk, place.initial_weights) for node, place in places.items()
+        place.node: Node(
+            node, place.trains_on, place.own_disk, place.initial_weights, (place.num_train, place.num_test)
+        )
+        for node, place in places.items()
     }
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")
     return [by_place[place] for place in range(expected)]
 
 
-def _places(grid: Grid, nodes: list[int], timeout_s: float) -> dict[int, Place]:
+def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str], None], most: int) -> dict[int, Place]:
     """What nodes answer to ``PLACE``; nothing of those that Flower found to be gone.
 
     Raises:
-        RunError: nodes answered that they cannot take part.
+        RunError: nodes cannot take part. Of several, each is said in a line, and the last one is raised.
     """
     messages = [Message(Code.here().to_record(), node, PLACE) for node in nodes]
     replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout_s)}
-    answered = {node: replies[node] for node in nodes if node in replies}
-    reasons = [str(reply.error.reason) for reply in answered.values() if reply.has_error()]
+    places: dict[int, Place] = {}
+    reasons: list[str] = []
+    for node, reply in ((node, replies[node]) for node in nodes if node in replies):
+        if reply.has_error():
+            reasons.append(f": {one_line(reply.error.reason)}")
+            continue
+        try:
+            place = Place.from_record(reply.content)
+        except WireError as error:
+            reasons.append(f", for it sent {one_line(error)}")
+            continue
+        places[node] = place
+        if place.refusal or place.nodes > most or not _possible(place):
+            what = f"it says that it is node {place.node} of {place.nodes}, with {place.num_train} training samples"
+            reasons.append(f": {one_line(place.refusal or what)}")
+    for reason in reasons[:-1]:
+        say(f"error: a node cannot take part{reason}")
     if reasons:
-        raise RunError(f"{len(reasons)} of {len(nodes)} nodes cannot take part: {'; '.join(reasons)}")
-    try:
-        return {node: Place.from_record(reply.content) for node, reply in answered.items()}
-    except WireError as error:
-        raise RunError(f"a node cannot take part, for it sent {error}; install the same version on all") from None
+        raise RunError(f"a node cannot take part{reasons[-1]}")
+    return places
+
+
+def _possible(place: Place) -> bool:
+    """Whether a node can have so many samples; simulated ones do not say how many."""
+    return all(is_whole(count, 0, MOST_SAMPLES) for count in (place.num_train, place.num_test))

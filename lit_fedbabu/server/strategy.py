@@ -1,7 +1,8 @@
 """SharedParts, the strategy: seeded sampling of clients, averaging in a fixed order, evaluation of all clients."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -12,6 +13,7 @@ from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import incomplete, results
 from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import digest_of
 from lit_fedbabu.server.exchange import Exchange
@@ -37,6 +39,7 @@ class SharedParts(Strategy):
         finished: called with (round, arrays) when a round and its evaluation are over.
         progress: shows a person what is done.
         rounds: the history of a run that is resumed. Flower counts from 1 what comes after it.
+        sizes: training and test samples of clients, where they are known: answers that say otherwise are refused.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class SharedParts(Strategy):
         finished: Callable[[int, ArrayRecord], None],
         progress: Lines,
         rounds: Sequence[dict[str, Any]] = (),
+        sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
     ) -> None:
         self.experiment = experiment
         self.folder = folder
@@ -58,9 +62,13 @@ class SharedParts(Strategy):
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
         self.log = RoundLog(config, board, progress.say, rounds, classes, score, experiment.rate_in)
         failures = FailureLog(folder, board, progress.say)
-        self.exchange = Exchange(config, nodes, memory, folder, failures, progress.say, experiment.rate_in)
+        self.exchange = Exchange(
+            config, nodes, memory, folder, failures, progress.say, experiment.rate_in, sizes, score
+        )
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
+        self.missing: list[int] = []
+        """Clients that it asked and that were not evaluated."""
         self._kept: list[dict[str, Any]] = []
         """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
         self._resumed_after = len(rounds)
@@ -122,12 +130,17 @@ class SharedParts(Strategy):
         last = self._is_last(server_round)
         rows = [*self._kept, *self.exchange.rows(self._to_evaluate(last), replies, personalize=last)]
         missing = sorted(set(self._asked(last)) - {row["client"] for row in rows})
-        if missing and last and not self.config.on_sites:
+        if last and not self.config.on_sites and not self.exchange.refused.issuperset(missing):
             outcome = results.results(self.config, self.log.rounds, rows, self.log.score)
             path = incomplete.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
             raise RunError(
                 f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."
                 f" Resume the run to ask them again. The last: {self.exchange.failures.last}"
+            )
+        self.missing = missing
+        if missing and last:
+            self.progress.say(
+                f"round {server_round}  clients {missing} are missing from the results: {FAILURES} says why"
             )
         self.clients = rows
         self.log.evaluated(server_round, rows)

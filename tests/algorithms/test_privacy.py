@@ -1,9 +1,10 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from dp_accounting.privacy_loss_distribution import PrivacyLossDistribution
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from scipy import stats
 
 from lit_fedbabu.algorithms import memory, privacy
@@ -106,11 +107,45 @@ def test_epsilon_is_the_least_that_the_gaussian_mechanism_has(noise_multiplier, 
 def test_epsilon_is_that_of_googles_accountant(noise_multiplier, participations):
     """Its numbers are rounded up: by an interval at most for each round."""
     interval, found = 1e-4, privacy.epsilon(noise_multiplier, participations)
-    once = PrivacyLossDistribution.from_gaussian_mechanism(
-        noise_multiplier, sensitivity=2.0, value_discretization_interval=interval
-    )
+    once = from_gaussian_mechanism(noise_multiplier, sensitivity=2.0, value_discretization_interval=interval)
     whole = once.self_compose(participations) if participations > 1 else once
     assert found - 1e-6 <= whole.get_epsilon_for_delta(privacy.DELTA) <= found + participations * interval
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_leave(wrong):
+    received = [np.zeros(1000, np.float32), np.zeros(2, np.float32)]
+    trained = [np.ones(1000, np.float32), np.array([wrong, 0], np.float32)]
+    with pytest.raises(ValueError, match="nothing is sent: its weights are not finite"):
+        privacy.protect(trained, received, Config(clipping_norm=1.0))
+    with pytest.raises(ValueError, match="nothing is sent: its update is too long"):
+        privacy.protect([np.full(3, 1e200)], [np.zeros(3)], Config(clipping_norm=1.0))
+    with pytest.raises(ValueError, match="nothing is sent: its weights with noise are not finite"):
+        privacy.protect(received, received, Config(clipping_norm=1e30, noise_multiplier=1e30))
+
+
+def test_epsilon_counts_rounds_in_which_a_client_stands_in_for_others(federate, monkeypatch, capsys):
+    config = tiny_config(
+        model_name=NARROW, clipping_norm=1.0, noise_multiplier=2.0, num_server_rounds=4, num_clients=3,
+        fraction_train=0.34, evaluate_every=4, seed=0,
+    )  # fmt: skip
+    drawn = [client for server_round in range(1, 5) for client in participants(config, server_round)]
+    bad = max(drawn, key=drawn.count)
+    fit = FedBABUClient.fit
+
+    def broken(self, parameters, order):
+        if self.client == bad:
+            raise RuntimeError("boom")
+        return fit(self, parameters, order)
+
+    monkeypatch.setattr(FedBABUClient, "fit", broken)
+    folder, grid = federate(config)
+    asked = [message for message in grid.messages if message.metadata.message_type == "train"]
+    counts = Counter(client for message in asked for client in message.content["config"]["clients"])
+    assert max(counts.values()) > max(drawn.count(client) for client in drawn), "another seed would show more"
+    told = privacy.guarantee(config, max(counts.values()))
+    assert run_folder.read_environment(folder)["privacy"] == told
+    assert f"clients stood in for others or repeated a round: {told}" in capsys.readouterr().out
 
 
 def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):

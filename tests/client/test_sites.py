@@ -1,5 +1,8 @@
 """Real nodes: every client is a site with images and a disk of its own."""
 
+import logging
+import re
+
 import pytest
 import torch
 from flwr.app import Context, RecordDict
@@ -14,7 +17,7 @@ from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server import exchange
-from lit_fedbabu.server.federate import federate
+from lit_fedbabu.server.federate import federate, serve
 from tests.sites import MODEL, SITES, Sites, site_config, write_site
 from tests.support import FakeGrid, client_data, files_that_decide, unavailable
 
@@ -165,10 +168,25 @@ def test_a_node_with_another_configuration_is_refused_by_name_before_the_first_r
     assert not any(message.metadata.message_type == "train" for message in grid.messages)
 
 
-def test_a_site_with_a_class_that_the_federation_does_not_know_is_refused(nodes, tmp_path):
+def test_sites_with_a_class_that_the_federation_does_not_know_are_refused_in_a_line_each(nodes, tmp_path, capsys):
     config = site_config(tmp_path, class_names="red,green")
-    with pytest.raises(RunError, match="client-id 1 on .*: class-names = .* has no blue, which .*images-1 has"):
+    why = r"client-id {} on .*: class-names = .* has no blue, which .*images-{} has"
+    with pytest.raises(RunError, match="^a node cannot take part: client-id") as refused:
         federate(Sites(config, nodes), Experiment(config))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: a node")]
+    lines.append(str(refused.value))
+    for site in (1, 2):
+        (line,) = [line for line in lines if re.search(why.format(site, site), line)]
+        assert line.count("client-id") == 1 and "class '" not in line
+
+
+def test_flower_logs_an_error_that_was_said_without_a_traceback(tmp_path, capsys):
+    config = site_config(tmp_path)
+    grid = Sites(config, [{}] * SITES)
+    with pytest.raises(RunError, match="no client-id") as raised:
+        serve(grid, config.to_run_config())
+    record = logging.LogRecord("flwr", 40, "", 1, "raised", (), (RunError, raised.value, None))
+    assert logging.getLogger("flwr").filter(record) and record.exc_info is None
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ DOORS = {
 }  # fmt: skip
 FLOORS = [
     {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"}, {"derived"}, {"config"},
-    {"handshake", "option_text", "words"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"}, {"algorithms/algorithm"},
-    {"algorithms/table"},
+    {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
+    {"algorithms/algorithm"}, {"algorithms/table"},
     {"experiment", "completion"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip

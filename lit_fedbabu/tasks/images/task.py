@@ -128,6 +128,12 @@ class ImageClassification:
             try_augmentation(self.config.augmentation, self.augmentation, self.image_shape, self.batch_sizes()[0])
 
     @property
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Training and test images of each client."""
+        train, test = ([len(images) for images in parts] for parts in (self.partition.train, self.partition.test))
+        return dict(enumerate(zip(train, test, strict=True)))
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of an image as the model takes it: channels, height and width."""
         return self.channels, self.config.image_size, self.config.image_size

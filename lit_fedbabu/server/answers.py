@@ -1,0 +1,73 @@
+"""Which of the messages that came back can be read, and speak of nobody but the clients that were asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Generic, TypeVar
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+from lit_fedbabu.errors import some
+from lit_fedbabu.handshake import WireError
+from lit_fedbabu.wire import EvaluateReply, TrainReply
+
+DEAD_WORKER = ("ActorDied", "WorkerCrashed")
+"""In an error of Flower's simulation: Ray lost a worker process, and Flower's pool does not start another one."""
+
+Reply = TypeVar("Reply", TrainReply, EvaluateReply)
+
+
+@dataclasses.dataclass
+class Answers(Generic[Reply]):
+    """What came back.
+
+    Args:
+        readable: replies, in which every client was asked and is there once.
+        unanswered: clients that no reply speaks of, and why.
+        refused: those of them whose node sent something that cannot be read or does not speak of them.
+        lost_worker: whether Flower's simulation says that Ray lost a worker.
+    """
+
+    readable: list[Reply] = dataclasses.field(default_factory=list)
+    unanswered: dict[int, str] = dataclasses.field(default_factory=dict)
+    refused: set[int] = dataclasses.field(default_factory=set)
+    lost_worker: bool = False
+
+
+def read(form: type[Reply], asked: Mapping[int, int], replies: Iterable[Message]) -> Answers[Reply]:
+    """Read replies.
+
+    Args:
+        form: of the replies.
+        asked: for each client the node that was asked.
+        replies: of nodes, or of Flower in place of nodes.
+    """
+    found = Answers[Reply]()
+    errors: dict[int, str] = {}
+    left = dict(asked)
+    for message in replies:
+        node = message.metadata.src_node_id
+        own = {client for client, its_node in left.items() if its_node == node}
+        if message.has_error():
+            errors[node] = str(message.error.reason or "an error without a reason")
+            words = any(word in errors[node] for word in DEAD_WORKER)
+            found.lost_worker |= words and message.error.code == ErrorCode.UNKNOWN
+            continue
+        try:
+            reply = form.from_record(message.content)
+            if others := reply.clients - own:
+                raise WireError(f"an answer of clients {some(map(str, sorted(others)))}, which were not asked")
+        except WireError as error:
+            errors[node] = f"sent {error}"
+            found.refused |= own
+            continue
+        found.readable.append(reply)
+        found.refused |= own - reply.clients
+        left = {client: its_node for client, its_node in left.items() if client not in reply.clients}
+    # Errors of Flower itself, as of a node that is gone, do not say whose they are.
+    of_flower = "; ".join(reason for node, reason in errors.items() if node not in asked.values())
+    found.unanswered = {client: errors.get(node) or of_flower or "no answer" for client, node in sorted(left.items())}
+    found.refused &= left.keys()
+    return found

@@ -1,0 +1,56 @@
+"""How often each client has sent noised weights, and so what privacy is left: stand-ins and repeated rounds count."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lit_fedbabu.algorithms.privacy import guarantee
+from lit_fedbabu.config import Config
+from lit_fedbabu.files import append_json_line
+from lit_fedbabu.records.run_folder import ASKED
+from lit_fedbabu.server.sampling import participants
+
+
+def note_asked(config: Config, folder: Path, server_round: int, clients: Sequence[int]) -> None:
+    """Write down, before they are asked, which clients will send noised weights."""
+    if config.noise_multiplier:
+        append_json_line(folder / ASKED, {"round": server_round, "clients": list(clients)})
+
+
+def privacy_facts(
+    config: Config, folder: Path, done: int, say: Callable[[str], None] = lambda _: None
+) -> dict[str, str]:
+    """What protection the shared weights have, for config.toml; nothing where none is asked for.
+
+    Args:
+        config: the experiment.
+        folder: the run's.
+        done: rounds that are over. For those to come, the clients that the seed draws are counted.
+        say: prints a line.
+    """
+    if not config.clipping_norm:
+        return {}
+    asked = _asked(folder)
+    rounds = {server_round for server_round, _ in asked}
+    drawn = [
+        participants(config, each)
+        for each in range(1, config.num_server_rounds + 1)
+        if each > done or each not in rounds
+    ]
+    counts = Counter(client for clients in [*drawn, *(clients for _, clients in asked)] for client in clients)
+    protection = guarantee(config, max(counts.values()))
+    say(protection)
+    return {"privacy": protection}
+
+
+def _asked(folder: Path) -> list[tuple[int, list[int]]]:
+    """Rounds and the clients that were asked; runs of earlier versions have none."""
+    asked: list[tuple[int, list[int]]] = []
+    with suppress(FileNotFoundError):
+        for line in (folder / ASKED).read_text().splitlines():
+            with suppress(ValueError):  # of a line that a kill cut off, before anyone was asked
+                entry = json.loads(line)
+                asked.append((entry["round"], entry["clients"]))
+    return asked

@@ -1,0 +1,409 @@
+"""One of four clients lies: it is left out with a line, and the others go on as they do without it."""
+
+import copy
+import io
+import math
+from contextlib import suppress
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lit_fedbabu.config import Config
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.fields import decoded
+from lit_fedbabu.handshake import PLACE, VERSION, Place, WireError
+from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.records.results import read_results, results
+from lit_fedbabu.server import patience
+from lit_fedbabu.server.aggregation import FAR, digest_of, outliers
+from lit_fedbabu.server.nodes import find_nodes
+from lit_fedbabu.server.strategy import SharedParts
+from lit_fedbabu.wire import ClientUpdate, EvaluateReply, TrainReply
+from tests.support import NARROW, FakeGrid, failures_of, tiny_config
+
+LIAR, CLIENTS, ROUNDS = 3, 4, 3
+OPTIONS = {
+    "model_name": NARROW, "num_clients": CLIENTS, "fraction_train": 1.0, "num_server_rounds": ROUNDS,
+    "min_clients_per_round": CLIENTS - 1, "max_round_retries": 1,
+}  # fmt: skip
+
+
+class Replayed(FakeGrid):
+    """Four nodes of a client each, whose true answers are worked out once; the liar's are changed before they are sent.
+
+    Args:
+        config: of the run.
+        kind: of the messages that it lies to.
+        lie: changes the content of a reply in place, or returns another one or an Error; is also given the message.
+        known: true answers by kind, round and client, which are filled here.
+    """
+
+    def __init__(self, config, kind, lie, known):
+        super().__init__(config, CLIENTS)
+        self.kind, self.lie, self.known = kind, lie, known
+
+    def answer(self, message, context: Context) -> Message:
+        client = context.node_config["partition-id"]
+        key = message.metadata.message_type, message.metadata.group_id, client
+        if key not in self.known:
+            self.known[key] = super().answer(message, context).content
+        content = copy.deepcopy(self.known[key])
+        if key[0] == self.kind and client == LIAR:
+            told = self.lie(content, message)
+            content = content if told is None else told
+        return Message(content, reply_to=message)
+
+
+class Course:
+    """Three rounds and the last evaluation of a federation, on the server's side alone.
+
+    Args:
+        folder: of the run.
+        kind, lie, known: as of ``Replayed``.
+    """
+
+    def __init__(self, experiment, folder, kind="", lie=None, known=None):
+        grid = Replayed(experiment.config, kind, lie, known)
+        self.folder = folder
+        self.scalars: list[float] = []
+        board = SimpleNamespace(
+            round=lambda number, scalars: self.scalars.append(scalars["train/loss"]),
+            failure=lambda *_: None,
+            scores=lambda *_: None,
+        )
+        place = list(grid.contexts), folder, str(folder / "memory"), board, None, Lines()
+        self.strategy = SharedParts(experiment, *place, sizes=experiment.task.sizes)
+        arrays = ArrayRecord({name: Array(value.numpy()) for name, value in experiment.initial_shared().items()})
+        self.digests = []
+        for server_round in range(1, ROUNDS + 1):
+            messages = self.strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            arrays, _ = self.strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+            self.digests.append(digest_of(arrays))
+        messages = self.strategy.configure_evaluate(ROUNDS, arrays, ConfigRecord(), grid)
+        self.strategy.aggregate_evaluate(ROUNDS, grid.send_and_receive(messages))
+
+    @property
+    def outcome(self):
+        strategy = self.strategy
+        return results(strategy.config, strategy.log.rounds, strategy.clients, missing=strategy.missing)
+
+    @property
+    def told(self):
+        return [(failure["round"], failure["client"]) for failure in failures_of(self.folder)]
+
+
+@pytest.fixture(scope="module")
+def run(machine, tmp_path_factory):
+    """The course of a federation with a liar."""
+    experiment = Experiment(tiny_config(**OPTIONS))
+    known: dict[tuple[str, str, int], RecordDict] = {}
+    return lambda kind="", lie=None: Course(experiment, tmp_path_factory.mktemp("hostile"), kind, lie, known)
+
+
+@pytest.fixture(scope="module")
+def without(run):
+    """The course in which the liar fails in every round."""
+    course = run("train", lambda content, message: Error(code=2, reason="<class 'ValueError'>:<'gone'>"))
+    assert {failure["reason"] for failure in failures_of(course.folder)} == {"gone"}
+    return course
+
+
+@pytest.fixture(scope="module")
+def honest(run):
+    """The course in which nobody lies."""
+    return run()
+
+
+def metric(name, value):
+    def lie(content, message):
+        content["metrics"] = MetricRecord({**content["metrics"], name: [value]})
+
+    return lie
+
+
+def arrays(change):
+    """Let a lie change an array (1, ...), given it and what was received."""
+
+    def lie(content, message):
+        received = message.content["arrays"]
+        values = {name: change(array.numpy(), received[name].numpy()) for name, array in content["arrays"].items()}
+        content["arrays"] = ArrayRecord({name: Array(np.asarray(value)) for name, value in values.items()})
+
+    return lie
+
+
+def first_array(change):
+    """Let a lie change the bytes of the first array."""
+
+    def lie(content, message):
+        name, array = next(iter(content["arrays"].items()))
+        content["arrays"][name] = Array(array.dtype, array.shape, array.stype, change(array.data))
+
+    return lie
+
+
+def header(shape, dtype="<f4"):
+    """The bytes of an array's header that claims this, without its numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def zipped(data):
+    file = io.BytesIO()
+    np.savez(file, np.zeros(3))
+    return file.getvalue()
+
+
+def renamed(content, message):
+    content["arrays"] = ArrayRecord({f"{name}\x1b[2J": array for name, array in content["arrays"].items()})
+
+
+def of_others(content, message):
+    (own,) = TrainReply.from_record(content).updates
+    updates = [ClientUpdate(client, own.num_train, 0.5, own.arrays) for client in range(CLIENTS)]
+    return TrainReply(updates).to_record()
+
+
+def twice(content, message):
+    (own,) = TrainReply.from_record(content).updates
+    return TrainReply([own, own]).to_record()
+
+
+def failed(reason):
+    def lie(content, message):
+        record = {"client": [LIAR], "reason": reason, "traceback": [""]}
+        content = TrainReply([]).to_record()
+        content["failures"] = ConfigRecord(record)
+        return content
+
+    return lie
+
+
+HUGE = float(np.finfo(np.float32).max)
+TRAINING = {
+    **{f"{count} images": metric("num_train", count) for count in (10**9, 2**62, -5, 0, 49, math.nan, math.inf, 48.0)},
+    "images are no list": lambda content, message: content["metrics"].update(num_train=3),
+    "weights of 1e30": arrays(lambda sent, received: np.full_like(sent, 1e30)),
+    "the largest float": arrays(lambda sent, received: np.full_like(sent, HUGE)),
+    "weights of 1e15": arrays(lambda sent, received: np.full_like(sent, 1e15)),
+    "flipped 10 times": arrays(lambda sent, received: received - 10 * (sent - received)),
+    "flipped 100 times": arrays(lambda sent, received: received - 100 * (sent - received)),
+    "not a number": arrays(lambda sent, received: sent * np.float32(math.nan)),
+    "loss 1e308": metric("train_loss", 1e308),
+    "loss inf": metric("train_loss", math.inf),
+    "updates of others": of_others,
+    "an update twice": twice,
+    "garbage": first_array(lambda data: b"garbage" * 30),
+    "nothing": first_array(lambda data: b""),
+    "truncated": first_array(lambda data: data[:-5]),
+    "longer": first_array(lambda data: data + b"12345"),
+    "npz": first_array(zipped),
+    "a pickle": first_array(lambda data: header((3,), "|O") + b"\x80\x04N."),
+    "10^12 numbers": first_array(lambda data: header((10**12,))),
+    "10^12 times nothing": first_array(lambda data: header((10**12, 0))),
+    "another serializer": lambda content, message: content["arrays"].update(
+        {name: Array(each.dtype, each.shape, "torch", each.data) for name, each in content["arrays"].items()}
+    ),
+    "another dtype": arrays(lambda sent, received: sent.astype(np.float64)),
+    "another shape": arrays(lambda sent, received: sent[..., None]),
+    "other names": renamed,
+    "no arrays": lambda content, message: content.update(arrays=ArrayRecord({})),
+    "records of other types": lambda content, message: RecordDict({"reply": content["metrics"]}),
+    "another client": metric("client", 0),
+    "client 2^40": metric("client", 2**40),
+    "empty": lambda content, message: RecordDict(),
+    "a dead worker": failed(["<class 'ray.exceptions.ActorDiedError'>: gone"]),
+    "a reason that is a number": failed([7]),
+    "an error of a dead worker": lambda content, message: Error(code=2, reason="ActorDied"),
+}
+
+
+@pytest.mark.parametrize("what", TRAINING)
+def test_a_client_that_lies_in_training_is_left_out_of_every_round(what, run, without, capsys):
+    course = run("train", TRAINING[what])
+    told = capsys.readouterr().out
+    assert (course.digests, course.scalars) == (without.digests, without.scalars)
+    assert course.outcome == without.outcome and course.told == without.told == [(1, LIAR), (2, LIAR), (3, LIAR)]
+    assert told.count(f"failed: client {LIAR} on node {LIAR}: ") == ROUNDS and "\x1b" not in told
+
+
+def one_list(name, value):
+    def lie(content, message):
+        if name in content.get("lists", ()):
+            content["lists"][name] = value
+
+    return lie
+
+
+EVALUATION = {
+    "accuracy -5": metric("initial_accuracy", -5.0),
+    "accuracy 1.1": metric("initial_accuracy", 1.1),
+    "loss -1": metric("initial_loss", -1.0),
+    "loss 1e308": metric("initial_loss", 1e308),
+    "test images 10^9": metric("num_test", 10**9),
+    "test images nan": metric("num_test", math.nan),
+    "a list as a client": lambda content, message: content.update(lists=MetricRecord({"client": [LIAR]})),
+    "a list as an accuracy": lambda content, message: content.update(lists=MetricRecord({"initial_accuracy": [0.5]})),
+    "an odd name": metric("accuracy_epoch_x", 0.5),
+    "an epoch too many": metric("accuracy_epoch_7", 0.5),
+    "another name": metric("initial_\x1b[2J", 0.5),
+    "no accuracy": lambda content, message: content["metrics"].pop("initial_accuracy"),
+    "arrays in place of numbers": lambda content, message: RecordDict(
+        {"reply": content["reply"], "metrics": ArrayRecord({"client": Array(np.zeros(1))})}
+    ),
+    "empty": lambda content, message: RecordDict(),
+    "another client": metric("client", 1),
+    "nobody": lambda content, message: EvaluateReply([]).to_record(),
+    "bins of another length": one_list("initial_bin_images", [1] * 14),
+    "bins below zero": one_list("personalized_bin_hits", [-1] * 15),
+}
+
+
+def spoil(lie):
+    """The lie, whatever it returns besides a message's content."""
+
+    def told(content, message):
+        found = lie(content, message)
+        return found if isinstance(found, RecordDict) else None
+
+    return told
+
+
+@pytest.mark.parametrize("what", EVALUATION)
+def test_others_results_are_final_where_a_client_lies_in_evaluations(what, run, honest, capsys):
+    course = run("evaluate", spoil(EVALUATION[what]))
+    told = capsys.readouterr().out
+    assert course.digests == honest.digests and course.told == [(3, LIAR)] * 2
+    assert course.outcome["clients"] == honest.outcome["clients"][:LIAR]
+    assert course.outcome["missing"] == [LIAR] and "missing" not in honest.outcome
+    assert "asking clients [3] again" in told and "clients [3] are missing from the results" in told
+    assert "initial accuracy -" not in told and "\x1b" not in told
+
+
+def test_a_whole_run_with_a_liar_ends_with_its_files_and_names_who_is_missing(federate, capsys):
+    config = tiny_config(**OPTIONS)
+    known: dict[tuple[str, str, int], RecordDict] = {}
+
+    folder, _ = federate(config, Replayed(config, "train", TRAINING["loss 1e308"], known))
+    outcome = read_results(folder)
+    assert len(outcome["clients"]) == CLIENTS and "Infinity" not in (folder / "results.json").read_text()
+    folder, _ = federate(config, Replayed(config, "evaluate", EVALUATION["an odd name"], known))
+    assert read_results(folder)["missing"] == [LIAR]
+    assert "missing, for they were not evaluated: clients 3" in capsys.readouterr().out
+
+
+def test_an_update_is_compared_with_what_the_others_send():
+    received = {"w": Array(np.zeros(4, np.float32)), "seen": Array(np.array(0))}
+
+    def far(lengths, counts=None, per_sample=True):
+        updates = [
+            ClientUpdate(
+                client, count, 0.5, {"w": np.full(4, length / 2, np.float32), "seen": np.array(10**6 * client)}
+            )
+            for client, (length, count) in enumerate(zip(lengths, counts or [10] * len(lengths), strict=True))
+        ]
+        return set(outliers(updates, received, per_sample))
+
+    assert far([1, 1, 1, 1.01 * FAR]) == {3} and far([1, 1, 1, 0.99 * FAR]) == set()
+    assert far([1, 100]) == far([0, 0, 0, 1]) == set(), "of two, and where nobody moves, nobody can say"
+    assert far([1] * 6 + [1e6, 20]) == {6, 7}, "two of eight"
+    assert far([1, 1, 1, 20], [10, 10, 10, 100]) == set(), "ten times the steps"
+    assert far([1, 1, 1, 20], [10, 10, 10, 100], per_sample=False) == {3}
+
+
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.just(LIAR))
+NAMES = st.sampled_from(["client", "num_train", "train_loss", "num_test", "reason", "traceback", "version", "w", "x"])
+WORDS = st.one_of(NUMBERS, st.text(max_size=5), st.binary(max_size=5), st.booleans(), st.just(VERSION))
+
+
+def lists_of(values):
+    return st.one_of(values, st.lists(values, max_size=3).filter(lambda found: len({type(each) for each in found}) < 2))
+
+
+HEADERS = st.builds(
+    header,
+    st.lists(st.sampled_from([-1, 0, 1, 2, 10**12]), max_size=3).map(tuple),
+    st.sampled_from(["<f4", "|O", "|V0"]),
+)
+BYTES = st.one_of(st.binary(max_size=300), st.builds(bytes.__add__, HEADERS, st.binary(max_size=20)))
+RECORDS = st.one_of(
+    st.builds(MetricRecord, st.dictionaries(NAMES, lists_of(NUMBERS), max_size=4)),
+    st.dictionaries(NAMES, lists_of(WORDS), max_size=4).map(ConfigRecord),
+    st.dictionaries(NAMES, BYTES.map(lambda data: Array("float32", (1,), "numpy.ndarray", data)), max_size=2).map(
+        ArrayRecord
+    ),
+)
+RIGHT = TrainReply([ClientUpdate(LIAR, 10, 0.5, {"w": np.zeros(2, np.float32)})]).to_record()
+CONTENTS = st.dictionaries(
+    st.sampled_from(["arrays", "metrics", "reply", "failures", "lists", "place"]), RECORDS, max_size=6
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=CONTENTS, form=st.sampled_from([TrainReply, EvaluateReply, Place]))
+def test_whatever_a_reply_is_it_is_read_or_refused(changes, form):
+    try:
+        form.from_record(RecordDict({**RIGHT, **changes}))
+    except WireError as error:
+        assert len(str(error)) < 2000
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=BYTES)
+def test_no_array_is_larger_than_what_was_sent(data):
+    with suppress(WireError):
+        assert decoded("w", Array("float32", (1,), "numpy.ndarray", data)).nbytes <= len(data)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"nodes": 10**12}, {"nodes": 0}, {"node": "b"}, {"node": True}, {"num-train": -1}, {"trains-on": 7}]
+)
+def test_a_node_that_lies_about_its_place_is_refused_in_a_line(changes):
+    grid = FakeGrid(tiny_config())
+    answer = grid.answer
+
+    def lie(message, context):
+        reply = answer(message, context)
+        reply.content["place"].update(changes)
+        return reply
+
+    grid.answer = lie
+    with pytest.raises(RuntimeError, match="a node cannot take part") as refused:
+        find_nodes(grid, print, timeout_s=1, most=6)
+    assert "\n" not in str(refused.value)
+
+
+class Slow(FakeGrid):
+    """A grid as Flower's, in which client 2 never answers and client 1 sends what cannot be put together."""
+
+    def __init__(self):
+        super().__init__(Config(), CLIENTS)
+        self.pushed = {}
+
+    def push_messages(self, messages):
+        names = [str(number) for number, _ in enumerate(messages)]
+        self.pushed = dict(zip(names, messages, strict=True))
+        return names
+
+    def pull_messages(self, names):
+        (name,) = names
+        if name == "1":
+            raise ValueError("Unexpected set of `children`")
+        return [] if name == "2" else [Message(RecordDict(), reply_to=self.pushed[name])]
+
+
+def test_a_site_that_never_answers_is_waited_for_until_the_deadline(monkeypatch, capsys):
+    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(patience, "SAY_EVERY_S", 0.5)
+    grid = Slow()
+    messages = [Message(Place(0, 1, "").to_record(), node, PLACE) for node in grid.contexts]
+    replies = patience.PatientGrid(grid, print).send_and_receive(messages, timeout=0.4)
+    reasons = [reply.error.reason for reply in replies if reply.has_error()]
+    assert len(replies) == CLIENTS and len(reasons) == 2
+    assert reasons[0].startswith("its answer cannot be read: ValueError") and "no answer within" in reasons[1]
+    assert capsys.readouterr().out.startswith("waiting for nodes for 0 min; gives up at ")
