@@ -156,11 +156,11 @@ def compare(draw, length, options, folder, algorithm="local"):
         assert any(why in str(error) for why in ALLOWED), error
         return
     event("trained")
-    made, original = [], experiment.received_module
-    experiment.received_module = lambda *args, **of: made.append(original(*args, **of)) or made[-1]
+    made, original = [], experiment.new_module
+    experiment.new_module = lambda *args, **of: made.append(original(*args, **of)) or made[-1]
     trained = client_update(experiment, CLIENT, 1, experiment.initial_shared(), experiment.rate_in(1), folder)
     (ours,) = made
-    before = copy.deepcopy(experiment.new_module().lightning.state_dict())
+    before = copy.deepcopy(original().lightning.state_dict())
     plain = plainly(draw, experiment.config, epochs, steps, options, folder / "plain", algorithm == "fedbabu")
     found, expected = ours.lightning.state_dict(), plain.state_dict()
     if algorithm == "fedbabu":
