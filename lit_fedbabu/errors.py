@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -32,6 +33,15 @@ class InputError(ValueError):
         name = key if key.isprintable() else json.dumps(key)
         shown = json.dumps(value, default=str)
         super().__init__(f"{name} = {shown if len(shown) <= LONGEST else f'{shown[:LONGEST]}...'}: {remedy}")
+
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, set colours or turn the direction of text, tabs and ends of lines aside."""
+
+
+def printable(text: str) -> str:
+    """A text of someone else's, as a name of a class or a reason of a node, with escapes for what steers a terminal."""
+    return CONTROLS.sub(lambda each: each[0].encode("unicode_escape").decode(), text)
 
 
 class RunError(RuntimeError):
@@ -150,7 +160,7 @@ def _lost_output() -> str:
 
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def of_system(error: OSError, next_step: str = "repeat the command") -> str:

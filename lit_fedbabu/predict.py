@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, bodies, complete
-from lit_fedbabu.errors import InputError, one_line_errors
+from lit_fedbabu.errors import InputError, one_line_errors, printable
 
 if TYPE_CHECKING:
     from lit_fedbabu.records.classifier import Classifier
@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         _print(model, named, arguments.json)
     for each in (note, *named.notes, *_notes(model)):
         if each:
-            print(f"note: {each}", file=sys.stderr)
+            print(printable(f"note: {each}"), file=sys.stderr)
     for refused in named.refused:
-        print(f"error: {refused}", file=sys.stderr)
+        print(printable(f"error: {refused}"), file=sys.stderr)
     return 2 if named.refused else 0
 
 
@@ -80,7 +80,7 @@ def _print(model: "Classifier", named: "Named", as_json: bool) -> None:
         if as_json:
             print(json.dumps({**row_of_image, "probabilities": dict(zip(names, row, strict=True))}))
         else:
-            print(f"{image}  {names[best]}  {row[best]:.4f}")
+            print(printable(f"{image}  {names[best]}  {row[best]:.4f}"))
 
 
 def _notes(model: "Classifier") -> Iterator[str]:

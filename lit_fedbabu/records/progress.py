@@ -9,6 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from lit_fedbabu.errors import printable
+
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines about a work that goes on, where there is no live line."""
 
@@ -33,7 +35,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(f"{self._mark}{line}", flush=True)
+        print(printable(f"{self._mark}{line}"), flush=True)
 
     def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         """A work of so many clients begins, as a round of training. It ends when the next one begins.
@@ -78,7 +80,7 @@ class Live(Lines):
         self._bar.start()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         super().begin(what, clients)

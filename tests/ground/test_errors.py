@@ -11,6 +11,7 @@ import pytest
 
 from lit_fedbabu.__main__ import COMMANDS
 from lit_fedbabu.errors import InputError, RunError, one_line_errors
+from lit_fedbabu.records.progress import Lines
 
 
 def raising(error):
@@ -118,3 +119,17 @@ def test_a_command_in_a_removed_folder_names_it(tmp_path, monkeypatch, capsys):
         assert importlib.import_module(f"lit_fedbabu.{name}").main([]) == 2, name
         told = capsys.readouterr().err
         assert told == f'error: current folder = "{tmp_path}/gone": was removed; change to one that is there\n'
+
+
+def test_text_of_others_does_not_steer_a_terminal(capsys):
+    hostile = "\x1b[2J\x1b]0;owned\x07cat\r\x9b31m\u202etac"
+
+    @one_line_errors
+    def main(argv=None):
+        Lines().say(f"class {hostile}\tkatze 猫")
+        raise RunError(f"client 3: {hostile}")
+
+    assert main([]) == 1
+    told = capsys.readouterr()
+    assert told.out == "class \\x1b[2J\\x1b]0;owned\\x07cat\\r\\x9b31m\\u202etac\tkatze 猫\n"
+    assert told.err == "error: client 3: \\x1b[2J\\x1b]0;owned\\x07cat\\r\\x9b31m\\u202etac\n"
