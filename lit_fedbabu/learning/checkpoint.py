@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning import pretrained
-from lit_fedbabu.learning.models import build_model, in_format, is_timm
+from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
 
 if TYPE_CHECKING:
@@ -134,6 +136,8 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     if kind not in KINDS:
         remedy = f"was written by another version of lit_fedbabu: its kind is {kind}, not one of {', '.join(KINDS)}"
         raise InputError("checkpoint", str(path), remedy)
+    if wrong := "" if task else _wrong(provenance, options):
+        raise InputError("checkpoint", str(path), wrong)
     if not task and size != _size(options):
         remedy = f"is of a model for images of {_size(options)} pixels, and its configuration has image-size={size}"
         raise InputError("checkpoint", str(path), remedy)
@@ -161,6 +165,33 @@ def load(path: Path, trusted: str = "") -> LitFedBABU:
     load_state(module.model, checkpoint.state)
     module.provenance = checkpoint.provenance
     return module.eval()
+
+
+def _wrong(provenance: dict[str, Any], options: dict[str, Any]) -> str:
+    """What a checkpoint of images says that no model can have, by its key; empty: nothing."""
+    names, channels = provenance["class_names"], options["channels"]
+    fits = {
+        "model_name": isinstance(options["model_name"], str),
+        "num_classes": type(options["num_classes"]) is int and options["num_classes"] > 0,
+        "norm": options["norm"] in NORMS if isinstance(options["norm"], str) else False,
+        "channels": type(channels) is int and channels in (1, 3),
+        "dtype": options.get("dtype", "float32") in ("float32", "float64"),
+        "image_size": type(_size(options)) is int and _size(options) > 0,
+    }
+    for key in (key for key, fit in fits.items() if not fit):
+        return f"has {key} = {json.dumps(options.get(key), default=str)}, which no model has"
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+        return "has class_names that are no list of names"
+    if len(names) != options["num_classes"]:
+        return f"has {len(names)} class_names, and num_classes = {options['num_classes']}"
+    for key in ("mean", "std"):
+        values = provenance[key]
+        numbers = isinstance(values, list | tuple) and all(type(each) in (int, float) for each in values)
+        if not numbers or len(values) != channels or not all(map(math.isfinite, values)):
+            return (
+                f"has {key} = {json.dumps(values, default=str)}, which must be a number for each of {channels} channels"
+            )
+    return ""
 
 
 def _of_file(path: Path) -> dict[str, Any]:

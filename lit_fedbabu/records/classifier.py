@@ -74,7 +74,9 @@ class Classifier(nn.Module, ModelHubMixin):
 
     def probabilities_of(self, images: Sequence[Pixels]) -> Tensor:
         """The same of images (H, W, C) of uint8, of the size and the channels that the model takes."""
-        size: int = self.provenance["config"]["test-batch-size"]
+        size = self.provenance["config"].get("test-batch-size")
+        if type(size) is not int or size < 1:
+            raise InputError("checkpoint", str(self._saved.path), f"has test-batch-size = {size!r}; it is 1 or more")
         batches = [images[first : first + size] for first in range(0, len(images), size)]
         return torch.cat([self._of_batch(np.stack(batch)) for batch in batches])
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -128,3 +129,23 @@ def test_a_checkpoint_knows_the_size_of_its_images(tmp_path):
         InputError, match="is of a model for images of 16 pixels, and its configuration has image-size=48"
     ):
         checkpoint.read(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [*(("hyper_parameters", key) for key in ("model_name", "num_classes", "norm", "channels", "dtype", "image_size")),
+     *(("lit_fedbabu", key) for key in ("class_names", "mean", "std"))],
+)  # fmt: skip
+def test_a_value_that_no_model_has_is_refused_by_its_key(place, key, tmp_path):
+    module = LitFedBABU()
+    provenance = {"config": tiny_config().experiment(), "round": 1, "class_names": [str(each) for each in range(10)],
+                  "mean": [0.0] * 3, "std": [1.0] * 3, "rounds": [], "kind": "federation"}  # fmt: skip
+    pretrained.write(tmp_path / "saved", provenance, dict(module.hparams), module.model.state_dict())
+    file = tmp_path / "saved" / pretrained.CONFIG
+    whole = json.loads(file.read_text())
+    checkpoint.read(tmp_path / "saved")
+    values: list[object] = [None, True, -1, 0, 2.5, 10**30, "", "nonsense", [], [1], {}, ["a", None], float("nan")]
+    for value in values:
+        file.write_text(json.dumps({**whole, place: {**whole[place], key: value}}))
+        with pytest.raises(InputError, match=f"{key}|model-name|image-size|pixels"):
+            checkpoint.read(tmp_path / "saved")
