@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shlex
 import sys
@@ -83,8 +84,11 @@ def _parser() -> Parser:
     parser.add_argument("--label-column", default="", help="of --data, where it has several")
     what = "save the clients' models beside the results, or with --data the model in DIR"
     parser.add_argument("--save", nargs="?", const=HERE, type=Path, metavar="DIR", help=what)
-    what = "saved models use statistics of the training images, and so predict each image alone"
-    parser.add_argument("--running-statistics", action="store_true", help=what)
+    what = (
+        "models use statistics of the client's training images, and so predict each image alone; saved ones always do"
+    )
+    what += " unless --no-running-statistics is given"
+    parser.add_argument("--running-statistics", action=argparse.BooleanOptionalAction, help=what)
     parser.add_argument("--precision", help="of the training, as the option precision")
     parser.add_argument("--dataset", help="where the federation's dataset is on this machine")
     parser.add_argument("--augmentation", help="of the training, as the option; one that is code must be named")
@@ -127,8 +131,7 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     if federation.config.task:
         request.refuse_of_images()
     configs = list(request.configs(federation.config))
-    if request.running_statistics and federation.config.norm == "batch-running":
-        raise InputError("--running-statistics", True, "the model has them already")
+    request = request.with_statistics(federation.config)
     resolve_precision(configs[0].precision)
     if request.data is None:
         if checkpoint.is_dir():
@@ -141,7 +144,7 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
 
     if federation.config.task:
         return [own_newcomer.finetune(federation, configs[0], request.data, request.save_to)]
-    what = request.data, request.label_column, request.save_to, request.running_statistics
+    what = request.data, request.label_column, request.save_to, bool(request.running_statistics)
     return [newcomer.finetune(federation, configs[0], *what)]
 
 
@@ -179,7 +182,7 @@ def _in_settings(
     for config in configs:
         folder = results_folder(checkpoint, config, facts)
         save_to = folder / PERSONAL if request.save else None
-        tunings.append(Tuning(config, folder, save_to, request.running_statistics))
+        tunings.append(Tuning(config, folder, save_to, bool(request.running_statistics)))
     with ExitStack() as locks, shown(request.plain) as progress:
         for tuning in tunings:
             locks.enter_context(alone_in(tuning.folder))
@@ -194,7 +197,7 @@ def _in_settings(
             print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}{name}")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if tuning.save_to is not None:
-            statistics = {"running_statistics": request.running_statistics}
+            statistics = {"running_statistics": bool(request.running_statistics)}
             provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
             provenance["config"] = tuning.config.experiment()
             saved = next(row["client"] for row in everyone(outcome) if row[key] is not None)
@@ -204,6 +207,9 @@ def _in_settings(
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             unsaved = "; models whose weights are not finite are not saved" if request.save else ""
             print(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")
+        if measured := outcome["summary"].get("running_statistics_accuracy"):
+            what = "as saved, with running statistics" if request.save else "with running statistics"
+            print(f"mean accuracy {what}: {100 * measured['mean']:.2f} %")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
         print(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
         means = ", ".join(score.shown(over["mean"]) for over in curve(outcome))

@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         from lit_fedbabu.records.export import export
 
         print(f"wrote {out}: {export(model, arguments.export, out, arguments.raw)}")
-    if named.names:
-        _print(model, named, arguments.json)
     for each in (note, *named.notes, *_notes(model)):
         if each:
-            print(printable(f"note: {each}"), file=sys.stderr)
+            print(printable(f"note: {each}"), file=sys.stderr, flush=True)
+    if named.names:
+        _print(model, named, arguments.json)
     for refused in named.refused:
         print(printable(f"error: {refused}"), file=sys.stderr)
     return 2 if named.refused else 0
@@ -95,7 +95,7 @@ def _notes(model: "Classifier") -> Iterator[str]:
     if model.normalizes_by_batch:
         yield (
             "this model normalizes by the batch, so that each prediction depends on the other images given;"
-            " fine-tune with --running-statistics for one that does not"
+            " models that finetune saves do not"
         )
 
 

@@ -103,6 +103,15 @@ LEAST_SIZES = {"FourConvNet": 16, "MobileNet": 17, "ResNet18": 9}
 """The least height and width in pixels that each takes; FourConvNet takes its multiples."""
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def by_batch(model: nn.Module) -> list[str]:
+    """The layers that normalize by the batch, so that a prediction depends on the other images of its batch."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BATCH_NORMS)]
+    return [name for name, layer in layers if layer.running_mean is None]
+
+
 def build_model(
     model_name: str, num_classes: int, seed: int, norm: str = "batch", channels: int = 3, image_size: int = 32
 ) -> nn.Module:

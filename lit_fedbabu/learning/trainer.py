@@ -16,6 +16,7 @@ from torch import nn
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.learning.cohort import LitCohort
+from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import ClientTrainer, LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
 from lit_fedbabu.learning.state import not_finite
@@ -25,7 +26,6 @@ from lit_fedbabu.tasks.evaluation import Evaluation, FeatureProbe, Personalizati
 NAN = float("nan")
 Say = Callable[[Sequence[Evaluation]], None]
 """Is told of the evaluations of a module: before training, and after every epoch until now."""
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @cache
@@ -172,25 +172,28 @@ def probe(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Fea
 def with_running_statistics(module: LitFedBABU, data: ClientData) -> LitFedBABU:
     """A copy whose batch norm uses statistics of the client's training images, and not those of the batch.
 
-    They are taken from the images as they are, without augmentation.
+    They are taken from the images as they are, without augmentation. Layers that had running statistics keep theirs.
     """
     fixed = LitFedBABU(**{**module.hparams, "norm": "batch-running"})
     fixed.provenance = module.provenance
     fixed.model.load_state_dict(module.model.state_dict(), strict=False)
-    new_trainer(data.config, callbacks=[_Estimation()]).predict(fixed, datamodule=data)
+    layers = [fixed.model.get_submodule(name) for name in by_batch(module.model)]
+    new_trainer(data.config, callbacks=[_Estimation(layers)]).predict(fixed, datamodule=data)
     return fixed
 
 
 class _Estimation(L.Callback):
-    """Takes running statistics of batch norm from the training images, as plain means over their batches."""
+    """Takes running statistics of these layers from the training images, as plain means over their batches."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = layers
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        for layer in module.modules():
-            if isinstance(layer, BATCH_NORMS):
-                layer.momentum = 1 / (batch_idx + 1)
-                layer.train(dataloader_idx == 0)  # the training images come first
+        for layer in self._layers:
+            layer.momentum = 1 / (batch_idx + 1)  # type: ignore[assignment]
+            layer.train(dataloader_idx == 0)  # the training images come first
 
 
 class _Curves(L.Callback):

@@ -31,7 +31,7 @@ class Request:
         label_column: of ``data``, where it has several.
         save: whether clients' models are saved beside the results.
         save_to: with ``data``, a new folder for the model.
-        running_statistics: whether saved models get statistics of the training images.
+        running_statistics: whether models get statistics of the client's training images; None: those that are saved.
         precision: of the training, as the option ``precision``.
         dataset: where the federation's dataset is on this machine.
         model_name: the federation's model if it is an import path, to trust it.
@@ -50,7 +50,7 @@ class Request:
     label_column: str = ""
     save: bool = False
     save_to: Path | None = None
-    running_statistics: bool = False
+    running_statistics: bool | None = None
     precision: str | None = None
     dataset: str | None = None
     model_name: str = ""
@@ -83,10 +83,24 @@ class Request:
         elif self.dataset is not None:
             raise InputError("--dataset", self.dataset, "is that of the federation; leave it out, or --data")
 
+    def with_statistics(self, config: Config) -> "Request":
+        """The same with ``running_statistics`` as the federation's configuration leaves it.
+
+        Raises:
+            InputError: its models have them already, or are of a task.
+        """
+        if not self.running_statistics and (self.running_statistics is not None or config.task):
+            return self
+        if self.running_statistics and config.norm == "batch-running":
+            raise InputError("--running-statistics", True, "the model has them already")
+        saves = self.save or self.save_to is not None
+        statistics = self.running_statistics or (saves and config.norm == "batch")
+        return dataclasses.replace(self, running_statistics=statistics)
+
     def refuse_of_images(self) -> None:
         """Raise InputError where an option is given that a task does not read."""
         for name in ("augmentation", "dataset", "label_column", "running_statistics"):
-            if value := getattr(self, name):
+            if (value := getattr(self, name)) not in (None, ""):
                 key = f"--{name.replace('_', '-')}"
                 raise InputError(key, value, "is for federations of images, and this one is of a task; leave it out")
 

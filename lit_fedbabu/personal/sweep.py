@@ -25,6 +25,7 @@ from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import append_json_line, write_json, write_whole
 from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.records import tensorboard
@@ -88,11 +89,11 @@ class Personalizer:
         for client, (module, outcome) in zip(clients, personal, strict=True):
             (row,) = named([{"client": client, **outcome.as_row()}], experiment.task.client_names)
             saved = module
-            if tuning.running_statistics and not not_finite(module.model.state_dict()):
+            if tuning.running_statistics and by_batch(module.model) and not not_finite(module.model.state_dict()):
                 saved, measured = with_running_statistics(experiment, client, module)
                 row |= measured
             if tuning.save_to is not None and not not_finite(saved.model.state_dict()):
-                facts = {"client": client, "running_statistics": tuning.running_statistics}
+                facts = {"client": client, "running_statistics": not by_batch(saved.model)}
                 saved.provenance = experiment.provenance("personal", round=self.received[0], **facts)
                 checkpoint.save(saved, checkpoint_of(tuning.save_to, client))
             rows.append(row)

@@ -1,5 +1,6 @@
 """A saved model that takes images as people have them: any size, files or arrays."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import write_whole
 from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.checkpoint import Checkpoint
+from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.records import model_card
 from lit_fedbabu.tasks import reach
 from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
@@ -45,7 +47,7 @@ class Classifier(nn.Module, ModelHubMixin):
         self.model = saved.build()
         self.provenance = saved.provenance
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])
-        self.normalizes_by_batch: bool = saved.hyper_parameters["norm"] == "batch"
+        self.normalizes_by_batch = bool(by_batch(self.model))
         self.kind = saved.kind
         self.image_size = saved.image_size
         for name in ("mean", "std"):
@@ -65,10 +67,10 @@ class Classifier(nn.Module, ModelHubMixin):
     def probabilities(self, images: Sequence[ImageLike]) -> Tensor:
         """Probabilities (N, num_classes) of images of any size.
 
-        Batches are as large as those of test images in training (``test-batch-size``, 1000 by default).
+        Batches have at most as many images as those of test images in training (``test-batch-size``, 1000 by default).
 
         Raises:
-            InputError: a file cannot be read as an image.
+            InputError: a file cannot be read as an image, or one is given alone and the model normalizes by the batch.
         """
         return self.probabilities_of([self._pixels(image) for image in images])
 
@@ -77,8 +79,11 @@ class Classifier(nn.Module, ModelHubMixin):
         size = self.provenance["config"].get("test-batch-size")
         if type(size) is not int or size < 1:
             raise InputError("checkpoint", str(self._saved.path), f"has test-batch-size = {size!r}; it is 1 or more")
-        batches = [images[first : first + size] for first in range(0, len(images), size)]
-        return torch.cat([self._of_batch(np.stack(batch)) for batch in batches])
+        if self.normalizes_by_batch and len(images) == 1:
+            remedy = "one image alone, and this model normalizes by the batch: a prediction would mean nothing; give it"
+            raise InputError("images", 1, f"{remedy} with others, or take a model that finetune has saved")
+        count = math.ceil(len(images) / size)
+        return torch.cat([self._of_batch(batch) for batch in np.array_split(np.stack(images), count)])
 
     def _of_batch(self, images: Pixels) -> Tensor:
         dtype = next(self.model.parameters()).dtype

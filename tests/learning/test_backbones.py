@@ -82,7 +82,7 @@ def test_a_federation_with_a_backbone_ends_in_personal_models(federate, tmp_path
     config = tiny_config(model_name="timm:test_resnet", **options)
     Experiment(config).check()
     folder, _ = federate(config)
-    assert finetune([str(folder), "--clients", "0", "--save", "--running-statistics"]) == 0
+    assert finetune([str(folder), "--clients", "0", "--save"]) == 0
     assert finetune([str(folder), "--data", tiny_config.dataset, "--save", str(tmp_path / "mine")]) == 0
     model = load_model(tmp_path / "mine")
     assert model.image_size == 48 and len(model.predict([torch.zeros(9, 9, 3, dtype=torch.uint8).numpy()])) == 1

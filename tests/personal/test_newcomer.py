@@ -87,7 +87,7 @@ def test_a_saved_model_is_tuned_further_on_some_of_its_classes(finished, tmp_pat
     first, second = paint(tmp_path / "colours"), paint(tmp_path / "more", classes=("green", "blue"))
     me, again = tmp_path / "me", tmp_path / "again"
     options = ["--epochs", "2", "--lr", "0.05"]
-    assert finetune([str(finished), "--data", str(first), "--save", str(me), "--running-statistics", *options]) == 0
+    assert finetune([str(finished), "--data", str(first), "--save", str(me), *options]) == 0
     assert finetune([str(me), "--data", str(second), "--save", str(again), *options, "--part", "head"]) == 0
     before, after = checkpoint.load(me), checkpoint.load(again)
     assert tuple(after.provenance["class_names"]) == ("blue", "green", "red")
