@@ -1,9 +1,10 @@
 """The options of an experiment: one frozen dataclass with the keys of ``[tool.flwr.app.config]``."""
 
 import dataclasses
+from typing import Any, Self
 
 from lit_fedbabu.derived import Derived
-from lit_fedbabu.option_rules import check_together
+from lit_fedbabu.option_rules import RATES, check_together
 from lit_fedbabu.options import checked, option
 
 
@@ -198,8 +199,16 @@ class Config(Derived):
         42, "of the split, the initial model, the sampling of clients and their training", low=0, high=2**63 - 1
     )
 
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        config = super().__new__(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        object.__setattr__(config, "given", frozenset({*names[: len(values)], *options}))
+        return config
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = checked(getattr(self, field.name), field)
+            if self.task and field.name in RATES and field.name not in self.given:
+                value = 0.0
             object.__setattr__(self, field.name, value)
         check_together(self)

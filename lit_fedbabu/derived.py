@@ -9,7 +9,6 @@ import numpy as np
 
 from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.files import from_home
-from lit_fedbabu.option_rules import RATES
 from lit_fedbabu.options import key_of, read_trainer, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
@@ -59,6 +58,8 @@ OTHER_WORDS = {
 class Derived:
     """The part of ``Config`` that is no option."""
 
+    given: frozenset[str]
+    """Fields that were given, also those whose value is the default."""
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     seed: int
     algorithm: str
@@ -91,8 +92,7 @@ class Derived:
                 word = key.lower().replace("_", "-")
                 hint = f"; did you mean {OTHER_WORDS[word]}?" if word in OTHER_WORDS else close_to(word, names)
                 raise InputError(key, value, f"no such key{hint or '; lit-fedbabu run --help lists them'}")
-        own_rates = dict.fromkeys(RATES, 0.0) if run_config.get("task") else {}
-        return cls(**{**own_rates, **{names[key]: value for key, value in run_config.items()}})
+        return cls(**{names[key]: value for key, value in run_config.items()})
 
     def to_run_config(self) -> dict[str, Any]:
         """The same options under their kebab-case keys."""

@@ -20,7 +20,7 @@ from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.own_module import OwnModule, initial_module
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
-from lit_fedbabu.learning.state import load_state, norm_names, state_of
+from lit_fedbabu.learning.state import norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.learning.trial import try_model
 from lit_fedbabu.tasks.data import ImageClassification
@@ -91,9 +91,13 @@ class Experiment:
 
     @cached_property
     def _initial(self) -> Module:
+        return self._made()
+
+    def _made(self) -> Module:
+        """The initial model, made anew."""
         module = self._random()
         if self._given is not None:
-            load_state(module.model, {**state_of(module.model), **self._given})
+            module.load(self._given)
         elif self.config.initial_weights:
             named = module.lightning if isinstance(module, OwnModule) else module.model
             self.starting_note = initial_weights.load(named, self.config.initial_weights)
@@ -135,10 +139,7 @@ class Experiment:
         """The initial model, random body and random head, with states laid over it, one after the other."""
         module = self._initial.copy()
         if states:
-            whole = state_of(module.model)
-            for state in states:
-                whole |= state
-            load_state(module.model, whole)
+            module.load({name: value for state in states for name, value in state.items()})
         return module
 
     @cached_property
@@ -228,6 +229,10 @@ class Experiment:
         """The data of a client; ``seed`` decides order and augmentation, options are as of ``ClientData``."""
         return self.task.client_data(client, seed, **options)
 
+    def start(self) -> dict[str, Tensor]:
+        """All weights and buffers of the initial model, also those in no part."""
+        return {**state_of(self._initial.model), **self._initial.rest}
+
     def provenance(self, kind: str, **facts: Any) -> dict[str, Any]:
         """What a checkpoint says of its weights: kind, configuration, and what images and outputs mean.
 
@@ -280,7 +285,11 @@ class Experiment:
         module = self._initial
         task.check()
         self.algorithm.check_steps(self.config.algorithm, by_hand=not module.lightning.automatic_optimization)
-        own_trial.try_task(module, task, dict(self.algorithm.phases) | {self.config.finetune_part: ""})
+        modes = dict(self.algorithm.phases) | {self.config.finetune_part: ""}
+        name, row = self.config.algorithm, self.algorithm
+        needed = {f"{name} shares": parts_of(row.shared), f"with {name} a client keeps": row.kept}
+        module.refuse_empty({**needed, **{f"something trains ({mode})": parts_of(mode) for mode in modes}})
+        own_trial.try_task(module, task, modes, self._made)
         self._check_protected(module.model)
 
     def _check_protected(self, model: nn.Module) -> None:

@@ -125,16 +125,30 @@ def imported(key: str, path: str, remedy: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's file raises
         if not module or (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
+            _refuse_hidden(key, path, sys.modules.get(module.partition(".")[0]))
             raise InputError(key, path, f"{remedy}; {error}") from None
         raise InputError(key, path, f"its file cannot be imported: {told(error)}") from error
     if getattr(found.__spec__, "_initializing", False):
         raise InputError(
             key, path, 'its file asks for itself when it is imported; put what runs under if __name__ == "__main__"'
         )
+    _refuse_hidden(key, path, found)
     _refuse_edited(key, path, found)
     if not hasattr(found, name):
-        raise InputError(key, path, f"{remedy}; {found.__file__ or module} has no attribute {name!r}")
+        raise InputError(key, path, f"{remedy}; {getattr(found, '__file__', None) or module} has no attribute {name!r}")
     return getattr(found, name)
+
+
+def _refuse_hidden(key: str, path: str, found: ModuleType | None) -> None:
+    """Refuse a module of another place that hides the file of this name in the current folder, if they differ."""
+    place = Path.cwd().joinpath(*path.partition(":")[0].split("."))
+    beside = next((each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file()), None)
+    if beside is None or found is None:
+        return
+    other = getattr(found, "__file__", None) or "a part of Python"
+    if Path(other).is_file() and (beside.samefile(other) or beside.read_bytes() == Path(other).read_bytes()):
+        return
+    raise InputError(key, path, f"another module has this name, {other}; give {beside.name} another")
 
 
 def _refuse_edited(key: str, path: str, module: ModuleType) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
+from lit_fedbabu.derived import PLACES
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
@@ -67,8 +68,10 @@ def run(config: Config) -> dict[str, Any]:
 
     if not isinstance(config, Config):
         raise InputError("config", config, 'must be a lit_fedbabu.Config, as in Config(dataset="digits")')
-    defaults = Config().to_run_config()
-    folder, status = _run({key: value for key, value in config.to_run_config().items() if value != defaults[key]})
+    defaults, options = Config().to_run_config(), config.to_run_config()
+    given = {name.replace("_", "-") for name in config.given}  # also a default, but for those that name places
+    taken = {key: options[key] for key in given if key not in PLACES or options[key] != defaults[key]}
+    folder, status = _run(taken)
     if status:
         raise RunError(f"the run in {folder} has failed; what was said of it is above")
     return read_results(folder)
@@ -135,8 +138,8 @@ def _checked(config: Config) -> "Experiment":
     resolve_precision(config.precision)
     experiment = Experiment(config)
     experiment.check()
-    if config.resume:
-        resumable(config)
+    if config.resume and (begun := resumable(config)):
+        begun.refuse_other_start(experiment)
     return experiment
 
 

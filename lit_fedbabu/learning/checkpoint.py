@@ -18,6 +18,8 @@ from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
+from lit_fedbabu.learning.own_state import users_state
+from lit_fedbabu.learning.parts import PARTS, REST, select
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class Checkpoint:
             and what else is known of the weights: ``rounds`` (the history of a federation), ``client``, ``data``,
             ``running_statistics``.
         hyper_parameters: of ``LitFedBABU``, or of the user's module.
-        state: the model's weights by their names, ``body...`` and ``head...``.
+        state: the model's weights by their names, ``body...`` and ``head...``, and of a task's module ``rest...``, what
+            it has in neither.
     """
 
     path: Path
@@ -124,7 +127,7 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
             {"config", "round"} if task else {"config", "round", "class_names", "mean", "std"}
         ) - provenance.keys()
         missing |= set() if task else {"model_name", "num_classes", "norm", "channels"} - options.keys()
-        state = content["state_dict"]
+        state = users_state(content)
         kind = provenance.get("kind") or _kind_of_0_1(provenance)
         size = provenance.get("config", {}).get("image-size", 32)
     except Exception as error:  # a damaged file can make the reader raise anything
@@ -149,7 +152,7 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     model, state = _of_task(task, state) if task else (_new_model(options), _without_prefix(state))
     if wrong := _mismatch(model, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
-    if broken := not_finite(state):
+    if broken := not_finite(select(state, PARTS)):
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
     tied = aliases(model)
@@ -238,6 +241,6 @@ def _size(options: dict[str, Any]) -> int:
 def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
     """The first weight that the model named in a checkpoint does not have as the checkpoint has it; empty: none."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith(f"{REST}.")}
     names = [*expected, *found]
     return next((f"{name} is {found.get(name)}" for name in names if found.get(name) != expected.get(name)), "")

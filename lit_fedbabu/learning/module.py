@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning.state import load_state, state_of
 
 
 class ClientTrainer(L.Trainer):
@@ -154,6 +155,15 @@ class LitFedBABU(PartModule):
     def copy(self) -> "LitFedBABU":
         """Another one with the same weights."""
         return copy.deepcopy(self)
+
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """What it has in neither part: nothing."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Lay a state of body and head, or some of it, over its own; raises ValueError where it is of another model."""
+        load_state(self.model, {**state_of(self.model), **state})
 
     @contextmanager
     def with_provenance(self) -> Iterator[L.LightningModule]:

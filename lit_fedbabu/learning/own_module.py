@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -13,7 +14,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning import own_state
+from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
+from lit_fedbabu.learning.state import load_state, state_of
 from lit_fedbabu.tasks.own import OwnTask
 from lit_fedbabu.tasks.own_data import foreign
 from lit_fedbabu.tasks.seeding import seeded
@@ -64,7 +67,7 @@ class OwnModule:
 
     @contextmanager
     def with_provenance(self) -> Iterator[L.LightningModule]:
-        """The user's module, which while the block lasts adds the provenance to checkpoints.
+        """The user's module, which while the block lasts adds the provenance and all of its state to checkpoints.
 
         Of its hyper-parameters those are left out that reading would have to run code for.
         """
@@ -72,8 +75,8 @@ class OwnModule:
 
         def add(checkpoint: dict[str, Any]) -> None:
             users(checkpoint)
-            given = checkpoint.get("hyper_parameters", {})
-            checkpoint["hyper_parameters"] = {name: value for name, value in given.items() if _is_plain(value)}
+            checkpoint["hyper_parameters"] = own_state.kept(checkpoint.get("hyper_parameters", {}))
+            own_state.add_rest(checkpoint, self.lightning)
             checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
 
         self.lightning.on_save_checkpoint = add  # type: ignore[method-assign]
@@ -82,11 +85,34 @@ class OwnModule:
         finally:
             del self.lightning.on_save_checkpoint
 
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """What it has in neither part, as of ``own_state.rest_of``."""
+        return own_state.rest_of(self.lightning, self.model)
+
     def seen(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of a state of the user's module by their names in body and head."""
+        """The entries of a state of the user's module by their names in body, head and ``rest``."""
         users = {id(value): name for name, value in self.lightning.state_dict(keep_vars=True).items()}
         names = {name: users[id(value)] for name, value in self.model.state_dict(keep_vars=True).items()}
+        names |= {name: name.removeprefix(f"{REST}.") for name in self.rest}
         return {name: state[of_user] for name, of_user in names.items() if of_user in state}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Lay a state, as of ``seen``, over its own; raises ValueError where it is of another module."""
+        rest = select(state, [REST])
+        load_state(self.model, {**state_of(self.model), **without(state, rest)})
+        own_state.load_rest(self.lightning, rest)
+
+    def refuse_empty(self, needed: Mapping[str, Sequence[str]]) -> None:
+        """Raise InputError where something is done with parts of which the task says that they are empty.
+
+        Args:
+            needed: what is done, and the parts that it is done with.
+        """
+        for what, parts in needed.items():
+            if parts and not any(getattr(self.task.task, part, "own") for part in parts):
+                remedy = f"{what} its {parts[0]} alone, which the task says to be empty; take another algorithm or part"
+                raise InputError("task", self.task.config.task, remedy)
 
     def set_mode(self, mode: str) -> None:
         """Choose what trains: "body", "head" or "full", of which the module itself may freeze weights."""
@@ -139,19 +165,8 @@ def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
     return OwnModule(lightning.double() if double else lightning, task)
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is made of texts, numbers and lists of them."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
-    return (
-        all(map(_is_plain, value))
-        if type(value) in (list, tuple)
-        else type(value) in (str, int, float, bool, type(None))
-    )
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # also a number of NumPy
 
 
 def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
@@ -160,7 +175,7 @@ def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
     for part in PARTS:
         names: Sequence[str] = getattr(task.task, part)
         names = (names,) if isinstance(names, str) else tuple(names)
-        held = None
+        held = None if names else nn.Module()
         for name in names:
             found = _found(lightning, name)
             if found is None:

@@ -7,6 +7,7 @@ import lightning as L
 from torch import nn
 
 from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.learning import own_reload
 from lit_fedbabu.learning.own import tested
 from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.own_training import train
@@ -22,8 +23,8 @@ BATCHES = 50
 """Of an epoch that are tried."""
 
 
-def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
-    """Train copies of the module for an epoch in each mode, and test one for a batch.
+def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str], make: Callable[[], OwnModule]) -> None:
+    """Train copies of the module for an epoch in each mode, test one for a batch, and write and read a checkpoint.
 
     Of an epoch the first batches are enough, unless it is short. The client is one whose last batch is the smallest,
     for on such batches modules fail, as batch norm does on a single sample. Where no data are here, as on a server of
@@ -33,6 +34,7 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
         module: it is left as it is.
         task: whose module it is.
         modes: what trains: "body", "head" or "full".
+        make: makes it anew.
 
     Raises:
         InputError: in one line what failed.
@@ -43,12 +45,11 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
 
     refuse_unsendable(module.model, refuse)
     _refuse_uncopied(module, refuse)
-    for name in RATES:
-        key, rate = name.replace("_", "-"), getattr(task.config, name)
-        if rate and not module.rate:
-            remedy = "the task's module has no hyper-parameter learning_rate or lr that is a number; leave it out"
-            raise InputError(key, rate, f"{remedy}, or with flwr run give {key}=0")
+    _check_rates(module, task)
+    own_reload.refuse_unrepeatable(module, make(), refuse)
+    tried = module.copy()
     if not task.clients:
+        own_reload.try_reading(tried, make, None, task)
         return
     client = _client(task)
     data = OwnData(task, client)
@@ -56,11 +57,12 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
         tried = module.copy()
         tried.set_mode(mode)
         watch, held = Watch(tried, mode, epochs=1), _Held()
+        setup = own_reload.Unset(tried.lightning)
         batches = min(BATCHES, data.batches or BATCHES)
         validated = task.config.trainer.get("limit_val_batches", 1)
         try:
             with seeded(0):
-                train(tried, data, watch, [held], limit_train_batches=batches, limit_val_batches=validated)
+                train(tried, data, watch, [held, setup], limit_train_batches=batches, limit_val_batches=validated)
         except InputError:
             raise
         except Exception as error:  # whatever the user's code raises
@@ -74,13 +76,29 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str]) -> None:
             raise refuse(f"no loss of its training_step depends on a weight of its {mode} that trains; let one train")
         if change := _lost(module, tried):
             raise refuse(change)
+        setup.refuse(refuse)
+    copied = module.copy()
+    setup = own_reload.Unset(copied.lightning)
     try:
         with seeded(0):
-            tested(module.copy(), data, limit_test_batches=1)
+            tested(copied, data, after=[setup], limit_test_batches=1)
     except InputError:
         raise
     except Exception as error:
         raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
+    setup.refuse(refuse)
+    own_reload.try_reading(tried, make, data, task)
+
+
+def _check_rates(module: OwnModule, task: OwnTask) -> None:
+    """Refuse a learning rate that the module cannot follow; note one that is in place of its own."""
+    for name in RATES:
+        key, rate = name.replace("_", "-"), getattr(task.config, name)
+        if rate and not module.rate:
+            remedy = "the task's module has no hyper-parameter learning_rate or lr that is a number; leave it out"
+            raise InputError(key, rate, f"{remedy}, or with flwr run give {key}=0")
+        if rate not in (0, module.rate):
+            task.found.append(f"{key} = {rate:g} is in place of the module's own rate, {module.rate:g}")
 
 
 def _refuse_uncopied(module: OwnModule, refuse: Callable[[str], InputError]) -> None:

@@ -6,6 +6,8 @@ from typing import TypeVar
 PARTS = ("body", "head")
 NORM = "norm"
 """The part of normalization layers, which lies across body and head."""
+REST = "rest"
+"""What of a user's module lies in no part: weights that its maker froze, and buffers. It never travels."""
 PRIVATE = "private"
 """Where the provenance of a checkpoint has the names of weights that stay with clients, though their part travels."""
 

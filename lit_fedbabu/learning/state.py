@@ -1,13 +1,17 @@
 """A model's state, in which tied weights are one tensor."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Normalization layers; ``_NormBase`` is every batch and instance norm."""
+
+NEAR = 1e-4
+"""Relative difference of weights that the same code makes: threads and the type of CPU may change the last bits."""
 
 
 class Learner(Protocol):
@@ -32,6 +36,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """The names of the entries of a state that are not finite."""
     return [name for name, value in state.items() if not value.isfinite().all()]
+
+
+def first_other(before: Mapping[str, Any], after: Mapping[str, Any], near: float = NEAR) -> str:
+    """The first of the tensors or numbers in both that is not the same, up to a relative difference; empty: none."""
+
+    def is_same(one: Any, other: Any) -> bool:
+        first, second = (torch.as_tensor(each).detach().cpu().double() for each in (one, other))
+        return first.shape == second.shape and first.allclose(second, rtol=near, atol=near / 100, equal_nan=True)
+
+    return next((name for name in before if name in after and not is_same(before[name], after[name])), "")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -81,6 +81,9 @@ def refuse_unsendable(model: nn.Module, refuse: Callable[[str], InputError]) -> 
             raise refuse(f"its {name} has no shape before the first batch; give the layer its sizes")
         if (value.is_floating_point() and value.dtype not in FLOATS) or value.is_complex():
             raise refuse(f"its {name} is of {value.dtype}, which cannot be averaged; take float32")
+        if not value.isfinite().all():
+            remedy = "numbers that travel must be; a mask is registered as a buffer with persistent=False"
+            raise refuse(f"its {name} is not finite before training; {remedy}")
 
 
 def _refuse_views(model: nn.Module, refuse: Callable[[str], InputError]) -> None:

@@ -1,7 +1,7 @@
 """The body of a federation, fine-tuned on images of someone who had no part in it, under a fresh head."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import make_new_folder, write_json
 from lit_fedbabu.learning import pretrained, trainer
+from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import model_card
@@ -45,9 +46,10 @@ def finetune(
         InputError: the federation shares no body, the data cannot be used, or the folder is taken.
     """
     further = federation.kind != "federation"
-    start = federation.shared if further else select(federation.shared, ["body"])
-    if not start:
+    if not further and not select(federation.shared, ["body"]):
         raise InputError("checkpoint", config.algorithm, "shares no body that others could make their own")
+    start = {**federation.initial, **federation.shared}
+    start = start if further else select(start, ["body"])
     config = dataclasses.replace(  # one client that has it all
         config,
         dataset=data,
@@ -90,16 +92,15 @@ def finetune(
         (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=say)
     row = {"client": 0, **outcome.as_row()}
     written = results(config, [], [row], server_round=federation.server_round)  # raises where it is not finite
-    if running:
+    if running and by_batch(module.model):
         module = trainer.with_running_statistics(module, own)
         row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
         print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
         written = results(config, [], [row], server_round=federation.server_round)
     if save_to is not None:
-        facts = {"round": federation.server_round, "data": data}
-        facts["running_statistics"] = running or bool(federation.provenance.get("running_statistics"))
+        facts = {"round": federation.server_round, "data": data, "running_statistics": not by_batch(module.model)}
         if further:
-            facts["earlier"] = [*federation.provenance.get("earlier", []), _earlier(federation.provenance)]
+            facts["earlier"] = federation.tuned_on
         options = {name: getattr(config, name) for name in TUNED}
         trained = dataclasses.replace(federation.config, **options)
         module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
@@ -120,11 +121,6 @@ def _with_classes(experiment: Experiment, federation: Federation) -> Experiment:
     if tuple(found) == tuple(classes):
         return experiment
     return Experiment(config, ImageClassification(config, federation.constants, classes), {})
-
-
-def _earlier(provenance: Mapping[str, Any]) -> str:
-    """What a personal model was tuned on before."""
-    return str(provenance["data"]) if "data" in provenance else f"client {provenance.get('client')}"
 
 
 def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: Path) -> None:

@@ -24,7 +24,7 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     """Fine-tune what the federation shares, over its initial model, and print; save the model if that is asked for.
 
     Args:
-        federation: of a task.
+        federation: of a task, or a personal model that is tuned further.
         config: of the federation, with what fine-tuning trains, for how many epochs and at which rate.
         data: the import path of what makes a LightningDataModule without arguments.
         save_to: a folder that is new or empty; None saves nothing.
@@ -54,9 +54,11 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
         stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
         print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
     if save_to is not None:
-        module.provenance = experiment.provenance("newcomer", round=federation.server_round, data=data)
+        earlier = {"earlier": federation.tuned_on} if federation.tuned_on else {}
+        facts = {"round": federation.server_round, "data": data, **earlier}
+        module.provenance = experiment.provenance("newcomer", **facts)
         checkpoint.save(module, save_to / NEWCOMER)
-        write_config(save_to, federation.config, {"data": data})
+        write_config(save_to, config, {"data": data})
         write_json(save_to / RESULTS, written)
         title = f"A personal model for {data}"
         model_card.write(save_to, title, module.provenance, written, NEWCOMER)

@@ -14,8 +14,9 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.parts import PRIVATE, parts_of, select, without
+from lit_fedbabu.learning.parts import PRIVATE, REST, parts_of, select, without
 from lit_fedbabu.learning.pretrained import is_saved
+from lit_fedbabu.learning.state import first_other
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import (
     CONFIG,
@@ -43,7 +44,7 @@ class Federation:
         config: its configuration.
         rounds: its history, one entry for each round.
         shared: the weights that its clients share.
-        initial: those that they do not, as they were before the first round; None: the seed and the options say them.
+        initial: those that they do not, as they were before the first round.
         provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
@@ -57,7 +58,7 @@ class Federation:
     memories: Path | None = None
     site: int | None = None
     kind: str = "federation"
-    initial: dict[str, Tensor] | None = None
+    initial: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -70,12 +71,28 @@ class Federation:
         """Mean and standard deviation by channel that its images were normalized with."""
         return self.provenance["mean"], self.provenance["std"]
 
+    @property
+    def tuned_on(self) -> list[str]:
+        """What a personal model was tuned on, one after the other; of a federation's shared model nothing."""
+        if self.kind == "federation":
+            return []
+        last = self.provenance.get("data") or f"client {self.provenance.get('client')}"
+        return [*self.provenance.get("earlier", []), str(last)]
+
     def experiment(self, config: Config) -> Experiment:
         """The experiment of this configuration, with the federation's initial model."""
         from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
         from lit_fedbabu.tasks.own import task_of_site
 
         return Experiment(config, task_of_site(config, self.site), self.initial)
+
+    def refuse_other_start(self, experiment: Experiment) -> None:
+        """Raise InputError where a run would go on from another initial model than it was begun with."""
+        config = experiment.config
+        key, value = ("task", config.task) if config.task else ("model-name", config.model_name)
+        if name := first_other(self.initial, experiment.start()):
+            remedy = "begins otherwise than when the run was begun; put back what it is read from, as a file"
+            raise InputError(key, value, f"its {name.removeprefix(f'{REST}.')} {remedy}")
 
     @property
     def server_round(self) -> int:
@@ -121,7 +138,8 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         remedy = "is code that the checkpoint names; give --algorithm to trust it"
         raise InputError("algorithm", config.algorithm, remedy)
     if content.kind != "federation":
-        config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
+        if not content.task:
+            config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
         return Federation(config, [], content.state, provenance, kind=content.kind)
     method = algorithm_of(config)
     folder = path.resolve().parent.parent
@@ -130,7 +148,6 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
     if method.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
     shared = without(select(content.state, parts_of(method.shared)), provenance.get(PRIVATE, ()))
-    initial = without(content.state, shared)
     return Federation(
         config,
         provenance["rounds"],
@@ -138,7 +155,7 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         provenance,
         memories if memories.is_dir() else None,
         provenance.get("client"),
-        initial=initial if config.initial_weights else None,  # so that the file is not needed any more
+        initial=without(content.state, shared),  # so that no file which they came from is needed any more
     )
 
 

@@ -19,7 +19,7 @@ from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
 from lit_fedbabu.records.features import features_of
-from lit_fedbabu.records.federation import ON_NODES, resumable
+from lit_fedbabu.records.federation import ON_NODES, Federation, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.nodes import Node, find_nodes
@@ -77,10 +77,8 @@ def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) 
 
 def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -> None:
     config, say = experiment.config, progress.say
-    begun = resumable(config) if config.resume else None
+    begun = _begun(experiment) if config.resume else None
     rounds = begun.rounds if begun else []
-    if begun is not None and not config.on_sites:
-        _refuse_other_split(experiment, folder)
     say(f"run folder {folder}")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
@@ -166,6 +164,16 @@ def _sizes(experiment: Experiment, nodes: list[Node]) -> dict[int, tuple[int, in
     if experiment.algorithm.pooled:
         sizes[0] = sum(sizes[client][0] for client in range(experiment.config.num_federated)), sizes[0][1]
     return sizes
+
+
+def _begun(experiment: Experiment) -> Federation | None:
+    """What the run that is resumed has done, if its model and its data are still as they were."""
+    config = experiment.config
+    if begun := resumable(config):
+        begun.refuse_other_start(experiment)
+        if not config.on_sites:
+            _refuse_other_split(experiment, Path(config.resume).resolve())
+    return begun
 
 
 def _refuse_other_split(experiment: Experiment, folder: Path) -> None:

@@ -33,7 +33,7 @@ class Task:
         score: the metric that clients are compared by, as the module logs it in ``test_step``.
         higher_is_better: whether more of it is better.
         body: names of the modules or weights that are the body.
-        head: the same of the head. No weight lies in neither.
+        head: the same of the head. No weight that trains lies in neither, and one of the two may be empty: ().
         callbacks: makes Lightning's callbacks, anew for every fit and test. Those that save checkpoints, draw progress
             bars or print summaries are left out, here and of the module's ``configure_callbacks``.
     """
@@ -97,12 +97,15 @@ class OwnTask:
         self._data = data
         self.left_out: set[str] = set()
         """Kinds of callbacks that were left out."""
+        self.found: list[str] = []
+        """What a trial has found that a user should know."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know before a run."""
         why = "are left out: the run saves checkpoints and shows progress itself"
-        return (f"callbacks of the task ({', '.join(sorted(self.left_out))}) {why}",) if self.left_out else ()
+        left_out = [f"callbacks of the task ({', '.join(sorted(self.left_out))}) {why}"] if self.left_out else []
+        return (*left_out, *self.found)
 
     @property
     def score(self) -> Score:

@@ -1,12 +1,16 @@
 import dataclasses
+import importlib
+import pickle
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.errors import RunError
 from lit_fedbabu.words import parse_words
 
+run_module = importlib.import_module("lit_fedbabu.run")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -51,3 +55,30 @@ def test_derived_seeds_depend_on_everything_they_are_told():
     assert len(set(seeds)) == 4
     assert seeds[0] == Config(seed=1, num_clients=7).derived_seed("train", 1, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_what_is_given_is_told_from_a_default():
+    own, default = Config(task="m:t"), Config(task="m:t", learning_rate=0.1)
+    assert (own.learning_rate, own.finetune_learning_rate, default.learning_rate) == (0.0, 0.0, 0.1)
+    assert default.given == {"task", "learning_rate"}
+    for config in (own, default):
+        for same in (pickle.loads(pickle.dumps(config)), Config.from_run_config(config.to_run_config())):
+            assert same == config
+        assert dataclasses.replace(config, seed=1).learning_rate == config.learning_rate
+    assert Config.from_run_config({"task": "m:t", "learning-rate": 0.1}) == default
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Config(task="m:t", learning_rate=0.1), {"task": "m:t", "learning-rate": 0.1}),
+        (Config(resume="run", num_clients=100), {"resume": "run", "num-clients": 100}),
+        (dataclasses.replace(Config(resume="run"), seed=1), {"resume": "run", "seed": 1, "num-clients": 100}),
+    ],
+)
+def test_run_takes_what_is_given_also_where_it_is_the_default(config, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_module, "_run", lambda options: (seen.append(options) or "folder", 1))
+    with pytest.raises(RunError):
+        run_module.run(config)
+    assert expected.items() <= seen[0].items() and "output-dir" not in seen[0]

@@ -118,6 +118,16 @@ def test_a_file_of_the_users_that_cannot_be_imported_is_told_in_a_line(number, t
         imported("task", f"user_file_{number}:x", "must be a name")
 
 
+@pytest.mark.parametrize("name", ["test", "code", "datasets", "statistics", "sys", "json.tool"])
+def test_a_file_that_another_module_of_its_name_hides_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"{name.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("task = 1")
+    with pytest.raises(InputError, match=rf"another module has this name, .*; give {file.name} another"):
+        imported("task", f"{name}:task", "must be a name")
+
+
 def test_a_file_that_was_edited_after_its_first_use_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "edited_file.py"
