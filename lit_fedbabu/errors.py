@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from lit_fedbabu import places
+
 LONGEST = 1000
 """Characters of a value that a message shows."""
 
@@ -102,6 +104,7 @@ def _status(main: Command, argv: list[str] | None) -> int:
     """Run a command; returns its exit status."""
     try:
         _refuse_removed_folder()
+        places.keep_matplotlib_quiet()
         return main(argv)
     except (InputError, RunError) as error:
         _tell(f"error: {error}")
@@ -171,7 +174,6 @@ def of_system(error: OSError, next_step: str = "repeat the command") -> str:
     if file is None or not error.strerror:
         return str(error)
     path = Path(os.fsdecode(file))
-    path = path.with_name(path.name.removeprefix("."))  # files are written under a hidden name and moved into place
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"{path}: {error.strerror}" + (f"; free some space, and {next_step}" if full else "")
 

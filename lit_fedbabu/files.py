@@ -42,7 +42,7 @@ def whole(path: Path, written: Callable[[Path], None] = lambda scratch: None) ->
     """
     scratch = path.with_name(f".{path.name}")
     try:
-        with naming(path):
+        with naming(path, scratch):
             yield scratch
             written(scratch)
             os.replace(scratch, path)
@@ -73,12 +73,12 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give the path to an OSError that names no file, as one of a full disk."""
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Give the path to an OSError that names no file, as one of a full disk, or the hidden file in its place."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or os.fspath(error.filename) == str(scratch):
             error.filename = str(path)
         raise
 

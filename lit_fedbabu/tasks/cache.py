@@ -5,6 +5,8 @@ import shutil
 import time
 from pathlib import Path
 
+from lit_fedbabu import places
+
 BEING_WRITTEN = ".decoding-"
 """How the name of a folder begins that a process writes."""
 WEIGHTS = "weights"
@@ -14,9 +16,16 @@ ABANDONED_S = 3600
 
 
 def folder() -> Path:
-    """Where the cache is: ``$XDG_CACHE_HOME/lit_fedbabu``, or below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lit_fedbabu"
+    """Where the cache is: ``$XDG_CACHE_HOME/lit_fedbabu``, or below ``~/.cache``, or as of ``places.cache``."""
+    return places.cache() / "lit_fedbabu"
+
+
+def note() -> tuple[str, ...]:
+    """What a person should know of the cache's place, if anything."""
+    base = places.cache()
+    if "XDG_CACHE_HOME" in os.environ or base.name == ".cache":
+        return ()
+    return (f"your home cannot be written to, so decoded images lie in {base}; XDG_CACHE_HOME names another place",)
 
 
 def clean() -> tuple[list[tuple[str, int]], list[str]]:

@@ -74,7 +74,7 @@ def test_ctrl_c_is_one_line_with_status_130(next_step, told, capsys):
 
 
 def test_a_full_disk_names_the_file_as_its_user_knows_it(capsys):
-    error = OSError(28, "No space left on device", "/tmp/scratch", None, "/runs/x/.last.ckpt")
+    error = OSError(28, "No space left on device", "/tmp/scratch", None, "/runs/x/last.ckpt")
     assert raising(error)() == 1
     line = "error: /runs/x/last.ckpt: No space left on device; free some space, and repeat the command\n"
     assert capsys.readouterr().err == line

@@ -84,6 +84,7 @@ def load(
     if not folder.exists():
         _decode(folder, size, dataset, label_column, owner_column)
     source = _mapped(folder)
+    source = dataclasses.replace(source, notes=(*source.notes, *cache.note()))
     if classes:
         return _renumbered(source, dataset, classes)
     if len(source.class_names) < 2:
