@@ -79,3 +79,14 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+_words = sys.orig_argv
+_named = [
+    after if word == "-m" else word[2:]
+    for word, after in zip(_words, [*_words[1:], ""], strict=True)
+    if word[:2] == "-m"
+]
+if sys.argv[:1] == ["-m"] and _named and _named[0].startswith("lit_fedbabu.") and _named[0].count(".") == 1:
+    from lit_fedbabu import stops
+
+    stops.is_command()  # python -m lit_fedbabu.COMMAND, whose imports take a second

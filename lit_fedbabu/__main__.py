@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from lit_fedbabu import stops
+
 COMMANDS = {
     "run": "run a federation on this machine",
     "finetune": "make personal models from a federation's",
@@ -22,6 +24,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first word names; returns its exit status."""
+    if argv is None:
+        stops.is_command()
     words = sys.argv[1:] if argv is None else argv
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
         from lit_fedbabu.completion import command_typed

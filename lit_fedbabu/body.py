@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import make_new_folder
+from lit_fedbabu.files import new_folder
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
 
 
@@ -39,17 +39,17 @@ def main(argv: list[str] | None = None) -> int:
     if "body" not in parts:
         raise InputError("RUN", str(arguments.run), f"{federation.config.algorithm} shares no body")
     outcome = read_results(arguments.run)
-    make_new_folder("FOLDER", arguments.folder)
-    saved = checkpoint.read(path, arguments.model_name)
-    config = federation.config.experiment() | ({"dataset": arguments.dataset} if arguments.dataset else {})
-    provenance = {**federation.provenance, "kind": saved.kind, "config": config}
-    if (arguments.run / CONFIG).is_file():
-        provenance["trains_on"] = read_environment(arguments.run).get("trains-on", "")
-    pretrained.write(arguments.folder, provenance, saved.hyper_parameters, saved.state)
-    what = "model" if "head" in parts else "body"
-    method = title_of(federation.config.algorithm)
-    title = f"{method}: the {what} of a federation on {config['dataset']}"
-    model_card.write(arguments.folder, title, provenance, outcome, arguments.folder.name)
+    with new_folder("FOLDER", arguments.folder) as scratch:
+        saved = checkpoint.read(path, arguments.model_name)
+        config = federation.config.experiment() | ({"dataset": arguments.dataset} if arguments.dataset else {})
+        provenance = {**federation.provenance, "kind": saved.kind, "config": config}
+        if (arguments.run / CONFIG).is_file():
+            provenance["trains_on"] = read_environment(arguments.run).get("trains-on", "")
+        pretrained.write(scratch, provenance, saved.hyper_parameters, saved.state)
+        what = "model" if "head" in parts else "body"
+        method = title_of(federation.config.algorithm)
+        title = f"{method}: the {what} of a federation on {config['dataset']}"
+        model_card.write(scratch, title, provenance, outcome, arguments.folder.name)
     print(f"saved {arguments.folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG} and {model_card.NAME}")
     return 0
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import make_new_folder, naming
+from lit_fedbabu.files import naming, new_folder
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
@@ -35,21 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")
     hosts = [_alternative(host) for host in dict.fromkeys([*(arguments.host or []), *LOCAL])]
-    make_new_folder("folder", arguments.folder)
-    files = {
-        arguments.folder / name: content for name, content in {**_certificates(hosts), **_keys(arguments.sites)}.items()
-    }
-    try:
-        for path, content in files.items():
-            mode = 0o644 if path.suffix in (".crt", ".pub") else 0o600
-            with naming(path), open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+    with new_folder("folder", arguments.folder) as scratch:
+        files = {**_certificates(hosts), **_keys(arguments.sites)}
+        for name, content in files.items():
+            mode = 0o644 if name.endswith((".crt", ".pub")) else 0o600
+            with naming(scratch / name), open(os.open(scratch / name, os.O_CREAT | os.O_WRONLY, mode), "wb") as file:
                 file.write(content)
-    except BaseException:  # some of the keys are of no use
-        for path in files:
-            path.unlink(missing_ok=True)
-        raise
-    for path in files:
-        print(path)
+    for name in files:
+        print(arguments.folder / name)
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import make_folder, write_whole
+from lit_fedbabu.files import new_folder, write_whole
 from lit_fedbabu.records.run_folder import PARTITION
 from lit_fedbabu.words import parse_words
 
@@ -35,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 
     experiment = Experiment(config)
     experiment.check()
-    make_folder("--out", arguments.out)
     from lit_fedbabu.records.plots import draw_split, fonts_for
 
     counts = experiment.task.class_counts()
@@ -43,11 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: {note}")
     print(table(counts, experiment.task.client_names))
     print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
-    write_whole(arguments.out / PARTITION, counts)
     if fonts_for("".join(experiment.task.class_names)) is None:
         print(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
-    for path in (arguments.out / PARTITION, *draw_split(counts, arguments.out)):
-        print(path)
+    with new_folder("--out", arguments.out, rewritten=True) as scratch:
+        write_whole(scratch / PARTITION, counts)
+        names = [PARTITION, *(path.name for path in draw_split(counts, scratch))]
+    for name in names:
+        print(arguments.out / name)
     return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from lit_fedbabu import places
+from lit_fedbabu import places, stops
 
 LONGEST = 1000
 """Characters of a value that a message shows."""
@@ -81,7 +81,7 @@ class Command(Protocol):
 def one_line_errors(main: Command) -> Command:
     """Print errors of a command as one line on stderr. Exit status: 2 for bad input, 1 for others, as a full disk.
 
-    Ctrl-C is one line too, with the text of the KeyboardInterrupt, and status 130.
+    A signal that stops it, as Ctrl-C, is one line too, with the note of the stop, and status 128 + its number.
     The traceback of an error that nobody thought of is kept in a file, which the line names.
     """
 
@@ -89,13 +89,21 @@ def one_line_errors(main: Command) -> Command:
     def command(argv: list[str] | None = None) -> int:
         _open_streams()
         try:
-            status = _status(main, argv)
-        except SystemExit:
-            _lost_output()
-            raise
-        if lost := _lost_output():
-            _tell(f"error: {lost}")
-        return status or bool(lost)
+            with stops.raised():
+                try:
+                    status = _status(main, argv)
+                except SystemExit:
+                    _lost_output()
+                    raise
+                if lost := _lost_output():
+                    _tell(f"error: {lost}")
+                status = status or int(bool(lost))
+                stops.settle()
+        except stops.STOPS as stop:
+            status = stops.told(stop)
+            exec("")  # else python -m ends by SIGINT where a KeyboardInterrupt came in an exec of text
+        stops.over(status)
+        return status
 
     return command
 
@@ -106,17 +114,17 @@ def _status(main: Command, argv: list[str] | None) -> int:
         _refuse_removed_folder()
         places.keep_matplotlib_quiet()
         return main(argv)
-    except (InputError, RunError) as error:
-        _tell(f"error: {error}")
-        return 2 if isinstance(error, InputError) else 1
-    except OSError as error:
-        _tell(f"error: {of_system(error)}")
-        return 1
-    except KeyboardInterrupt as stop:
-        _tell(f"stopped; {stop}" if str(stop) else "stopped")
-        exec("")  # else python -m ends by SIGINT where the interrupt came in an exec of text, as of a dataclass
-        return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if stop := stops.asked():
+            raise stop from None
+        if isinstance(error, SystemExit):
+            raise
+        if isinstance(error, InputError | RunError):
+            _tell(f"error: {error}")
+            return 2 if isinstance(error, InputError) else 1
+        if isinstance(error, OSError):
+            _tell(f"error: {of_system(error)}")
+            return 1
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _tell(f"error: {reason}; this should not happen, {_kept_traceback()}")
         return 1

@@ -1,14 +1,17 @@
 """Files that are written whole or not at all, and folders that an option names."""
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.stops import settle
 
 
 def from_home(path: str | Path) -> Path:
@@ -119,21 +122,47 @@ def make_folder(option: str, folder: Path) -> None:
         raise InputError(option, str(folder), f"cannot be made: {error.strerror}") from None
 
 
-def make_new_folder(option: str, folder: Path) -> None:
-    """Make the folder that an option names. It may exist if it is empty.
+@contextmanager
+def new_folder(option: str, folder: Path, *, is_result: bool = True, rewritten: bool = False) -> Iterator[Path]:
+    """A hidden folder to write to, which becomes the one that an option names if nothing fails.
+
+    Args:
+        option: its name.
+        folder: one that exists is filled: it can be where a container has a disk of its own.
+        is_result: whether the command is done with it, so that a signal comes too late.
+        rewritten: whether the folder may have files, which are replaced by those of the same names.
 
     Raises:
         InputError: it cannot be made or written to, or it is not empty.
     """
+    exists = folder.is_dir()
+    scratch = (folder if exists else folder.parent) / f".unfinished-{os.getpid()}"
+    made = [] if exists else [each for each in folder.parents if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-        (folder / ".scratch").touch()
-        (folder / ".scratch").unlink()
+        if exists and not rewritten and any(folder.iterdir()):
+            raise InputError(option, str(folder), "is not empty, and nothing is overwritten; take another folder")
+        if not exists and os.path.lexists(folder):
+            raise FileExistsError(errno.EEXIST, "it is no folder")
+        scratch.mkdir(parents=True)
     except OSError as error:
-        raise InputError(option, str(folder), f"cannot be written to: {error.strerror}") from None
-    if taken:
-        raise InputError(option, str(folder), "is not empty, and nothing is overwritten; take another folder")
+        what = "made" if rewritten else "written to"
+        raise InputError(option, str(folder), f"cannot be {what}: {error.strerror}") from None
+    try:
+        yield scratch
+        if is_result:
+            settle()
+        for path in scratch.iterdir() if exists else ():
+            path.replace(folder / path.name)
+        scratch.rmdir() if exists else scratch.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+        if isinstance(error, OSError) and error.filename is not None:
+            file = os.fsdecode(error.filename2 or error.filename)
+            error.filename, error.filename2 = file.replace(str(scratch), str(folder)), None
+        raise
 
 
 def refuse_unwritable(option: str, folder: Path) -> None:

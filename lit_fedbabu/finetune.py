@@ -16,6 +16,7 @@ from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import alone_in
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
+from lit_fedbabu.stops import STOPS
 from lit_fedbabu.tasks.evaluation import STAGES, Score
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -35,10 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with system.plain_lines(arguments["plain"]):
             _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
-    except KeyboardInterrupt:
+    except STOPS as stop:
         begins = "goes on from here" if arguments["data"] is None else "begins again"
         words = [system.program("lit-fedbabu"), "finetune", *(sys.argv[1:] if argv is None else argv)]
-        raise KeyboardInterrupt(f"the same command {begins}: {shlex.join(words)}") from None
+        stop.add_note(f"the same command {begins}: {shlex.join(words)}")
+        raise
     return 0
 
 

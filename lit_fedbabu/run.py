@@ -6,7 +6,6 @@ SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
 
 import argparse
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
 from lit_fedbabu.records import loggers, run_folder
+from lit_fedbabu.stops import STOPS
 from lit_fedbabu.system import plain_lines, program
 from lit_fedbabu.words import parse_words
 from lit_fedbabu.workers.worker import Warm, threads
@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, which was stopped")
     complete(parser, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse_words(arguments.words)
     if arguments.resume:
         options["resume"] = str(arguments.resume)
@@ -87,9 +86,10 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
         raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
     try:
         return folder, _locally(config, folder, plain) if config.engine == "local" else _by_flower(config, folder)
-    except KeyboardInterrupt:
+    except STOPS as stop:
         if (folder / run_folder.CONFIG).exists():
-            raise KeyboardInterrupt(f"the run goes on with: {_resuming(folder)}") from None
+            is_over = run_folder.is_finished(folder)
+            stop.add_note(f"the run in {folder} is over" if is_over else f"the run goes on with: {_resuming(folder)}")
         raise
     except OSError as error:
         if (folder / run_folder.CONFIG).exists():

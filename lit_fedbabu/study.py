@@ -7,6 +7,7 @@ from pathlib import Path
 from lit_fedbabu.completion import Parser, complete, option_words, studies
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
+from lit_fedbabu.stops import STOPS
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
 from lit_fedbabu.studies.slurm import submit
@@ -49,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.slurm is not None:
             return submit(study, arguments.slurm)
         return do(study, arguments.plain, arguments.worker)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
+    except STOPS as stop:
+        stop.add_note("the same command goes on from here")
+        raise
 
 
 def _dry_run(study: Study) -> int:

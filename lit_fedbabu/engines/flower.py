@@ -18,6 +18,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.stops import settle
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -87,6 +88,7 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
     with kept.open("ab") as kept_file:  # a resumed run has a log already
         kept_file.write(log.read_bytes())
     if status == "finished:completed" and (folder / RESULTS).exists():
+        settle()
         return 0
     if not error_shown:
         print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)

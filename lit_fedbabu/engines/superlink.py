@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tomli_w
 
 from lit_fedbabu import system
 from lit_fedbabu.errors import RunError
+from lit_fedbabu.stops import SIGNALS
 from lit_fedbabu.workers.worker import ALONE
 
 START_TIMEOUT_S = 60
@@ -38,23 +40,19 @@ def started(root: Path) -> Iterator[Path]:
     Raises:
         RunError: it did not start.
     """
-    home = Path(tempfile.mkdtemp(prefix="lfb-"))
-    port = free_port()
-    (home / "config.toml").write_text(
-        tomli_w.dumps({"superlink": {"default": "own", "own": {"address": f"127.0.0.1:{port}", "insecure": True}}})
-    )
-    guard = subprocess.Popen(
-        [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    command = [
-        sys.executable, *ALONE, "lit_fedbabu.engines.guard", "--insecure", "--simulation", "--isolation", "subprocess",
-        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "state.db"),
-        "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
+    home, guard = Path(tempfile.mkdtemp(prefix="lfb-")), None
     alone = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's ports are open to the network
     try:
+        port = free_port()
+        own = {"address": f"127.0.0.1:{port}", "insecure": True}
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "own", "own": own}}))
+        command = [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)]
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        command = [
+            sys.executable, *ALONE, "lit_fedbabu.engines.guard", "--insecure", "--simulation",
+            "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
+            "--database", str(home / "state.db"), "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
         with (home / "superlink.log").open("w") as log:
             link = subprocess.Popen(
                 command, cwd=root, env=environment(home) | alone, stdout=log, stderr=log, start_new_session=True
@@ -68,7 +66,9 @@ def started(root: Path) -> Iterator[Path]:
         yield home
     finally:
         end_all(home)
-        guard.communicate()
+        shutil.rmtree(home, ignore_errors=True)
+        if guard is not None:
+            guard.communicate()
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -123,6 +123,8 @@ def _belongs(process: psutil.Process, home: Path) -> bool:
 def main() -> None:
     """Guard the FLWR_HOME in the first argument: wait until the starter has ended, then end and remove what it left."""
     home = Path(sys.argv[1])
+    for number in SIGNALS:  # what ends all processes of a job leaves the end of this one's work to it
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()  # ends when the other end of the pipe is closed, also by a kill
     end_all(home)
     shutil.rmtree(home, ignore_errors=True)

@@ -8,37 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import load_state, state_of
-
-
-class ClientTrainer(L.Trainer):
-    """A Trainer of one client or cohort. Nobody listens to it, so modules save the time that logging takes."""
-
-    mini_batches: int = -1
-    """That are trained on, in all epochs together; -1: all that there are."""
-
-    @property
-    def max_steps(self) -> int:
-        """The same, by which ``estimated_stepping_batches`` plans, and schedules of learning rates with it."""
-        return self.mini_batches
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._checkpoint_connector = _FromNoJob(self)
-
-
-class _FromNoJob(_CheckpointConnector):
-    """Begins where it is told to; under Slurm Lightning would begin at a hpc_ckpt_1.ckpt in the current folder."""
-
-    _hpc_resume_path = None
 
 
 class PartModule(L.LightningModule):

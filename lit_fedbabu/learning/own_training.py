@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch import Tensor
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.module import ClientTrainer
+from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.own_logger import Dropped
 from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.own_watch import Watch

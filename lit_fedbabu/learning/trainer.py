@@ -15,9 +15,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.models import by_batch
-from lit_fedbabu.learning.module import ClientTrainer, LitFedBABU, PartModule
+from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.tasks.data import ClientData, CohortData, Predicted, feature_probe, together

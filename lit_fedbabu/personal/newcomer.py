@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lit_fedbabu.algorithms.client_update import finetuning_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, some
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import make_new_folder, write_json
+from lit_fedbabu.files import new_folder, write_json
 from lit_fedbabu.learning import pretrained, trainer
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU
@@ -72,39 +73,40 @@ def finetune(
     experiment.check()
     for note in experiment.task.notes:
         print(f"note: {note}")
-    if save_to is not None:
-        make_new_folder("--save", save_to)
-    module = experiment.new_module(start)
-    own = experiment.client_data(0, config.derived_seed("finetune", 0))
-    print(
-        f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
-        f" {len(names)} classes, resized to {config.image_size} x {config.image_size}",
-        flush=True,
-    )
+    with nullcontext() if save_to is None else new_folder("--save", save_to) as scratch:
+        module = experiment.new_module(start)
+        own = experiment.client_data(0, config.derived_seed("finetune", 0))
+        print(
+            f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
+            f" {len(names)} classes, resized to {config.image_size} x {config.image_size}",
+            flush=True,
+        )
 
-    def say(curve: Sequence[Evaluation]) -> None:
-        epoch, now = len(curve) - 1, curve[-1]
-        stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
-        line = f"accuracy {100 * now.score:6.2f} %  loss {now.loss:.4f}"
-        print(f"epoch {epoch}  {line}  {stage}".rstrip(), flush=True)
+        def say(curve: Sequence[Evaluation]) -> None:
+            epoch, now = len(curve) - 1, curve[-1]
+            stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
+            line = f"accuracy {100 * now.score:6.2f} %  loss {now.loss:.4f}"
+            print(f"epoch {epoch}  {line}  {stage}".rstrip(), flush=True)
 
-    with seeded(config.derived_seed("finetuning-draws", 0)):
-        (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=say)
-    row = {"client": 0, **outcome.as_row()}
-    written = results(config, [], [row], server_round=federation.server_round)  # raises where it is not finite
-    if running and by_batch(module.model):
-        module = trainer.with_running_statistics(module, own)
-        row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
-        print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
-        written = results(config, [], [row], server_round=federation.server_round)
+        with seeded(config.derived_seed("finetuning-draws", 0)):
+            (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=say)
+        row = {"client": 0, **outcome.as_row()}
+        written = results(config, [], [row], server_round=federation.server_round)  # raises where it is not finite
+        if running and by_batch(module.model):
+            module = trainer.with_running_statistics(module, own)
+            row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
+            print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
+            written = results(config, [], [row], server_round=federation.server_round)
+        if scratch is not None and save_to is not None:
+            facts = {"round": federation.server_round, "data": data, "running_statistics": not by_batch(module.model)}
+            if further:
+                facts["earlier"] = federation.tuned_on
+            options = {name: getattr(config, name) for name in TUNED}
+            trained = dataclasses.replace(federation.config, **options)
+            module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
+            _save(module, trained, written, scratch, save_to.name)
     if save_to is not None:
-        facts = {"round": federation.server_round, "data": data, "running_statistics": not by_batch(module.model)}
-        if further:
-            facts["earlier"] = federation.tuned_on
-        options = {name: getattr(config, name) for name in TUNED}
-        trained = dataclasses.replace(federation.config, **options)
-        module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
-        _save(module, trained, written, save_to)
+        print(f"saved {save_to}: {pretrained.WEIGHTS}, {pretrained.CONFIG}, {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written
 
 
@@ -123,11 +125,10 @@ def _with_classes(experiment: Experiment, federation: Federation) -> Experiment:
     return Experiment(config, ImageClassification(config, federation.constants, classes), {})
 
 
-def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: Path) -> None:
+def _save(module: LitFedBABU, config: Config, outcome: dict[str, Any], folder: Path, name: str) -> None:
     provenance = module.provenance
     pretrained.write(folder, provenance, module.hparams, module.model.state_dict())
     write_config(folder, config, {"data": provenance["data"]})
     write_json(folder / RESULTS, outcome)
     title = f"A personal model for {Path(provenance['data']).name}"
-    model_card.write(folder, title, provenance, outcome, folder.name)
-    print(f"saved {folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG}, {model_card.NAME}, {CONFIG} and {RESULTS}")
+    model_card.write(folder, title, provenance, outcome, name)

@@ -1,6 +1,7 @@
 """The model of a task, fine-tuned on data of someone who had no part in the federation."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from lit_fedbabu.algorithms.client_update import finetuning_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import make_new_folder, write_json
+from lit_fedbabu.files import new_folder, write_json
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.options import imported
 from lit_fedbabu.records import model_card
@@ -41,26 +42,26 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     task = OwnTask(dataclasses.replace(config, num_clients=1, num_new_clients=0), make)
     experiment = Experiment(config, task, federation.initial)
     experiment.check()
+    with nullcontext() if save_to is None else new_folder("--save", save_to) as scratch:
+        module = experiment.new_module(federation.shared)
+        own = experiment.client_data(0, 0)
+        print(f"{data}: {own.num_train} training and {own.num_test} test samples")
+        with seeded(config.derived_seed("finetuning-draws", 0)):
+            (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
+        score = experiment.task.score
+        written = results(config, [], [{"client": 0, **outcome.as_row()}], score, federation.server_round)
+        for epoch, evaluation in enumerate(outcome.curve):
+            stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
+            print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
+        if scratch is not None:
+            earlier = {"earlier": federation.tuned_on} if federation.tuned_on else {}
+            facts = {"round": federation.server_round, "data": data, **earlier}
+            module.provenance = experiment.provenance("newcomer", **facts)
+            checkpoint.save(module, scratch / NEWCOMER)
+            write_config(scratch, config, {"data": data})
+            write_json(scratch / RESULTS, written)
+            title = f"A personal model for {data}"
+            model_card.write(scratch, title, module.provenance, written, NEWCOMER)
     if save_to is not None:
-        make_new_folder("--save", save_to)
-    module = experiment.new_module(federation.shared)
-    own = experiment.client_data(0, 0)
-    print(f"{data}: {own.num_train} training and {own.num_test} test samples")
-    with seeded(config.derived_seed("finetuning-draws", 0)):
-        (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
-    score = experiment.task.score
-    written = results(config, [], [{"client": 0, **outcome.as_row()}], score, federation.server_round)
-    for epoch, evaluation in enumerate(outcome.curve):
-        stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
-        print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
-    if save_to is not None:
-        earlier = {"earlier": federation.tuned_on} if federation.tuned_on else {}
-        facts = {"round": federation.server_round, "data": data, **earlier}
-        module.provenance = experiment.provenance("newcomer", **facts)
-        checkpoint.save(module, save_to / NEWCOMER)
-        write_config(save_to, config, {"data": data})
-        write_json(save_to / RESULTS, written)
-        title = f"A personal model for {data}"
-        model_card.write(save_to, title, module.provenance, written, NEWCOMER)
         print(f"saved {save_to / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written

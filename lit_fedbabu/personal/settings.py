@@ -10,6 +10,7 @@ from typing import get_args
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import new_folder
 from lit_fedbabu.options import ARTICLES
 from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
@@ -182,15 +183,13 @@ def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> P
     name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-{rate}"
     for count in itertools.count(1):
         folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir(parents=True)
-            write_config(folder, config, facts)
-            return folder
-        except FileExistsError:
+        if folder.exists():
             if is_of(folder, config, facts):
                 return folder
-        except OSError as error:
-            raise InputError("RUN_OR_CHECKPOINT", str(run), f"cannot be written to: {error.strerror}") from None
+            continue
+        with new_folder("RUN_OR_CHECKPOINT", folder, is_result=False) as scratch:
+            write_config(scratch, config, facts)
+        return folder
     raise AssertionError("there is always another name")
 
 

@@ -9,7 +9,7 @@ import tomli_w
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, dataset_folder, from_home, make_folder, write_whole
+from lit_fedbabu.files import append_json_line, dataset_folder, from_home, new_folder, write_whole
 from lit_fedbabu.options import read_toml
 from lit_fedbabu.system import versions
 
@@ -47,11 +47,15 @@ def create(config: Config) -> Path:
     """
     folder = from_home(config.output_dir).resolve() / (config.run_name or default_run_name(config))
     refuse_existing(folder)
-    scratch = folder.with_name(f".{folder.name}")
-    make_folder("output-dir", scratch)
-    write_config(scratch, config, {"begun": time.strftime("%Y%m%d-%H%M%S")})
-    scratch.rename(folder)
+    with new_folder("output-dir", folder, is_result=False) as scratch:
+        write_config(scratch, config, {"begun": time.strftime("%Y%m%d-%H%M%S")})
     return folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in the folder has done all of its rounds: the last checkpoint is written after the results."""
+    results, last = folder / RESULTS, folder / LAST_CHECKPOINT
+    return results.exists() and last.exists() and last.stat().st_mtime_ns >= results.stat().st_mtime_ns
 
 
 def refuse_existing(folder: Path) -> None:

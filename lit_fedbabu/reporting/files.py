@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_fedbabu.files import make_folder, write_whole
-from lit_fedbabu.reporting.compare import read_study
+from lit_fedbabu.files import new_folder, write_whole
+from lit_fedbabu.reporting.compare import Study, read_study
 from lit_fedbabu.reporting.runs import Unfinished
 
 PAGE = "report.html"
@@ -27,7 +27,18 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
         InputError: a run cannot be read, or none is finished.
     """
     study = read_study(folders, reference, failed)
-    make_folder("--out", out)
+    with new_folder("--out", out, rewritten=True) as scratch:
+        drawn = _written(study, scratch, failed)
+        names = {path.name for path in scratch.iterdir()}
+    for name in drawn:
+        print(out / name)
+    if earlier := [path for path in out.iterdir() if path.suffix in SUFFIXES and path.name not in names]:
+        print(f"note: beside this report, and not of it: {', '.join(sorted(map(str, earlier)))}", file=sys.stderr)
+    print(out / PAGE)
+
+
+def _written(study: Study, out: Path, failed: Sequence[Unfinished]) -> list[str]:
+    """Write a report; returns the names of its figures."""
     for run in (run for run in study.unfinished if run not in failed):
         print(f"note: {run.folder} has no results, {run.reason}", file=sys.stderr)
     from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
@@ -36,13 +47,11 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
     from lit_fedbabu.reporting.panels import written
     from lit_fedbabu.reporting.sections import sections
 
-    content, earlier = sections(study), {path for path in out.iterdir() if path.suffix in SUFFIXES}
-    files = [out / PAGE]
+    content, names = sections(study), []
     for section in content:
         for table in section.tables:
             for suffix, text in formats.files(table).items():
-                write_whole(file := out / f"{table.name}{suffix}", text)
-                files.append(file)
+                write_whole(out / f"{table.name}{suffix}", text)
     for table in content[0].tables:
         print(formats.markdown(table))
     with warnings.catch_warnings(record=True) as warned:
@@ -51,15 +60,11 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
                 print(sentence)
             with style():
                 for drawing in section.drawings:
-                    for path in written(drawing, out):
-                        print(path)
-                        files.append(path)
+                    names += [path.name for path in written(drawing, out)]
         write_whole(out / PAGE, page(study, content))
     lacking = [each for each in warned if "missing from font" in str(each.message)]
     for each in (each for each in warned if each not in lacking):
         warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     if lacking:
         print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
-    if earlier := earlier.difference(files):
-        print(f"note: beside this report, and not of it: {', '.join(sorted(map(str, earlier)))}", file=sys.stderr)
-    print(out / PAGE)
+    return names

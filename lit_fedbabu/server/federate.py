@@ -26,6 +26,7 @@ from lit_fedbabu.server.nodes import Node, find_nodes
 from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.spent import privacy_facts
 from lit_fedbabu.server.strategy import SharedParts
+from lit_fedbabu.stops import settle
 from lit_fedbabu.system import LOG_MARK
 
 
@@ -225,6 +226,7 @@ def _save_round(
         last = str(run_folder.LAST_CHECKPOINT)
         model_card.write(folder, "The body of a federation", module.provenance, outcome, last)
         checkpoint.save(module, folder / "checkpoints" / f"round_{server_round:04d}.ckpt")
+        settle()
     save(run_folder.LAST_CHECKPOINT)
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,14 @@ def claimed(path: Path) -> Iterator[Claim | None]:
         with _locked(path.parent):
             if _read(path).get("token") == claim.token:
                 path.unlink()
+
+
+def release(paths: Iterable[Path]) -> None:
+    """Remove the claims of processes that are gone, so that other machines need not wait for them to expire."""
+    for path in (path for path in paths if path.exists()):
+        with _locked(path.parent):
+            if _is_dead(path):
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

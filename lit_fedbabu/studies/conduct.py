@@ -6,6 +6,7 @@ import time
 
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.files import make_folder
+from lit_fedbabu.studies.claims import release
 from lit_fedbabu.studies.plan import Run, Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
 from lit_fedbabu.workers.pool import Pool
@@ -36,26 +37,30 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
     tuning = tuning_of(study)
     refuse_other_studies(study if tuning is None else tuning.study)
     most_threads = max(run.config.num_threads for run in study.runs)
-    with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
-        warm.start()
-        print(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs", flush=True)
-        need = check(study)
-        words: dict[str, str] = {}
-        if tuning is not None:
-            need = max(need, check(tuning.study))
-            print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
-            out, _ = _work(tuning.study, warm, plain, need, machines=machines)
-            for name, reason in out.items():
-                log = f"{tuning.study.folder / name}.log"
-                print(f"note: {name} is out of the choice: {reason}; {log} has what it printed", flush=True)
-            study, words = chosen(study, tuning, out)
-            for group, told in {run.group: words[run.name] for run in study.runs if run.name in words}.items():
-                print(f"chosen for {group}: {told}", flush=True)
-            refuse_other_studies(study)
-        failed, elsewhere = _work(study, warm, plain, need, is_worker, machines)
-        for run in study.runs:
-            if run.name in words and run.name not in failed and run.name not in elsewhere:
-                write_choice(run, words[run.name])
+    folders = [each.folder for each in (study, tuning and tuning.study) if each]
+    try:
+        with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
+            warm.start()
+            print(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs", flush=True)
+            need = check(study)
+            words: dict[str, str] = {}
+            if tuning is not None:
+                need = max(need, check(tuning.study))
+                print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
+                out, _ = _work(tuning.study, warm, plain, need, machines=machines)
+                for name, reason in out.items():
+                    log = f"{tuning.study.folder / name}.log"
+                    print(f"note: {name} is out of the choice: {reason}; {log} has what it printed", flush=True)
+                study, words = chosen(study, tuning, out)
+                for group, told in {run.group: words[run.name] for run in study.runs if run.name in words}.items():
+                    print(f"chosen for {group}: {told}", flush=True)
+                refuse_other_studies(study)
+            failed, elsewhere = _work(study, warm, plain, need, is_worker, machines)
+            for run in study.runs:
+                if run.name in words and run.name not in failed and run.name not in elsewhere:
+                    write_choice(run, words[run.name])
+    finally:
+        release(path for folder in folders for path in folder.glob("*.claim"))  # of workers that were ended
     done = len(study.runs) - len(failed) - len(elsewhere)
     print(f"{done} of {len(study.runs)} runs are done")
     if elsewhere:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import make_folder
+from lit_fedbabu.stops import settle
 from lit_fedbabu.studies.conduct import check, do
 from lit_fedbabu.studies.plan import Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import tuning_of
@@ -92,6 +93,7 @@ def submit(study: Study, jobs: int) -> int:
     for each in studies:
         check(each)
     make_folder("output-dir", study.folder / JOBS)
+    settle()  # else some of the jobs would be left, which nobody was told of
     for job in _submitted(cluster, study.folder / JOBS, parameters, [Job(study, count)] * count):
         print(f"job {job.job_id}  {job.paths.stdout}")
     print("--dry-run in place of --slurm shows which runs are done; without either, when the jobs have ended, the same")

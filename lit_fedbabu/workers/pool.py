@@ -11,6 +11,8 @@ from lit_fedbabu.workers.worker import Warm, Worker, WorkerDiedError, WorkerRais
 
 ATTEMPTS = 2
 """How often a request is sent before it has failed, if its worker dies."""
+TOGETHER_S = 0.2
+"""Seconds in which what ends all processes of a job, as a signal does, comes to this one too."""
 
 
 class _Asked(NamedTuple):
@@ -107,6 +109,7 @@ class Pool:
         if attempt == ATTEMPTS:
             yield place, died
             return
+        time.sleep(TOGETHER_S)
         self._say(f"note: a worker died ({died}); another one does its work again")
         waiting.appendleft(_Asked(place, attempt + 1))
 

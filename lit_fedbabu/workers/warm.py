@@ -6,11 +6,14 @@ nothing is left after a kill.
 
 import importlib
 import os
+import select
 import selectors
 import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -35,13 +38,29 @@ def main() -> None:
     except ProcessLookupError:
         return
     module, _, function = prepare.partition(":")
-    getattr(importlib.import_module(module), function)()
+    with _ending_with(watched):
+        getattr(importlib.import_module(module), function)()
     _Forks(incoming, outgoing).run(watched)
     os._exit(0)  # without the seconds that taking down the imports would take
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _ending_with(watched: int) -> Iterator[None]:
+    """While it lasts, which is before the first fork, end this process with the watched one, a pidfd."""
+    over, end = os.pipe()
+
+    def watch() -> None:
+        if watched in select.select([watched, over], [], [])[0]:
+            os._exit(0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(end)
+        thread.join()
+        os.close(over)
 
 
 class _Forks:
@@ -64,7 +83,7 @@ class _Forks:
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, self._end)
         selector = selectors.DefaultSelector()
         for each in (self.incoming, watched, wake):
             selector.register(each, selectors.EVENT_READ)
@@ -79,10 +98,17 @@ class _Forks:
                 self._reap()
                 if self.incoming.fileno() in ready:
                     self._accept()
-        except KeyboardInterrupt:
-            pass
         finally:
-            for worker in self.living:
+            self._kill()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._kill()
+        os._exit(0)
+
+    def _kill(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for worker in self.living:
+            with suppress(ProcessLookupError, ChildProcessError):  # it was waited for
                 os.kill(worker, signal.SIGKILL)
                 os.waitpid(worker, 0)
 

@@ -15,7 +15,7 @@ DOORS = {
     "superlink", "supernode", "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"places"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"},
+    {"places", "stops"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"},
     {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
     {"algorithms/algorithm"}, {"algorithms/table"},
