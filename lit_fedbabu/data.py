@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import new_folder, write_whole
+from lit_fedbabu.files import new_folder, refuse_unwritable, write_whole
 from lit_fedbabu.records.run_folder import PARTITION
 from lit_fedbabu.words import parse_words
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.clean:
         return _clean(arguments.words)
     config = Config.from_run_config(parse_words(arguments.words))
+    refuse_unwritable("--out", arguments.out)
     from lit_fedbabu.experiment import Experiment  # imports PyTorch, which takes seconds: first refuse bad options
 
     experiment = Experiment(config)
