@@ -24,6 +24,7 @@ from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.logger import log
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.exit.exit_handler import trigger_exit_handlers
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
@@ -32,12 +33,14 @@ from flwr.supercore.interceptors import (
 )  # fmt: skip
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode, flower_supernode
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from lit_fedbabu import client_app
 from lit_fedbabu.completion import complete
 from lit_fedbabu.config import Config
+from lit_fedbabu.engines.admission import PatientClient, RefusedError
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 
@@ -53,7 +56,7 @@ def serve(words: Sequence[str]) -> None:
         words: options of ``flower-supernode``.
 
     Raises:
-        InputError: one of them is not for a node that runs its own app.
+        InputError: one of them is not for a node that runs its own app, or the server never takes a site with this key.
     """
     sys.argv = ["lit-fedbabu supernode", *words]
     parser = _parse_args_run_supernode()
@@ -76,7 +79,13 @@ def serve(words: Sequence[str]) -> None:
     os.write(writable, secret)
     os.close(writable)
     sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable}"]
-    flower_supernode()
+    fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[misc]
+    try:
+        flower_supernode()
+    except RefusedError as refused:
+        trigger_exit_handlers(run_before_force_exit=False)  # which end Flower's threads
+        key = asked.auth_supernode_private_key
+        raise InputError("--auth-supernode-private-key", key or "", refused.remedy) from None
 
 
 def _end_with(answers: "subprocess.Popen[bytes]") -> None:

@@ -273,12 +273,25 @@ def test_a_site_runs_no_code_that_comes_from_the_server(lab, evil):
 
 def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
     stranger = lab.start_site(3, images=0)
-    assert stranger.wait(120) != 0
-    assert "Failed to activate SuperNode" in (lab.folder / "site-3.log").read_text()
+    assert stranger.wait(120) == 2
+    told = (lab.folder / "site-3.log").read_text()
+    assert re.search(r"error: --auth-supernode-private-key = .*/site-3.*: no site has this key .*flwr supernode", told)
+    assert "could not establish" not in told
     (lab.folder / "site-3.log").unlink()
     plain = lab.start_site(3, "--max-retries", "1", images=0, secured=False)
     assert plain.wait(120) != 0
     assert json.loads(lab.flwr("supernode", "list", "lab", "--format", "json").stdout)["success"]
+
+
+def test_a_site_started_at_once_after_a_crash_waits_until_it_is_taken(lab):
+    lab.kill_site(2)
+    (lab.folder / "site-2.log").unlink()
+    site = lab.start_site(2)
+    deadline = time.monotonic() + 180
+    while "SuperNode ID" not in (told := (lab.folder / "site-2.log").read_text()):
+        assert site.poll() is None and time.monotonic() < deadline, told
+        time.sleep(0.5)
+    assert told.count("waiting for the server to take this site again") == 1, told
 
 
 def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_is_back(lab):
