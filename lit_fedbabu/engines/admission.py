@@ -67,7 +67,7 @@ class PatientClient(FleetHttpClient):
             if not waits:
                 print(
                     "waiting for the server to take this site again: it still counts the site as there, for about a "
-                    f"minute after a crash, or as long as another SuperNode has this key; tries every {TRY_EVERY_S:g} s",
+                    f"minute after a crash or as long as another one has its key; tries every {TRY_EVERY_S:g} s",
                     flush=True,
                 )
             waits = True

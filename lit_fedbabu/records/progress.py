@@ -2,17 +2,25 @@
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from lit_fedbabu.errors import printable
 
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines about a work that goes on, where there is no live line."""
+BAR_WIDTH = 20
+LEAST = ("initial", "left", "clients", "after", "evaluation")
+"""Words of the live line that go first where it is too long."""
 
 
 class Lines:
@@ -71,31 +79,79 @@ class Lines:
 class Live(Lines):
     """Lines, and below them one that is always there: what is done now, by how many of the clients that were asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         super().__init__()
-        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn()
-        self._bar = Progress(*columns, TextColumn("clients  {task.fields[left]}"), transient=True)
+        self.bar = _Bar(console=console, transient=True)
         self._all_left: timedelta | None = None
-        self._task = self._bar.add_task("", total=None, visible=False, left="")
-        self._bar.start()
+        self._task = self.bar.add_task("", total=None, visible=False, left="")
+        self.bar.start()
 
     def say(self, line: str) -> None:
-        self._bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self.bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         super().begin(what, clients)
         self._all_left = left
-        self._bar.reset(self._task, total=clients, description=what, visible=True, left=f"{left} left" if left else "")
+        self.bar.reset(self._task, total=clients, description=what, visible=True, left=f"{left} left" if left else "")
 
     def advance(self, clients: int) -> None:
         super().advance(clients)
-        self._bar.update(self._task, completed=self._done, left=f"{self._all_left or self.left()} left")
+        self.bar.update(self._task, completed=self._done, left=f"{self._all_left or self.left()} left")
 
     def close(self) -> None:
-        self._bar.stop()
+        self.bar.stop()
 
     def _tell(self, line: str) -> None:
         """The live line has said it."""
+
+
+class _Bar(Progress):
+    """The live line: a work, its bar, the clients that are done and the time left."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The line, if there is a work; all of it, or what a narrow terminal has room for."""
+        for task in self.tasks:
+            if not task.visible:
+                continue
+            what = printable(task.description).split("  ")
+            done = [f"{task.completed:.0f}/{task.total:.0f} clients", *filter(None, [task.fields["left"]])]
+            ends = "  ".join(what), "  ".join(done)
+            if cell_len(" ".join(ends)) + BAR_WIDTH + 1 <= self.console.width:
+                line = Table.grid(padding=(0, 1))
+                line.add_row(Text(ends[0]), ProgressBar(task.total, task.completed, BAR_WIDTH), Text(ends[1]))
+                yield line
+            else:
+                yield Text(fitted([*what, *done], self.console.width, len(what)), no_wrap=True, overflow="crop")
+
+
+def fitted(parts: Sequence[str], width: int, count: int) -> str:
+    """A line of parts that is as wide as it may be: words go before any number does, and one number stays longest.
+
+    Args:
+        parts: words and numbers.
+        width: most columns.
+        count: which part stays longest; the others go from the left.
+    """
+    left = [part.split() for part in parts]
+    kept = left[count]
+    words = [word for part in left for word in part if not _is_number(word)]
+    for gone in (*LEAST, *words):
+        if cell_len(_line(left)) <= width:
+            break
+        for part in left:
+            if gone in part:
+                part.remove(gone)
+    while cell_len(_line(left)) > width and len(left) > 1:
+        left.remove(next(part for part in left if part is not kept))
+    return _line(left)
+
+
+def _line(parts: Sequence[Sequence[str]]) -> str:
+    return "  ".join(" ".join(part) for part in parts if part)
+
+
+def _is_number(word: str) -> bool:
+    return any(each.isdigit() for each in word) or word in ("%", "nan", "inf", "-inf")
 
 
 def shown(plain: bool = False) -> Lines:

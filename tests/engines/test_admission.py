@@ -30,7 +30,7 @@ class Server:
         self.state = LinkStateFactory(":flwr-in-memory:", NoOpFederationManager(), ObjectStoreFactory()).state()
         self.status = None
 
-    def answer(self, client, path, rpc_method, request, response_type, timeout=None):
+    def answer(self, path, rpc_method, request, response_type, timeout=None):
         asked = httpx.Request("POST", f"http://server{path}")
         if self.status:
             raise httpx.HTTPStatusError("", request=asked, response=httpx.Response(self.status, text="no"))
@@ -50,7 +50,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     server = Server()
-    monkeypatch.setattr(PatientClient, "_unary_unary", lambda self, **words: server.answer(self, **words))
+    monkeypatch.setattr(PatientClient, "_unary_unary", server.answer)
     return server
 
 

@@ -1,12 +1,17 @@
 """What a person sees while a run lasts."""
 
+import io
 import os
 import pty
 import subprocess
 import sys
+from datetime import timedelta
+
+import pytest
+from rich.console import Console
 
 from lit_fedbabu.records import progress
-from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.records.progress import Lines, Live
 
 SCRIPT = """
 from datetime import timedelta
@@ -62,3 +67,36 @@ def test_long_work_is_spoken_of_now_and_then(monkeypatch, capsys):
 def test_lines_can_be_marked(capsys):
     Lines("[mark]").say("here")
     assert capsys.readouterr().out == "[mark] here\n"
+
+
+WHAT = "evaluation after round 12/300  loss 0.4732  initial accuracy 71.25 %"
+
+
+def live_line(width):
+    """What the live line is on a terminal of so many columns."""
+    console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    live = Live(console)
+    live.begin(WHAT, 100, timedelta(minutes=4))
+    live.advance(40)
+    live.close()
+    console.file.truncate(0)
+    console.print(live.bar.get_renderable())
+    (line,) = console.file.getvalue().strip("\0\n").splitlines()
+    return line.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (120, f"{WHAT} ━━━━━━━━             40/100 clients  0:04:00 left"),
+        (105, f"{WHAT}  40/100 clients  0:04:00 left"),
+        (80, "evaluation after round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00"),
+        (60, "round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00"),
+        (44, "12/300  0.4732  71.25 %  40/100  0:04:00"),
+        (20, "40/100  0:04:00"),
+        (10, "40/100"),
+        (3, "40/"),
+    ],
+)  # fmt: skip
+def test_words_and_the_bar_leave_a_narrow_live_line_before_numbers(width, line):
+    assert live_line(width) == line
