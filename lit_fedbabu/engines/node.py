@@ -79,7 +79,7 @@ def serve(words: Sequence[str]) -> None:
     os.write(writable, secret)
     os.close(writable)
     sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable}"]
-    fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[misc]
+    fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[attr-defined] # imported there
     try:
         flower_supernode()
     except RefusedError as refused:
