@@ -140,7 +140,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
 
 def _nodes(grid: Grid, config: Config, say: Callable[[str], None]) -> list[Node]:
     """The nodes; raises RunError where one of them has another file of initial weights."""
-    nodes = find_nodes(grid, say, most=config.num_clients)
+    nodes = find_nodes(grid, say, most=config.num_clients if config.on_sites else MOST_NODES)
     if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
         what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
         raise RunError(f"{what}; copy the server's to them, under the same path")

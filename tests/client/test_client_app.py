@@ -24,10 +24,10 @@ def node():
     client_app.warm = None
 
 
-def question(tmp_path, **node_config):
+def question(tmp_path, kind=PLACE, **node_config):
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     config = site_config(tmp_path, model_name="FourConvNet")
-    message = Message(Code.here().to_record(), 1, PLACE)
+    message = Message(Code.here().to_record(), 1, kind)
     return message, Context(1, 1, node_config, RecordDict(), config.to_run_config())
 
 
@@ -53,7 +53,7 @@ def test_a_node_answers_as_the_handlers_do_from_one_warm_process(node, tmp_path,
 
 def test_what_the_handlers_raise_is_raised(node, tmp_path):
     with pytest.raises(RuntimeError, match="ValueError: the node-config of .* has no client-id and no data-path"):
-        client_app.app(*question(tmp_path))
+        client_app.app(*question(tmp_path, kind="train"))
 
 
 def test_a_worker_that_is_killed_is_an_error_by_name(node, tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """A cluster: nodes that host their share of the clients, with what these keep on disks of their own."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
-from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
@@ -68,7 +68,7 @@ def test_a_cluster_is_resumed_from_the_memories_on_its_nodes(tmp_path, disks, fe
 
     with pytest.raises(KeyboardInterrupt):
         federate_on(Stops(config, disks), Experiment(config))
-    resumed = Config(**{**vars(config), "resume": str(tmp_path / "cluster")})
+    resumed = dataclasses.replace(config, resume=str(tmp_path / "cluster"))
     folder = federate_on(Sites(resumed, disks), Experiment(resumed))
     assert read_results(folder) == read_results(whole)
 

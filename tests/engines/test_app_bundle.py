@@ -22,4 +22,4 @@ def test_the_flower_app_has_the_package_its_readme_and_its_license_and_nothing_e
     names = set(zipfile.ZipFile(bundle).namelist())
     modules = {path.relative_to(app).as_posix() for path in (app / "lit_fedbabu").rglob("*.py")}
     assert names == {*modules, "pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
-    assert bundle.stat().st_size < 1_000_000
+    assert bundle.stat().st_size < 2_000_000  # Flower takes ten

@@ -99,7 +99,7 @@ def test_the_version_is_the_same_wherever_it_is_written():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["fintune", "x"], "credentials; did you mean finetune?"),
+        (["fintune", "x"], "did you mean finetune?"),
         (["run", "--resme", "x"], "unrecognized arguments: --resme; did you mean --resume?"),
         (["run", "--lr=0.1"], "unrecognized arguments: --lr=0.1; options have no dashes: learning-rate=0.1"),
         (["doctor", "--num_clients", "3"], "; options have no dashes: num-clients=..."),
