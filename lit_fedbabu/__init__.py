@@ -5,6 +5,7 @@ Names are imported when they are first used, so that ``import lit_fedbabu`` is q
 
 import importlib
 import sys
+import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,15 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+if any("error".startswith(option.partition(":")[0] or "-") for option in sys.warnoptions):
+    for _kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):  # of libraries, of one another
+        warnings.filterwarnings(
+            "ignore",
+            category=_kind,
+            module=r"(click|datasets|flwr|flwr_datasets|google|grpc|lightning|lightning_(fabric|utilities)|matplotlib"
+            r"|pandas|pyarrow|ray|tensorboard|torch|torchmetrics|torchvision|typer)(\.|$)",
+        )
 
 _words = sys.orig_argv
 _named = [

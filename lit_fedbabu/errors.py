@@ -19,6 +19,7 @@ from lit_fedbabu import places, stops
 
 LONGEST = 1000
 """Characters of a value that a message shows."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class InputError(ValueError):
@@ -157,9 +158,10 @@ def _refuse_removed_folder() -> None:
         raise InputError("current folder", where, "was removed; change to one that is there") from None
 
 
-def _lost_output() -> str:
-    """Write out what was printed. Where that fails, as on a closed pipe, say why; the rest goes nowhere."""
+def _lost_output(more: str = "") -> str:
+    """Write out what was printed, and more. Where that fails, as on a closed pipe, say why; the rest goes nowhere."""
     try:
+        sys.stdout.write(more)
         sys.stdout.flush()
     except OSError as error:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -180,10 +182,10 @@ def of_system(error: OSError, next_step: str = "repeat the command") -> str:
     if isinstance(error, BrokenPipeError):  # our own sockets and pipes are watched where they are
         return f"standard output: {error.strerror}; {next_step}"
     if file is None or not error.strerror:
-        return str(error)
+        lost = _lost_output("\n") if error.errno in FULL else ""  # a file of ours, or what is printed?
+        return f"{lost}; {next_step}" if lost else str(error)
     path = Path(os.fsdecode(file))
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{path}: {error.strerror}" + (f"; free some space, and {next_step}" if full else "")
+    return f"{path}: {error.strerror}" + (f"; free some space, and {next_step}" if error.errno in FULL else "")
 
 
 def _kept_traceback() -> str:

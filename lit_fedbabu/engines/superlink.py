@@ -24,6 +24,8 @@ from lit_fedbabu.workers.worker import ALONE
 START_TIMEOUT_S = 60
 RAYS = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK")
 """Variables that would lead Ray to a cluster of the user's, and not to the one of this run."""
+NOT_PASSED_ON = (*RAYS, "PYTHONWARNINGS")
+"""Flower's commands and Ray give warnings of their own, which are no errors of the run."""
 RAY_PATH = 40
 """The longest folder name, in characters, in which Ray's sockets stay below the system's limit of 107."""
 
@@ -85,7 +87,7 @@ def environment(home: Path) -> dict[str, str]:
         own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     if len(str(home)) <= RAY_PATH:
         own["RAY_TMPDIR"] = str(home)  # so that Ray's files go when the home goes
-    users = {name: value for name, value in os.environ.items() if name not in RAYS}
+    users = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     return {"GLIBC_TUNABLES": system.MALLOC, **users, **own}
 
 

@@ -189,6 +189,8 @@ class Warm:
             with suppress(ProcessLookupError):
                 self._started.terminate()
             self._started.wait()
+            if self._outgoing is not None:
+                self._outgoing.close()
             self._started = self._outgoing = None
 
     def _connected(self) -> Connection:

@@ -9,11 +9,12 @@ def test_the_users_environment_does_not_reach_into_the_engine(tmp_path, monkeypa
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     found = environment(tmp_path)
     assert found["NO_PROXY"] == "example.org,127.0.0.1,localhost"
     assert found["no_proxy"].endswith("127.0.0.1,localhost")
-    assert "RAY_ADDRESS" not in found
+    assert "RAY_ADDRESS" not in found and "PYTHONWARNINGS" not in found
     assert found["PYTHONIOENCODING"] == "utf-8"
     assert found["http_proxy"] == "http://127.0.0.1:9", "the hub may still need it"
 

@@ -82,6 +82,17 @@ def test_a_full_disk_names_the_file_as_its_user_knows_it(capsys):
     assert capsys.readouterr().err == "error: /runs: Permission denied\n"
 
 
+def test_a_full_disk_under_what_is_printed_is_told_as_that():
+    script = """
+from lit_fedbabu.errors import one_line_errors
+one_line_errors(lambda argv=None: print("client 0", flush=True))()
+"""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.stderr == "error: standard output: No space left on device; repeat the command\n"
+
+
 def in_shell(words, tmp_path):
     """What a shell makes of a command of ours, with what it printed on both streams."""
     line = f"{shlex.quote(sys.executable)} -m lit_fedbabu {words}"
@@ -98,7 +109,7 @@ def test_streams_that_are_closed_stop_no_command(streams, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        ("configs > /dev/full", 1, "No space left on device"),
+        ("configs > /dev/full", 1, "standard output: No space left on device"),
         ("configs | true; exit ${PIPESTATUS[0]}", 1, "standard output: Broken pipe"),
         ("configs --help | true", 0, ""),
         ("configs x 2> /dev/full", 2, ""),

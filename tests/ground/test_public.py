@@ -58,6 +58,26 @@ def test_arguments_of_other_types_are_refused_in_a_line(call, told):
         call()
 
 
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "typer",
+        pytest.param("flwr.cli.app, lit_fedbabu.learning.trainer, lit_fedbabu.tasks.loaders", marks=pytest.mark.slow),
+    ],
+)
+def test_warnings_as_errors_are_the_users_own_and_none_of_libraries(modules):
+    script = f"""
+import warnings
+import lit_fedbabu, {modules}
+try:
+    warnings.warn("mine", DeprecationWarning)
+except DeprecationWarning:
+    print("raised")
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("raised\n", "")
+
+
 def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == lit_fedbabu.__version__
