@@ -110,6 +110,30 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
         file.write(json.dumps(value) + "\n")
 
 
+def read_json_lines(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Mappings that ``append_json_line`` wrote, without a line that was cut off when a command was killed.
+
+    Args:
+        path: of the file.
+        keys: that every line has, and the types of their values.
+
+    Raises:
+        InputError: a line has something else.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        for key, kind in keys.items():
+            if not isinstance(row, dict) or type(row.get(key)) is not kind:
+                remedy = f"line {number} has no {key} that is of the type {kind.__name__}; put the old file back"
+                raise InputError("file", str(path), remedy)
+        rows.append(row)
+    return rows
+
+
 def make_folder(option: str, folder: Path) -> None:
     """Make the folder that an option names, unless it exists.
 

@@ -23,7 +23,7 @@ from lit_fedbabu.algorithms.client_update import (
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import append_json_line, write_json, write_whole
+from lit_fedbabu.files import append_json_line, read_json_lines, write_json, write_whole
 from lit_fedbabu.learning import checkpoint, trainer
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU
@@ -171,11 +171,7 @@ def _done(tuning: Tuning) -> dict[int, dict[str, Any]]:
     folder = tuning.folder
     rows = everyone(read_results(folder)) if (folder / RESULTS).exists() else []
     if (folder / ROWS).exists():
-        for line in (folder / ROWS).read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # a line that an interrupted command did not finish
-                continue
+        rows += read_json_lines(folder / ROWS, {"client": int})
         write_whole(folder / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
     saved = tuning.save_to
     return {row["client"]: row for row in rows if saved is None or checkpoint_of(saved, row["client"]).exists()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import write_json
-from lit_fedbabu.records.results import everyone
+from lit_fedbabu.records.results import everyone, refuse_unnumbered
 
 INCOMPLETE = "results.incomplete.json"
 """What is known where clients could not be evaluated after the last round."""
@@ -39,6 +39,7 @@ def read_incomplete(folder: Path, arrays: str) -> list[dict[str, Any]]:
     try:
         kept = json.loads(path.read_text())
         rows: list[dict[str, Any]] = everyone(kept)
+        refuse_unnumbered(rows)
         return rows if kept["arrays"] == arrays else []
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}; delete it to evaluate all again") from None

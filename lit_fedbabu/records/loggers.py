@@ -55,7 +55,11 @@ class Loggers:
             quiet_lightning()
         self._say = say
         self._loggers: dict[str, Logger] = {}
-        known = json.loads((folder / RUNS).read_text()) if (folder / RUNS).exists() else {}
+        try:
+            known = json.loads((folder / RUNS).read_text()) if (folder / RUNS).exists() else {}
+        except ValueError as error:
+            remedy = f"cannot be read: {error}; delete it, and the loggers begin new runs of theirs"
+            raise InputError("logger", str(folder / RUNS), remedy) from None
         for name in config.loggers:
             try:
                 self._loggers[name], known[name] = _MADE[name](folder, first_round, known.get(name))

@@ -147,9 +147,18 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RESULTS
     try:
         outcome = json.loads(path.read_text())
+        refuse_unnumbered(everyone(outcome))
         return {key: outcome[key] for key in (*CONTENT, *(key for key in OPTIONAL if key in outcome))}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError("results", str(path), f"cannot be read: {error!r}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            "results", str(path), f"cannot be read: {error!r}; leave this run out, or put the old file back"
+        ) from None
+
+
+def refuse_unnumbered(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError where entries, as a file has them, are not those of clients with numbers."""
+    if not all(isinstance(row, dict) and type(row.get("client")) is int for row in rows):
+        raise ValueError("a client has no number")
 
 
 def everyone(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -99,8 +99,17 @@ def refuse_other_options(config: Config, folder: Path, remedy: str) -> None:
 
 
 def read_environment(folder: Path) -> dict[str, str]:
-    """Versions and hardware of the run in the folder, from its ``config.toml``."""
+    """Versions and hardware of the run in the folder, from its ``config.toml``.
+
+    Raises:
+        InputError: it is no table of texts.
+    """
     environment: dict[str, str] = read_toml(folder / CONFIG).get("environment", {})
+    if not isinstance(environment, dict):
+        raise InputError("environment", environment, f"must be a table; put {folder / CONFIG} back as it was")
+    for key, value in environment.items():
+        if not isinstance(value, str):
+            raise InputError(f"environment.{key}", value, f"must be a text; put {folder / CONFIG} back as it was")
     return environment
 
 
@@ -116,7 +125,9 @@ def memory_of(folder: Path, own_disks: bool) -> str:
     """The folder of what the clients of the run keep; nodes with disks of their own have it below a folder there."""
     if not own_disks:
         return str(folder / MEMORY)
-    begun = read_environment(folder)["begun"]
+    begun = read_environment(folder).get("begun", "")
+    if not begun:
+        raise InputError("environment.begun", begun, f"is missing; put {folder / CONFIG} back as it was")
     name = folder.name if folder.name.endswith(begun) else f"{folder.name}-{begun}"  # a name may be used again
     return f"{name}/{MEMORY}"
 

@@ -5,13 +5,12 @@ moment has files that its seal knows.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line
+from lit_fedbabu.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, MEMORY, SERVER
 
 SEAL = "seal.jsonl"
@@ -82,12 +81,8 @@ def _lines(folder: Path) -> dict[str, list[_Line]]:
     found: dict[str, list[_Line]] = {}
     if not is_sealed(folder):
         return found
-    for text in (folder / SEAL).read_text().splitlines():
-        try:
-            line = json.loads(text)
-            found.setdefault(line["file"], []).append(_Line(line["round"], line["sha256"]))
-        except (ValueError, LookupError, TypeError):
-            continue
+    for line in read_json_lines(folder / SEAL, {"round": int, "file": str, "sha256": str}):
+        found.setdefault(line["file"], []).append(_Line(line["round"], line["sha256"]))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import curve, score_of, spread
+from lit_fedbabu.records.results import best_round, curve, score_of, spread
 from lit_fedbabu.tasks.evaluation import BINS, STAGES, Score
 
 Row = Mapping[str, Any]
@@ -31,7 +31,7 @@ def refuse_damaged(path: Path, config: Config, outcome: Mapping[str, Any]) -> No
         for each in curve(outcome):
             _check_finite(each)
         _check_rounds(outcome, config, score)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("results", str(path), f"cannot be read: {error!r}; leave this run out") from None
 
 
@@ -58,11 +58,13 @@ def _check_clients(clients: Sequence[Row], summary: Mapping[str, Mapping[str, fl
         if not all(math.isfinite(value) for value in each.values()):
             raise ValueError("a number of the summary is not finite")
         if found := [row[key] for row in clients if row.get(key) is not None]:
-            _check_same(f"mean of {key}", each["mean"], spread(found)["mean"])
+            of_clients = spread(found, score.higher_is_better)
+            for name in ("mean", *(each.keys() & of_clients.keys())):
+                _check_same(f"{name} of {key}", each[name], of_clients[name])
     for row in clients:
         for key in (key for key in row if "_bin_" in key):
-            if len(row[key]) != BINS or not all(map(math.isfinite, row[key])):
-                raise ValueError(f"{key} of a client is not {BINS} numbers")
+            if len(row[key]) != BINS or not all(math.isfinite(each) and each >= 0 for each in row[key]):
+                raise ValueError(f"{key} of a client is not {BINS} numbers, 0 or more")
 
 
 def _check_rounds(outcome: Mapping[str, Any], config: Config, score: Score) -> None:
@@ -73,13 +75,17 @@ def _check_rounds(outcome: Mapping[str, Any], config: Config, score: Score) -> N
         raise ValueError(f"it is of {outcome['algorithm']}, and the configuration beside it of {config.algorithm}")
     if [entry["round"] for entry in rounds] != list(range(1, len(rounds) + 1)):
         raise ValueError("a round is missing")
+    if best and {"round": best["round"], f"initial_{score.name}": best[f"initial_{score.name}"]} != best_round(
+        rounds, score
+    ):
+        raise ValueError("the best round is not the best of the rounds")
     for entry in [*rounds, *([best] if best else [])]:
         if (key := f"initial_{score.name}") in entry or entry is best:
             _check_finite(entry[key])
 
 
 def _check_finite(each: Mapping[str, float]) -> None:
-    if not all(math.isfinite(each[key]) for key in SPREAD):
+    if not all(math.isfinite(each[key]) for key in (*SPREAD, *each)):
         raise ValueError(f"not finite: {dict(each)}")
 
 

@@ -1,14 +1,13 @@
 """How often each client has sent noised weights, and so what privacy is left: stand-ins and repeated rounds count."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from lit_fedbabu.algorithms.privacy import guarantee
 from lit_fedbabu.config import Config
-from lit_fedbabu.files import append_json_line
+from lit_fedbabu.errors import InputError
+from lit_fedbabu.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import ASKED
 from lit_fedbabu.server.sampling import participants
 
@@ -47,10 +46,16 @@ def privacy_facts(
 
 def _asked(folder: Path) -> list[tuple[int, list[int]]]:
     """Rounds and the clients that were asked; runs of earlier versions have none."""
-    asked: list[tuple[int, list[int]]] = []
-    with suppress(FileNotFoundError):
-        for line in (folder / ASKED).read_text().splitlines():
-            with suppress(ValueError):  # of a line that a kill cut off, before anyone was asked
-                entry = json.loads(line)
-                asked.append((entry["round"], entry["clients"]))
+    if not (folder / ASKED).exists():
+        return []
+    asked = [
+        (line["round"], line["clients"]) for line in read_json_lines(folder / ASKED, {"round": int, "clients": list})
+    ]
+    for _, clients in asked:
+        if not all(type(each) is int and each >= 0 for each in clients):
+            raise InputError(
+                "file",
+                str(folder / ASKED),
+                f"has clients = {clients}, which are no numbers of clients; put the old file back",
+            )
     return asked
