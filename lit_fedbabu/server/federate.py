@@ -22,7 +22,7 @@ from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import ON_NODES, Federation, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.server.nodes import Node, find_nodes
+from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes
 from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.spent import privacy_facts
 from lit_fedbabu.server.strategy import SharedParts
