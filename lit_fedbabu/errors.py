@@ -144,7 +144,7 @@ def _open_streams() -> None:
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, number)
             os.set_inheritable(number, True)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -16,7 +16,7 @@ from lit_fedbabu.reporting.runs import read_run
 from lit_fedbabu.server.spent import _asked
 from tests.support import tiny_config
 
-VALUES = [None, True, -1, 2.5, 10**400, "", "\x1b\n", [], [1], {}, float("nan")]
+VALUES: list[object] = [None, True, -1, 2.5, 10**400, "", "\x1b\n", [], [1], {}, float("nan")]
 
 
 def places(value, above=()):
