@@ -77,8 +77,9 @@ def outliers(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array], per_s
     Of n clients a quarter, at least one, may send any update: the others' longest is the measure, and an update is too
     long that is more than ``FAR`` times as long. With ``per_sample``, as where a client with more samples takes more
     steps, it must also be so much longer for each of its samples. Of fewer than three clients nobody can say who is far
-    from whom. In honest runs on digits (two classes a client or Dirichlet 0.3, 3 to 10 clients, momentum 0.9), the
-    longest update was 1.8 times as long as this measure; more skewed splits were not measured.
+    from whom. In honest runs of methods whose clients keep nothing (digits with two classes a client, 40 rounds; noise,
+    12 rounds of 4 epochs; 3 to 10 clients, momentum 0.9), the longest update was 2.3 times as long as this measure; in
+    FedRep's it was 19 times as long. Splits of very unequal sizes were not measured.
     """
     if len(updates) < 3:
         return {}

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 
 from lit_fedbabu.algorithms.algorithm import EXTRA
+from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.handshake import Code
@@ -170,7 +171,12 @@ class Exchange:
         return valid
 
     def _ordinary(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
-        """The updates without those that are too long to be averaged with the others; these have failed."""
+        """The updates without those that are too long to be averaged with the others; these have failed.
+
+        Where clients keep parts of their own, as heads in FedRep, lengths say nothing: who has a head that fits moves little.
+        """
+        if algorithm_of(self.config).kept:
+            return updates
         shared = {name: array for name, array in self.arrays.items() if not name.startswith(EXTRA)}
         far = outliers(updates, shared, per_sample=not self.config.num_local_steps)
         for client, times in far.items():

@@ -78,7 +78,7 @@ def test_with_equal_sizes_the_average_is_the_plain_mean(federate):
     experiment = tiny(num_server_rounds=1, fraction_train=1.0)
     folder, _ = federate(experiment.config)
     received = experiment.initial_shared()
-    states, sizes, _ = zip(
+    states, sizes, _, _ = zip(
         *(update.client_update(experiment, client, 1, received, 0.1) for client in range(6)), strict=True
     )
     assert len(set(sizes)) == 1

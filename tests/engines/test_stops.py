@@ -24,6 +24,16 @@ MOMENTS = int(os.environ.get("MOMENTS", "10"))
 SEED = int(os.environ.get("SEED", "0"))
 
 
+@pytest.fixture(autouse=True)
+def caught():
+    """The signals as a terminal has them: the process that runs the tests may ignore some, as under nohup."""
+    defaults = dict.fromkeys(stops.SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def handlers():
     return [signal.getsignal(each) for each in stops.SIGNALS]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import ConfigRecord
 
 from lit_fedbabu.algorithms.client_update import own_module
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -71,7 +72,11 @@ def test_a_run_whose_new_client_could_not_be_evaluated_is_completed(federate, mo
             config = messages[0].content.get("config", {})
             if config.get("personalize"):
                 config["clients"] = [client for client in config["clients"] if client != 5]
-            return super().send_and_receive(messages, timeout=timeout)
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if config.get("personalize"):
+                failed = {"client": [5], "reason": ["it was switched off"], "traceback": [""]}
+                replies[0].content["failures"] = ConfigRecord(failed)
+            return replies
 
     config = tiny_config(num_new_clients=2)
     whole, _ = federate(config)
