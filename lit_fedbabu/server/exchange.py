@@ -173,7 +173,7 @@ class Exchange:
     def _ordinary(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """The updates without those that are too long to be averaged with the others; these have failed.
 
-        Where clients keep parts of their own, as heads in FedRep, lengths say nothing: who has a head that fits moves little.
+        Where clients keep parts of their own, as heads in FedRep, lengths say nothing: a head that fits moves little.
         """
         if algorithm_of(self.config).kept:
             return updates
