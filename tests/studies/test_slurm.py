@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import submitit  # noqa: F401  its first import closes handlers; in a test absl's would close what pytest captures in
 
 from lit_fedbabu import study as door
 from lit_fedbabu.studies import slurm, work
