@@ -5,6 +5,7 @@ import os
 import sys
 
 from lit_fedbabu import stops
+from lit_fedbabu.printing import say
 
 COMMANDS = {
     "run": "run a federation on this machine",
@@ -37,20 +38,20 @@ def main(argv: list[str] | None = None) -> int:
     if words and words[0] == "--version":
         from lit_fedbabu import __version__
 
-        print(f"lit-fedbabu {__version__}")
+        say(f"lit-fedbabu {__version__}")
         return 0
     lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
     usage = "\n".join(["usage: lit-fedbabu COMMAND ...", "", *lines, "", "lit-fedbabu COMMAND --help says more"])
     if words and words[0] in ("-h", "--help"):
-        print(usage)
+        say(usage)
         return 0
     if words:
         from lit_fedbabu.errors import close_to
 
         remedy = f"must be one of {', '.join(COMMANDS)}{close_to(words[0], COMMANDS)}"
-        print(f"error: command = {words[0]!r}: {remedy}", file=sys.stderr)
+        say(f"error: command = {words[0]!r}: {remedy}", sys.stderr)
     else:
-        print(usage, file=sys.stderr)
+        say(usage, sys.stderr)
     return 2
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import new_folder
+from lit_fedbabu.printing import say
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         method = title_of(federation.config.algorithm)
         title = f"{method}: the {what} of a federation on {config['dataset']}"
         model_card.write(scratch, title, provenance, outcome, arguments.folder.name)
-    print(f"saved {arguments.folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG} and {model_card.NAME}")
+    say(f"saved {arguments.folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG} and {model_card.NAME}")
     return 0
 
 

@@ -4,6 +4,7 @@ import sys
 
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.printing import say
 from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
 
 
@@ -16,11 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.parse_args(argv)
     for path in sorted(configs_folder().glob("*.toml")):
         first = path.read_text().partition("\n")[0]
-        print(f"{path.stem:<14} {first.removeprefix('#').strip()}")
-    print(f"they lie in {configs_folder()}, those of studies in studies/")
-    print("bodies to begin with, as in: lit-fedbabu finetune cifar10 --data my_photos --save me")
+        say(f"{path.stem:<14} {first.removeprefix('#').strip()}")
+    say(f"they lie in {configs_folder()}, those of studies in studies/")
+    say("bodies to begin with, as in: lit-fedbabu finetune cifar10 --data my_photos --save me")
     for name, folder in shipped_bodies().items():
-        print(f"{name:<14} {title_of(folder)}")
+        say(f"{name:<14} {title_of(folder)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import naming, new_folder
+from lit_fedbabu.printing import say
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             with naming(scratch / name), open(os.open(scratch / name, os.O_CREAT | os.O_WRONLY, mode), "wb") as file:
                 file.write(content)
     for name in files:
-        print(arguments.folder / name)
+        say(arguments.folder / name)
     return 0
 
 

@@ -10,6 +10,7 @@ from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import new_folder, refuse_unwritable, write_whole
+from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.records.run_folder import PARTITION
 from lit_fedbabu.words import parse_words
 
@@ -40,16 +41,16 @@ def main(argv: list[str] | None = None) -> int:
 
     counts = experiment.task.class_counts()
     for note in experiment.task.notes:
-        print(f"note: {note}")
-    print(table(counts, experiment.task.client_names))
-    print(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
+        say(f"note: {note}")
+    say(table(counts, experiment.task.client_names))
+    say(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
     if fonts_for("".join(experiment.task.class_names)) is None:
-        print(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
+        say(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     with new_folder("--out", arguments.out, rewritten=True) as scratch:
         write_whole(scratch / PARTITION, counts)
         names = [PARTITION, *(path.name for path in draw_split(counts, scratch))]
     for name in names:
-        print(arguments.out / name)
+        say(arguments.out / name)
     return 0
 
 
@@ -61,11 +62,11 @@ def _clean(words: list[str]) -> int:
         raise InputError("--clean", " ".join(words), "removes the whole cache; leave the options out")
     removed, kept = clean()
     for name, size in removed:
-        print(f"removed {name}  {size / 1e6:.1f} MB")
+        say(f"removed {name}  {size / 1e6:.1f} MB")
     for name in kept:
-        print(f"note: {name} is being written by a process, and stays")
+        say(f"note: {name} is being written by a process, and stays")
     total = sum(size for _, size in removed) / 1e6
-    print(f"{folder()}: removed {len(removed)} decoded datasets, {total:.1f} MB")
+    say(f"{folder()}: removed {len(removed)} decoded datasets, {total:.1f} MB")
     return 0
 
 
@@ -77,11 +78,11 @@ def table(class_counts: str, clients: Sequence[str] = ()) -> str:
         images[split][client] = {name: int(count) for name, count in zip(names, counts, strict=True) if count != "0"}
 
     def name(client: str) -> str:
-        return f"  ({clients[int(client)]})" if clients else ""
+        return f"  ({in_line(clients[int(client)])})" if clients else ""
 
     lines = [f"{'client':>6}  {'train':>6}  {'test':>6}  training images by class"]
     for client, train in list(images["train"].items())[:ROWS]:
-        classes = ", ".join(f"{name} {count}" for name, count in train.items())
+        classes = ", ".join(f"{in_line(name)} {count}" for name, count in train.items())
         lines.append(
             f"{client:>6}  {sum(train.values()):>6}  {sum(images['test'][client].values()):>6}  {classes}"
             + name(client)

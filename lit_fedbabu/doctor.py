@@ -15,6 +15,7 @@ from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable
+from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.words import parse_words
 
 LEAST_DISK = 100e6
@@ -50,9 +51,8 @@ def _told(name: str, look: Callable[[Config], str], config: Config) -> bool:
     except OSError as error:
         found, passed = f"FAILS: {of_system(error)}", False
     except Exception as error:  # whatever is broken, the other lines are told
-        reason = " ".join(str(error).split())
-        found, passed = f"FAILS: {reason or type(error).__name__}", False
-    print(f"{name:<10} {found}", flush=True)
+        found, passed = f"FAILS: {' '.join(str(error).split()) or type(error).__name__}", False
+    say(f"{name:<10} {in_line(found)}")
     return passed
 
 

@@ -7,7 +7,6 @@ import functools
 import io
 import json
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lit_fedbabu import places, stops
+from lit_fedbabu.printing import in_line, say
 
 LONGEST = 1000
 """Characters of a value that a message shows."""
@@ -38,22 +38,13 @@ class InputError(ValueError):
         super().__init__(f"{name} = {shown if len(shown) <= LONGEST else f'{shown[:LONGEST]}...'}: {remedy}")
 
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Characters that move the cursor, set colours or turn the direction of text, tabs and ends of lines aside."""
-
-
-def printable(text: str) -> str:
-    """A text of someone else's, as a name of a class or a reason of a node, with escapes for what steers a terminal."""
-    return CONTROLS.sub(lambda each: each[0].encode("unicode_escape").decode(), text)
-
-
 class RunError(RuntimeError):
     """The run cannot go on. The message says in one line why, and what to do."""
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
     """Names with commas between them; of many the first and how many more there are."""
-    names = list(names)
+    names = [in_line(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -173,7 +164,7 @@ def _lost_output(more: str = "") -> str:
 
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads
-        print(printable(line), file=sys.stderr)
+        say(line.replace("\n", "\\n"), sys.stderr)
 
 
 def of_system(error: OSError, next_step: str = "repeat the command") -> str:

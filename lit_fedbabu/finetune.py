@@ -14,6 +14,7 @@ from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import alone_in
+from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
 from lit_fedbabu.stops import STOPS
@@ -195,8 +196,8 @@ def _in_settings(
         for row in everyone(outcomes[0]):
             scores = "  ".join(f"{stage} {_shown(row[f'{stage}_{score.name}'], score)}" for stage in STAGES)
             of_what = "images" if score.is_accuracy else "samples"
-            name = f"  ({row['name']})" if "name" in row else ""
-            print(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}{name}")
+            name = f"  ({in_line(row['name'])})" if "name" in row else ""
+            say(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}{name}")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if tuning.save_to is not None:
             statistics = {"running_statistics": bool(request.running_statistics)}
@@ -208,16 +209,16 @@ def _in_settings(
             model_card.write(tuning.folder, title, provenance, outcome, str(example))
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             unsaved = "; models whose weights are not finite are not saved" if request.save else ""
-            print(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")
+            say(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")
         if measured := outcome["summary"].get("running_statistics_accuracy"):
             what = "as saved, with running statistics" if request.save else "with running statistics"
-            print(f"mean accuracy {what}: {100 * measured['mean']:.2f} %")
+            say(f"mean accuracy {what}: {100 * measured['mean']:.2f} %")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
-        print(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
+        say(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
         means = ", ".join(score.shown(over["mean"]) for over in curve(outcome))
-        print(f"mean {score.axis} by epoch: {means}")
-        print(table(outcome))
-        print(f"results {tuning.folder / RESULTS}")
+        say(f"mean {score.axis} by epoch: {means}")
+        say(table(outcome))
+        say(f"results {tuning.folder / RESULTS}")
     return outcomes
 
 

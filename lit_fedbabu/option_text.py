@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -100,4 +101,4 @@ def _kind(kind: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    sys.stdout.write(page())

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, bodies, complete
-from lit_fedbabu.errors import InputError, one_line_errors, printable
+from lit_fedbabu.errors import InputError, one_line_errors
+from lit_fedbabu.printing import in_line, say
 
 if TYPE_CHECKING:
     from lit_fedbabu.records.classifier import Classifier
@@ -53,21 +54,21 @@ def main(argv: list[str] | None = None) -> int:
     named = read_named(arguments.images, model.channels, model.image_size)
     if arguments.images and not named.names:
         for refused in named.refused[:-1]:
-            print(f"error: {refused}", file=sys.stderr)
+            say(f"error: {refused}", sys.stderr)
         raise named.refused[-1]
     if arguments.export:
         suffix = SUFFIXES[arguments.export]
         out = arguments.out or (path / f"model{suffix}" if path.is_dir() else path.with_suffix(suffix))
         from lit_fedbabu.records.export import export
 
-        print(f"wrote {out}: {export(model, arguments.export, out, arguments.raw)}")
+        say(f"wrote {out}: {export(model, arguments.export, out, arguments.raw)}")
     for each in (note, *named.notes, *_notes(model)):
         if each:
-            print(printable(f"note: {each}"), file=sys.stderr, flush=True)
+            say(f"note: {each}", sys.stderr)
     if named.names:
         _print(model, named, arguments.json)
     for refused in named.refused:
-        print(printable(f"error: {refused}"), file=sys.stderr)
+        say(f"error: {refused}", sys.stderr)
     return 2 if named.refused else 0
 
 
@@ -78,9 +79,9 @@ def _print(model: "Classifier", named: "Named", as_json: bool) -> None:
         best = max(range(len(names)), key=row.__getitem__)
         row_of_image: dict[str, Any] = {"image": image, "class": names[best], "probability": row[best]}
         if as_json:
-            print(json.dumps({**row_of_image, "probabilities": dict(zip(names, row, strict=True))}))
+            say(json.dumps({**row_of_image, "probabilities": dict(zip(names, row, strict=True))}))
         else:
-            print(printable(f"{image}  {names[best]}  {row[best]:.4f}"))
+            say(f"{in_line(str(image))}  {in_line(names[best])}  {row[best]:.4f}")
 
 
 def _notes(model: "Classifier") -> Iterator[str]:

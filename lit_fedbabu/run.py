@@ -16,6 +16,7 @@ from lit_fedbabu.derived import PLACES
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
+from lit_fedbabu.printing import say
 from lit_fedbabu.records import loggers, run_folder
 from lit_fedbabu.stops import STOPS
 from lit_fedbabu.system import plain_lines, program
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         folder, status = _run(options, arguments.plain)
     if status == 0:
         command = shlex.join([program("tensorboard"), "--logdir", str(folder.parent)])
-        print(f"TensorBoard: {command}", flush=True)
+        say(f"TensorBoard: {command}")
     return status
 
 
@@ -105,7 +106,7 @@ def _resuming(folder: Path) -> str:
 
 def _by_flower(config: Config, folder: Path) -> int:
     """Run with the engine ``flower``; returns the exit status."""
-    print("checking the dataset and the split", flush=True)
+    say("checking the dataset and the split")
     from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
 
     _checked(config)
@@ -118,7 +119,7 @@ def _locally(config: Config, folder: Path, plain: bool) -> int:
     """Run with the engine ``local``; returns the exit status."""
     with Warm("lit_fedbabu.client_app:prepare", environment=threads(config.num_threads)) as warm:
         warm.start()  # it imports what workers need while this process imports what the server needs
-        print("checking the dataset and the split", flush=True)
+        say("checking the dataset and the split")
         experiment = _checked(config)
         from lit_fedbabu.engines import local
         from lit_fedbabu.records.progress import shown

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from lit_fedbabu.printing import say
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S, MOST_S = 0.5, 30.0
 """Seconds between two looks at whether a stop was lost, and those that cleaning up may take."""
@@ -163,7 +165,7 @@ def told(stop: BaseException) -> int:
     """Print the line of a stop; returns the exit status."""
     words = [str(stop)] if isinstance(stop, KeyboardInterrupt) and str(stop) else getattr(stop, "__notes__", [])
     with contextlib.suppress(OSError, ValueError):  # the terminal is gone
-        print("; ".join(["stopped", *words[:1]]), file=sys.stderr, flush=True)
+        say("; ".join(["stopped", *words[:1]]), sys.stderr)
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

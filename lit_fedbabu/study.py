@@ -7,6 +7,7 @@ from pathlib import Path
 from lit_fedbabu.completion import Parser, complete, option_words, studies
 from lit_fedbabu.errors import one_line_errors
 from lit_fedbabu.files import refuse_unwritable
+from lit_fedbabu.printing import say
 from lit_fedbabu.stops import STOPS
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     study = read_study(shipped if shipped.is_file() and not arguments.file.exists() else arguments.file, given)
     refuse_unwritable("output-dir", study.folder)
     for note in study.repeated():
-        print(note, flush=True)
+        say(note)
     try:
         if arguments.dry_run:
             return _dry_run(study)
@@ -64,9 +65,9 @@ def _dry_run(study: Study) -> int:
     if tuning is not None:
         refuse_other_studies(tuning.study)
         tried = sum(is_done(run.config) for run in tuning.study.runs)
-        print(f"{tried} of {len(tuning.study.runs)} runs of the tuning are done")
+        say(f"{tried} of {len(tuning.study.runs)} runs of the tuning are done")
         if tried < len(tuning.study.runs):
-            print(f"the {len(study.runs)} runs of the study come after the tuning, with the options that it chooses")
+            say(f"the {len(study.runs)} runs of the study come after the tuning, with the options that it chooses")
             return 0
         study, _ = chosen(study, tuning, {})
     refuse_other_studies(study)
@@ -74,12 +75,12 @@ def _dry_run(study: Study) -> int:
     todo = []
     for run in study.runs:
         state = "done" if is_done(run.config) else "begun" if run.folder.exists() else "to do"
-        print(f"{state:<6} {run.name}  {_told(study.estimate(run, known))}")
+        say(f"{state:<6} {run.name}  {_told(study.estimate(run, known))}")
         todo += [] if state == "done" else [run]
     estimates = [seconds for run in todo if (seconds := study.estimate(run, known)) is not None]
     at_once = len(shares(workers_of(study), len(todo)))
     whole = _told(sum(estimates) / at_once) if len(estimates) == len(todo) else "unknown"
-    print(f"{len(study.runs) - len(todo)} of {len(study.runs)} runs are done; the others take: {whole}")
+    say(f"{len(study.runs) - len(todo)} of {len(study.runs)} runs are done; the others take: {whole}")
     return 0
 
 

@@ -22,6 +22,7 @@ from lit_fedbabu.handshake import Code, Place
 from lit_fedbabu.learning.precision import trains_on
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.plain import is_plain
+from lit_fedbabu.printing import say
 from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ def place(message: Message, context: Context) -> Message:
         Code.from_record(message.content).refuse_other()
         host = HOSTS.of(context)
     except ValueError as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         return Message(Place(0, 0, "", refusal=" ".join(str(error).split())).to_record(), reply_to=message)
     config = host.experiment.config
     device, digest = trains_on(config.precision), config.initial_weights_digest

@@ -13,6 +13,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import from_home
+from lit_fedbabu.printing import say
 from lit_fedbabu.tasks.own import task_of_site
 
 
@@ -84,7 +85,7 @@ class Hosts:
             experiment = self._built(dataclasses.replace(config, dataset=images), client)
             experiment.check()
             for note in experiment.task.notes:
-                print(f"note: {note}", flush=True)
+                say(f"note: {note}")
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
         state = from_home(str(node.get("state-path", state_folder())))

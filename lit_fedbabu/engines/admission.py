@@ -12,6 +12,8 @@ from flwr.proto.fleet_pb2 import (
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from lit_fedbabu.printing import say
+
 TRY_EVERY_S = 10.0
 
 
@@ -65,10 +67,9 @@ class PatientClient(FleetHttpClient):
                     "no site has this key at the server; register its public key there with flwr supernode register"
                 )
             if not waits:
-                print(
+                say(
                     "waiting for the server to take this site again: it still counts the site as there, for about a "
-                    f"minute after a crash or as long as another one has its key; tries every {TRY_EVERY_S:g} s",
-                    flush=True,
+                    f"minute after a crash or as long as another one has its key; tries every {TRY_EVERY_S:g} s"
                 )
             waits = True
             time.sleep(TRY_EVERY_S)

@@ -17,6 +17,7 @@ from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
+from lit_fedbabu.printing import say
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.stops import settle
 
@@ -73,7 +74,7 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
             command, env=superlink.environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
-        print("starting Flower (half a minute or more)", flush=True)
+        say("starting Flower (half a minute or more)")
         for line in stream.stdout or ():
             file.write(line)
             file.flush()
@@ -81,7 +82,7 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
             if text.startswith(system.LOG_MARK):
                 text = text.removeprefix(f"{system.LOG_MARK} ")
                 error_shown |= text.startswith("error:")
-                print(text, file=sys.stderr if text.startswith("error:") else sys.stdout, flush=True)
+                say(text, sys.stderr if text.startswith("error:") else sys.stdout)
         stream.wait()
     status, details = _status(home)
     kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])
@@ -91,7 +92,7 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
         settle()
         return 0
     if not error_shown:
-        print(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", file=sys.stderr)
+        say(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", sys.stderr)
     return 1
 
 

@@ -42,6 +42,7 @@ from lit_fedbabu.completion import complete
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines.admission import PatientClient, RefusedError
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.printing import say
 from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 
 POLL_S = 0.5
@@ -90,7 +91,7 @@ def serve(words: Sequence[str]) -> None:
 
 def _end_with(answers: "subprocess.Popen[bytes]") -> None:
     status = answers.wait()
-    print(f"error: the process that answers messages ended with exit status {status}", file=sys.stderr, flush=True)
+    say(f"error: the process that answers messages ended with exit status {status}", sys.stderr)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

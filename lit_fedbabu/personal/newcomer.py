@@ -15,6 +15,7 @@ from lit_fedbabu.learning import pretrained, trainer
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
+from lit_fedbabu.printing import say
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
@@ -72,30 +73,29 @@ def finetune(
         raise InputError("--data", data, f"has one class, {names[0]}; give two or more")
     experiment.check()
     for note in experiment.task.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     with nullcontext() if save_to is None else new_folder("--save", save_to) as scratch:
         module = experiment.new_module(start)
         own = experiment.client_data(0, config.derived_seed("finetune", 0))
-        print(
+        say(
             f"{data}: {len(own.train_set)} training and {len(own.test_set)} test images of"
-            f" {len(names)} classes, resized to {config.image_size} x {config.image_size}",
-            flush=True,
+            f" {len(names)} classes, resized to {config.image_size} x {config.image_size}"
         )
 
-        def say(curve: Sequence[Evaluation]) -> None:
+        def follow(curve: Sequence[Evaluation]) -> None:
             epoch, now = len(curve) - 1, curve[-1]
             stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
             line = f"accuracy {100 * now.score:6.2f} %  loss {now.loss:.4f}"
-            print(f"epoch {epoch}  {line}  {stage}".rstrip(), flush=True)
+            say(f"epoch {epoch}  {line}  {stage}".rstrip())
 
         with seeded(config.derived_seed("finetuning-draws", 0)):
-            (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=say)
+            (outcome,) = trainer.personalize([module], [own], **finetuning_of(experiment), say=follow)
         row = {"client": 0, **outcome.as_row()}
         written = results(config, [], [row], server_round=federation.server_round)  # raises where it is not finite
         if running and by_batch(module.model):
             module = trainer.with_running_statistics(module, own)
             row["running_statistics_accuracy"] = trainer.evaluate([module], [own])[0].accuracy
-            print(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
+            say(f"with running statistics  accuracy {100 * row['running_statistics_accuracy']:6.2f} %")
             written = results(config, [], [row], server_round=federation.server_round)
         if scratch is not None and save_to is not None:
             facts = {"round": federation.server_round, "data": data, "running_statistics": not by_batch(module.model)}
@@ -106,7 +106,7 @@ def finetune(
             module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
             _save(module, trained, written, scratch, save_to.name)
     if save_to is not None:
-        print(f"saved {save_to}: {pretrained.WEIGHTS}, {pretrained.CONFIG}, {model_card.NAME}, {CONFIG} and {RESULTS}")
+        say(f"saved {save_to}: {pretrained.WEIGHTS}, {pretrained.CONFIG}, {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written
 
 

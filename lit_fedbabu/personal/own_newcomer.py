@@ -12,6 +12,7 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import new_folder, write_json
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.options import imported
+from lit_fedbabu.printing import say
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
@@ -45,14 +46,14 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
     with nullcontext() if save_to is None else new_folder("--save", save_to) as scratch:
         module = experiment.new_module(federation.shared)
         own = experiment.client_data(0, 0)
-        print(f"{data}: {own.num_train} training and {own.num_test} test samples")
+        say(f"{data}: {own.num_train} training and {own.num_test} test samples")
         with seeded(config.derived_seed("finetuning-draws", 0)):
             (outcome,) = experiment.learner.personalize([module], [own], **finetuning_of(experiment))
         score = experiment.task.score
         written = results(config, [], [{"client": 0, **outcome.as_row()}], score, federation.server_round)
         for epoch, evaluation in enumerate(outcome.curve):
             stage = "initial" if epoch == 0 else "personalized" if epoch == len(outcome.curve) - 1 else ""
-            print(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
+            say(f"epoch {epoch}  {score.name} {score.shown(evaluation.score)}{score.unit}  {stage}".rstrip())
         if scratch is not None:
             earlier = {"earlier": federation.tuned_on} if federation.tuned_on else {}
             facts = {"round": federation.server_round, "data": data, **earlier}
@@ -63,5 +64,5 @@ def finetune(federation: Federation, config: Config, data: str, save_to: Path | 
             title = f"A personal model for {data}"
             model_card.write(scratch, title, module.provenance, written, NEWCOMER)
     if save_to is not None:
-        print(f"saved {save_to / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
+        say(f"saved {save_to / NEWCOMER}, with {model_card.NAME}, {CONFIG} and {RESULTS}")
     return written

@@ -12,6 +12,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import new_folder
 from lit_fedbabu.options import ARTICLES
+from lit_fedbabu.printing import say
 from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
 from lit_fedbabu.system import shipped_bodies, title_of
@@ -116,7 +117,7 @@ class Request:
             if self.data is None:
                 remedy = "comes with this package, and its clients do not: give images of your own with --data"
                 raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
-            print(f"{self.source}: {title_of(found)}, from this package")
+            say(f"{self.source}: {title_of(found)}, from this package")
         return found
 
     def configs(self, config: Config) -> Iterator[Config]:

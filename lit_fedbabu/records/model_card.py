@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_fedbabu.algorithms.table import shared_of, title_of
 from lit_fedbabu.files import dataset_folder, write_whole
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
+from lit_fedbabu.printing import in_code, in_markdown
 from lit_fedbabu.records.results import measures, score_of
 from lit_fedbabu.tasks.evaluation import STAGES
 
@@ -45,7 +46,7 @@ TEMPLATE = """---
 
 ## Training
 
-Federated on `{{ dataset }}` for {{ provenance.round }} rounds{{ trained_on }}.{{ began }}{{ finetuned }}
+Federated on {{ dataset }} for {{ provenance.round }} rounds{{ trained_on }}.{{ began }}{{ finetuned }}
 
 | option | value |
 |---|---|
@@ -83,18 +84,18 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
     from huggingface_hub import ModelCard
 
     config = provenance["config"]
-    method = title_of(config["algorithm"])
+    method = in_markdown(title_of(config["algorithm"]))
     what, use = _of_task(config, path) if config.get("task") else _of_images(config, provenance, path)
-    settings = {key: config[key] for key in SETTINGS if key in config and not (config.get("task") and key in OF_IMAGES)}
+    keys = [key for key in SETTINGS if key in config and not (config.get("task") and key in OF_IMAGES)]
     made: ModelCard = ModelCard.from_template(
         _metadata(title, provenance, outcome),
         template_str=TEMPLATE,
         title=title,
         what=f"{what[0]}, by {method}{what[1]}",
         use=use,
-        dataset=config.get("task") or config["dataset"],
+        dataset=in_code(config.get("task") or config["dataset"]),
         provenance=provenance,
-        settings=settings,
+        settings={key: in_markdown(str(config[key])) for key in keys},
         trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
         began=_began(config),
         finetuned=_finetuned(provenance),
@@ -171,8 +172,11 @@ def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], path: s
     """What a classifier of images is, around its method, and how it is used."""
     classes = list(provenance["class_names"])
     more = len(classes) - CLASSES_SHOWN
-    shown = ", ".join(classes[:CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    what = f"A {config['model-name']} of a body and a head", f", for images of {len(classes)} classes: {shown}."
+    shown = ", ".join(map(in_markdown, classes[:CLASSES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    what = (
+        f"A {in_markdown(config['model-name'])} of a body and a head",
+        f", for images of {len(classes)} classes: {shown}.",
+    )
     return (
         what,
         f"""```python
@@ -223,14 +227,15 @@ def _began(config: Mapping[str, Any]) -> str:
     if not config.get("initial-weights"):
         return ""
     file, digest = Path(config["initial-weights"]).name, config["initial-weights-digest"]
-    return f" It began with what fits of the weights in `{file}` (SHA-256 {digest})."
+    return f" It began with what fits of the weights in {in_code(file)} (SHA-256 {digest})."
 
 
 def _finetuned(provenance: Mapping[str, Any]) -> str:
     if earlier := provenance.get("earlier"):
-        return f" It was then fine-tuned on {', '.join(f'`{each}`' for each in (*earlier, provenance['data']))}."
+        return f" It was then fine-tuned on {', '.join(map(in_code, (*earlier, provenance['data'])))}."
     if provenance["kind"] == "newcomer":
-        return f" The body then got a fresh head and was fine-tuned on `{provenance['data']}`, which had no part in it."
+        data = in_code(provenance["data"])
+        return f" The body then got a fresh head and was fine-tuned on {data}, which had no part in it."
     if provenance["kind"] == "personal":
         return " Then fine-tuned, for every client on its own images."
     if "head" not in parts_of(shared_of(provenance)):

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lit_fedbabu.errors import printable
+from lit_fedbabu.printing import printable, say
 
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines about a work that goes on, where there is no live line."""
@@ -43,7 +43,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(printable(f"{self._mark}{line}"), flush=True)
+        say(f"{self._mark}{line}")
 
     def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         """A work of so many clients begins, as a round of training. It ends when the next one begins.

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.printing import in_markdown
 from lit_fedbabu.records import plots, reliability
 from lit_fedbabu.records.loggers import Loggers
 from lit_fedbabu.records.results import MEASURES, curve, score_of, spread, table
@@ -61,7 +62,7 @@ class Board:
         _first(SHOWN, experiment.value[0].metadata.plugin_data)
         if resumed:
             return
-        options = "\n".join(f"| {key} | {value} |" for key, value in config.experiment().items())
+        options = "\n".join(f"| {key} | {in_markdown(str(value))} |" for key, value in config.experiment().items())
         self._writer.add_text("configuration", f"| option | value |\n|---|---|\n{options}", 0)
         margins = {
             name: ["Margin", [f"{score.name}/{name}_mean", f"{BAND}/{name}_minus_std", f"{BAND}/{name}_plus_std"]]
@@ -89,7 +90,7 @@ class Board:
 
     def failure(self, server_round: int, text: str) -> None:
         """A client's failure, as text."""
-        self._writer.add_text("failures", text, server_round)
+        self._writer.add_text("failures", in_markdown(text), server_round)
         self._writer.flush()
 
     def split(self, class_counts: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_fedbabu.files import new_folder, write_whole
+from lit_fedbabu.printing import say
 from lit_fedbabu.reporting.compare import Study, read_study
 from lit_fedbabu.reporting.runs import Unfinished
 
@@ -31,16 +32,16 @@ def write_report(folders: Sequence[Path], out: Path, reference: str = "", failed
         drawn = _written(study, scratch, failed)
         names = {path.name for path in scratch.iterdir()}
     for name in drawn:
-        print(out / name)
+        say(out / name)
     if earlier := [path for path in out.iterdir() if path.suffix in SUFFIXES and path.name not in names]:
-        print(f"note: beside this report, and not of it: {', '.join(sorted(map(str, earlier)))}", file=sys.stderr)
-    print(out / PAGE)
+        say(f"note: beside this report, and not of it: {', '.join(sorted(map(str, earlier)))}", sys.stderr)
+    say(out / PAGE)
 
 
 def _written(study: Study, out: Path, failed: Sequence[Unfinished]) -> list[str]:
     """Write a report; returns the names of its figures."""
     for run in (run for run in study.unfinished if run not in failed):
-        print(f"note: {run.folder} has no results, {run.reason}", file=sys.stderr)
+        say(f"note: {run.folder} has no results, {run.reason}", sys.stderr)
     from lit_fedbabu.records.plots import style  # imports Matplotlib, which takes long: first refuse bad input
     from lit_fedbabu.reporting import formats
     from lit_fedbabu.reporting.page import page
@@ -53,11 +54,11 @@ def _written(study: Study, out: Path, failed: Sequence[Unfinished]) -> list[str]
             for suffix, text in formats.files(table).items():
                 write_whole(out / f"{table.name}{suffix}", text)
     for table in content[0].tables:
-        print(formats.markdown(table))
+        say(formats.markdown(table))
     with warnings.catch_warnings(record=True) as warned:
         for section in content:
             for sentence in section.words:
-                print(sentence)
+                say(sentence)
             with style():
                 for drawing in section.drawings:
                     names += [path.name for path in written(drawing, out)]
@@ -66,5 +67,5 @@ def _written(study: Study, out: Path, failed: Sequence[Unfinished]) -> list[str]
     for each in (each for each in warned if each not in lacking):
         warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     if lacking:
-        print("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
+        say("note: names in PNG files have boxes for letters that no font here has; SVG and page have the letters")
     return names

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lit_fedbabu.reporting.names import printable
+from lit_fedbabu.printing import in_line, in_markdown
 
 NUMBER = re.compile(r"[<+-]?\d+(\.\d+)?")
+MEASURE = re.compile(r"[<+-]?\d[\d .,±+\-\[\]%]*")
+"""A number, also with its deviation or interval."""
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -52,7 +54,7 @@ def as_csv(table: Table) -> str:
     """Text that a spreadsheet would take for a formula gets a quotation mark."""
 
     def cell(value: Any) -> str:
-        text = printable(str(value))
+        text = in_line(str(value))
         return f"'{text}" if text[:1] in tuple("=+-@") and not NUMBER.match(text) else text
 
     file = io.StringIO()
@@ -66,8 +68,7 @@ def markdown(table: Table) -> str:
     """Numbers stand to the right."""
 
     def cell(value: Any) -> str:
-        text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
-        return re.sub(r"([\\|`*_\[\]])", r"\\\1", text) if not NUMBER.match(text) else text
+        return str(value).replace("<", "&lt;") if MEASURE.fullmatch(str(value)) else in_markdown(str(value))
 
     def line(cells: Iterable[Any]) -> str:
         return f"| {' | '.join(map(str, cells))} |\n"
@@ -81,7 +82,7 @@ def latex(table: Table) -> str:
     r"""For ``\usepackage{booktabs}``; UTF-8 in the names needs nothing more in today's LaTeX."""
 
     def cell(value: Any) -> str:
-        return "".join(LATEX.get(each, each) for each in printable(str(value)))
+        return "".join(LATEX.get(each, each) for each in in_line(str(value)))
 
     def line(cells: Iterable[Any]) -> str:
         return f"{' & '.join(map(cell, cells))} \\\\\n"

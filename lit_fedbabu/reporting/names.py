@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import title_of
+from lit_fedbabu.printing import in_line
 
 METHOD_WIDTH, SETTING_WIDTH = 32, 40
 """Characters of a name. Longer ones become numbers, which the report explains."""
@@ -15,12 +16,7 @@ def _varied(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    return printable(" ".join(f"{key}={value}" for key, value in options.items()))
-
-
-def printable(text: str) -> str:
-    """The text in one line, with a mark for every character that cannot be shown."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+    return in_line(" ".join(f"{key}={value}" for key, value in options.items()))
 
 
 def run_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
+from lit_fedbabu.printing import in_line
 from lit_fedbabu.records.plots import COLOURS, style
 from lit_fedbabu.reporting.compare import Study
-from lit_fedbabu.reporting.names import printable
 from lit_fedbabu.reporting.panels import GREY, Panel, look, svg
 from lit_fedbabu.reporting.sections import Section
 from lit_fedbabu.system import package_folder
@@ -35,7 +35,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: in_line(value) if type(value) is str else value,
     )
     script = (FOLDER / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -74,7 +74,7 @@ def inline(panel: Panel, name: str) -> Markup:
         element.tag = element.tag.removeprefix(SVG)
         element.text, element.tail = ((text or "").strip() for text in (element.text, element.tail))
         _rewrite(element.attrib, name)
-    root.attrib |= {"role": "img", "aria-label": printable(panel.title) or name}
+    root.attrib |= {"role": "img", "aria-label": in_line(panel.title) or name}
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escapes text

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from lit_fedbabu.printing import in_line
 from lit_fedbabu.records.run_folder import record_failure
 from lit_fedbabu.records.tensorboard import Board
 
@@ -46,5 +47,4 @@ def one_line(reason: object) -> str:
     """Words of a node in one line that can be printed, without what Flower wraps them in."""
     text = str(reason)
     whole = OF_FLOWER.fullmatch(text)
-    line = " ".join((whole[1] if whole else text).split())
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+    return in_line(" ".join((whole[1] if whole else text).split()))

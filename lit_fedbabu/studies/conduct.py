@@ -6,6 +6,7 @@ import time
 
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.files import make_folder
+from lit_fedbabu.printing import say
 from lit_fedbabu.studies.claims import release
 from lit_fedbabu.studies.plan import Run, Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
@@ -41,19 +42,19 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
     try:
         with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
             warm.start()
-            print(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs", flush=True)
+            say(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs")
             need = check(study)
             words: dict[str, str] = {}
             if tuning is not None:
                 need = max(need, check(tuning.study))
-                print(f"tuning {', '.join(tuning.axes)} on images held out of training", flush=True)
+                say(f"tuning {', '.join(tuning.axes)} on images held out of training")
                 out, _ = _work(tuning.study, warm, plain, need, machines=machines)
                 for name, reason in out.items():
                     log = f"{tuning.study.folder / name}.log"
-                    print(f"note: {name} is out of the choice: {reason}; {log} has what it printed", flush=True)
+                    say(f"note: {name} is out of the choice: {reason}; {log} has what it printed")
                 study, words = chosen(study, tuning, out)
                 for group, told in {run.group: words[run.name] for run in study.runs if run.name in words}.items():
-                    print(f"chosen for {group}: {told}", flush=True)
+                    say(f"chosen for {group}: {told}")
                 refuse_other_studies(study)
             failed, elsewhere = _work(study, warm, plain, need, is_worker, machines)
             for run in study.runs:
@@ -62,11 +63,11 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
     finally:
         release(path for folder in folders for path in folder.glob("*.claim"))  # of workers that were ended
     done = len(study.runs) - len(failed) - len(elsewhere)
-    print(f"{done} of {len(study.runs)} runs are done")
+    say(f"{done} of {len(study.runs)} runs are done")
     if elsewhere:
-        print(f"{len(elsewhere)} runs are done by others at this moment: {', '.join(elsewhere)}")
+        say(f"{len(elsewhere)} runs are done by others at this moment: {', '.join(elsewhere)}")
     for name, reason in failed.items():
-        print(f"error: {name}: {reason}; {study.folder / name}.log has what it printed", file=sys.stderr)
+        say(f"error: {name}: {reason}; {study.folder / name}.log has what it printed", sys.stderr)
     if not is_worker and done:
         from lit_fedbabu.reporting.files import write_report
         from lit_fedbabu.reporting.runs import Unfinished
@@ -115,7 +116,7 @@ def _work(
     todo = [run for run in study.runs if not is_done(run.config)]
     workers = workers_of(study, need)
     if len(workers) < len(workers_of(study)):
-        print(f"note: memory is free for {len(workers)} workers of about {need / 2**30:.1f} GiB each")
+        say(f"note: memory is free for {len(workers)} workers of about {need / 2**30:.1f} GiB each")
     at_once = [{**share[0], PLACE: str(place)} for place, share in enumerate(shares(workers, len(todo), machines))]
     failed: dict[str, str] = {}
     elsewhere: list[Run] = []

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lit_fedbabu.printing import say
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.studies.plan import Run, Study
 from lit_fedbabu.studies.work import DONE, claim_of, log_of, times
@@ -42,7 +43,7 @@ class Shown:
     def say(self, line: str) -> None:
         """Print a line."""
         if self._console is None:
-            print(line, flush=True)
+            say(line)
         else:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import make_folder
+from lit_fedbabu.printing import say
 from lit_fedbabu.stops import settle
 from lit_fedbabu.studies.conduct import check, do
 from lit_fedbabu.studies.plan import Study, refuse_other_studies
@@ -84,20 +85,20 @@ def submit(study: Study, jobs: int) -> int:
 
     todo = sum(not is_done(run.config) for each in studies for run in each.runs)
     if not todo:
-        print(f"all {len(study.runs)} runs are done, and no job is needed; the command without --slurm reports")
+        say(f"all {len(study.runs)} runs are done, and no job is needed; the command without --slurm reports")
         return 0
     count = min(jobs, todo)
     if count < jobs:
-        print(f"note: {todo} runs are not done, so that there are {todo} jobs")
-    print(f"checking {sum(len(each.runs) for each in studies)} runs", flush=True)
+        say(f"note: {todo} runs are not done, so that there are {todo} jobs")
+    say(f"checking {sum(len(each.runs) for each in studies)} runs")
     for each in studies:
         check(each)
     make_folder("output-dir", study.folder / JOBS)
     settle()  # else some of the jobs would be left, which nobody was told of
     for job in _submitted(cluster, study.folder / JOBS, parameters, [Job(study, count)] * count):
-        print(f"job {job.job_id}  {job.paths.stdout}")
-    print("--dry-run in place of --slurm shows which runs are done; without either, when the jobs have ended, the same")
-    print("command does what they have left and writes the report")
+        say(f"job {job.job_id}  {job.paths.stdout}")
+    say("--dry-run in place of --slurm shows which runs are done; without either, when the jobs have ended, the same")
+    say("command does what they have left and writes the report")
     return 0
 
 

@@ -15,8 +15,8 @@ DOORS = {
     "superlink", "supernode", "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"places", "stops"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"}, {"option_rules"},
-    {"derived"}, {"config"},
+    {"printing"}, {"places", "stops"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
+    {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
     {"algorithms/algorithm"}, {"algorithms/table"},
     {"experiment", "completion"}, {"algorithms"}, {"records"},

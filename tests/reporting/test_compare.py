@@ -5,11 +5,12 @@ import pytest
 
 from lit_fedbabu import report
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.printing import in_line
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.reporting import differences, facts
 from lit_fedbabu.reporting.compare import finetunings, pairs_of, read_study
 from lit_fedbabu.reporting.files import write_report
-from lit_fedbabu.reporting.names import METHOD_WIDTH, printable, run_names
+from lit_fedbabu.reporting.names import METHOD_WIDTH, run_names
 from lit_fedbabu.reporting.runs import Unfinished, read_run
 from tests.reporting.made_up import change, made_up_run, study_of
 
@@ -94,9 +95,9 @@ def test_long_names_and_names_that_look_alike_become_numbers(tmp_path):
     assert list(study.methods) == ["FedBABU 1", "FedBABU 2", "FedBABU 3"]
     assert max(map(len, study.methods)) <= METHOD_WIDTH
     assert study.methods["FedBABU 2"] == {"learning-rate": 1.1, "momentum": 0.1, "weight-decay": 0.1}
-    alike = [made_up_run(tmp_path / f"alike{number}", dataset=f"x{odd}") for number, odd in enumerate("\x01\x02")]
+    alike = [made_up_run(tmp_path / f"alike{i}", dataset=name) for i, name in enumerate(("x\x01", r"x\x01"))]
     assert list(study_of(*alike).settings) == ["setting 1", "setting 2"]
-    assert printable("a\x00b\n c\udce9") == "a\N{REPLACEMENT CHARACTER}b c\N{REPLACEMENT CHARACTER}"
+    assert in_line("a\x00b\n c\udce9\u202e") == "a\\x00b\\n c\\udce9\\u202e"
 
 
 def test_other_clients_rounds_and_newcomers_are_other_settings(tmp_path):

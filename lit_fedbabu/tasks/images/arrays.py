@@ -17,6 +17,7 @@ from typing import BinaryIO, Self, TypeVar
 import numpy as np
 
 from lit_fedbabu.files import naming
+from lit_fedbabu.printing import say
 from lit_fedbabu.system import INTERACTIVE, available_cores
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
@@ -137,7 +138,7 @@ def told(what: str, count: int) -> Iterator[Callable[[int], None]]:
         elif seconds - spoken > EVERY_S and finished < count:
             spoken = seconds
             left = timedelta(seconds=round(seconds / finished * (count - finished)))
-            print(f"{what}: {finished} of {count}, {left} left", flush=True)
+            say(f"{what}: {finished} of {count}, {left} left")
 
     try:
         yield done
