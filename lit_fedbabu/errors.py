@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from lit_fedbabu import places, stops
 from lit_fedbabu.printing import in_line, say
@@ -151,20 +151,31 @@ def _refuse_removed_folder() -> None:
 
 def _lost_output(more: str = "") -> str:
     """Write out what was printed, and more. Where that fails, as on a closed pipe, say why; the rest goes nowhere."""
+    _tell("")
     try:
         sys.stdout.write(more)
         sys.stdout.flush()
     except OSError as error:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        _drop(sys.stdout)
         return f"standard output: {error.strerror}"
     return ""
 
 
 def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads
-        say(line.replace("\n", "\\n"), sys.stderr)
+    """Print a line on stderr, if there is one, and what it has not written yet; where nobody reads, it goes nowhere."""
+    try:
+        if line:
+            say(line.replace("\n", "\\n"), sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Put the null device under a stream that cannot be written, else Python's own attempt changes the exit status."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def of_system(error: OSError, next_step: str = "repeat the command") -> str:
