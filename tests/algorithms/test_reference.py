@@ -10,7 +10,7 @@ from tests.algorithms import reference
 from tests.support import FakeGrid, tiny_config
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "64-true"])
 def test_a_federation_and_its_fine_tuning_are_algorithm_1(precision, federate):
     config = tiny_config(
         num_clients=3, fraction_train=1.0, num_server_rounds=3, num_local_epochs=2, weight_decay=0.0,

@@ -173,8 +173,15 @@ def test_apfl_is_its_equations(federate):
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize("algorithm", [SCAFFOLD, APFL])
-@pytest.mark.parametrize("kind", ["images", "task"])
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [
+        ("images", APFL),
+        ("task", SCAFFOLD),
+        pytest.param("images", SCAFFOLD, marks=pytest.mark.slow),
+        pytest.param("task", APFL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_method_of_ones_own_is_resumed_to_the_same_bytes_and_reported(algorithm, kind, federate, capsys):
     config = of_task(algorithm) if kind == "task" else config_of(algorithm, num_server_rounds=3, fraction_train=0.7)
     whole, _ = federate(config)

@@ -322,7 +322,12 @@ def tiny_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["report {run} --out {disk}", f"data {DIGITS} --out {{disk}}", "finetune {run} --clients 0"]
+    "command",
+    [
+        pytest.param("report {run} --out {disk}", marks=pytest.mark.slow),
+        f"data {DIGITS} --out {{disk}}",
+        "finetune {run} --clients 0",
+    ],
 )
 def test_a_full_disk_is_told_in_one_line_and_what_is_there_stays(command, tiny_disk, finished, tmp_path, capsys):
     shutil.copytree(

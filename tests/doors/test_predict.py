@@ -113,7 +113,7 @@ def test_running_statistics_are_those_of_the_training_images(tmp_path):
         assert torch.equal(fixed.model.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("running", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys, recwarn):
     saved_model, config = saved(tmp_path, running)
@@ -183,7 +183,7 @@ def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistic
 
 PRECISIONS = [
     "32-true",
-    "bf16-mixed",
+    pytest.param("bf16-mixed", marks=pytest.mark.slow),
     pytest.param("16-mixed", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 ]
 
@@ -313,6 +313,7 @@ def test_an_option_that_would_not_be_read_is_refused(words, told, personal, phot
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_path_follows_the_size_of_the_images(federate, tmp_path, capsys, monkeypatch, one_core):
     """Decode, train, evaluate, fine-tune, save, predict, export, and a newcomer."""
     config = tiny_config(model_name="FourConvNet", num_server_rounds=2, image_size=16)

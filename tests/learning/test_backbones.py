@@ -77,6 +77,7 @@ def test_it_trains_in_a_cohort(norm):
             torch.testing.assert_close(value, alone[name], atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_federation_with_a_backbone_ends_in_personal_models(federate, tmp_path, one_core):
     options = {"augmentation": "resized-crop-flip", "image_size": 48, "num_server_rounds": 1}
     config = tiny_config(model_name="timm:test_resnet", **options)

@@ -60,7 +60,7 @@ def test_fine_tuning_saves_no_model_that_diverged_and_says_so(diverging, finishe
     assert "over 5" in table(read_results(place))
 
 
-@pytest.mark.parametrize("words", [["--clients", "0,1"], ["--data", "digits"]])
+@pytest.mark.parametrize("words", [["--clients", "0,1"], pytest.param(["--data", "digits"], marks=pytest.mark.slow)])
 def test_where_every_model_diverges_the_command_fails_in_one_line_and_saves_nothing(words, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

@@ -67,6 +67,7 @@ def test_a_dataset_that_was_changed_since_the_run_is_refused(federate, tmp_path,
     assert f"is dealt otherwise than {folder / 'partition.csv'} says" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune([str(folder), "--part", "body", "--lr", "0.001,0.1", "--epochs", "3"]) == 0

@@ -110,6 +110,7 @@ def test_every_colour_of_the_figures_has_one_for_the_dark(path):
     assert not {colour for style in drawn for colour in re.findall(r"#[0-9a-f]{6}", style)}
 
 
+@pytest.mark.slow
 def test_the_report_repeats_to_the_byte(folders, path, tmp_path):
     assert report.main([*map(str, folders), "--out", str(tmp_path)]) == 0
     assert {each.name for each in tmp_path.iterdir()} == {each.name for each in path.parent.iterdir()}

@@ -95,6 +95,7 @@ def test_bad_runs_are_refused_in_one_line_before_anything_is_written(make, words
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_federation_and_its_fine_tuning_can_be_reported(federate, tmp_path, one_core):
     folder, _ = federate(tiny_config(num_server_rounds=1))
     assert finetune([str(folder), "--epochs", "3", "--part", "head"]) == 0

@@ -241,7 +241,7 @@ class StoppedGrid(FakeGrid):
 
 @pytest.mark.parametrize(
     ("algorithm", "kind", "server_round", "rounds"),
-    [pytest.param(name.values[0], "evaluate", 2, 2, marks=name.marks) for name in IN_PARTS]
+    [pytest.param(name, "evaluate", 2, 2, marks=() if name == "ditto" else pytest.mark.slow) for name in ALGORITHMS]
     + [("fedper", "train", server_round, 3) for server_round in (1, 3)],
 )
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(algorithm, kind, server_round, rounds, federate):
@@ -281,7 +281,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(federate, tmp_path):
         federate(tiny_config(resume=str(folder)))
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_finished_run_with_more_rounds_is_the_run_that_had_them_from_the_start(stopped, federate):
     config = tiny_config(algorithm="fedper", model_name=NARROW, num_head_epochs=1, learning_rate_decay=1.0)
     whole, _ = federate(dataclasses.replace(config, num_server_rounds=4))

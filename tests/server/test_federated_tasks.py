@@ -18,6 +18,7 @@ from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main
 from lit_fedbabu.run import main as run_main
+from lit_fedbabu.tasks import loaders
 from tests import own_tasks
 from tests.support import FakeGrid, curves, files_that_decide
 
@@ -171,7 +172,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("task", "told"), REFUSED, ids=[task for task, _ in REFUSED])
-def test_what_cannot_be_federated_is_refused_by_name(task, told, tmp_path):
+def test_what_cannot_be_federated_is_refused_by_name(task, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders, "ENDLESS", 10_000)
     with pytest.raises(InputError, match=r"^task = ") as refused:
         run(Config.from_run_config({"task": task, "num-clients": 4, "output-dir": str(tmp_path / "runs")}))
     assert told in str(refused.value)
