@@ -136,9 +136,26 @@ class Config(Derived):
         read_by="fedprox, fedprox-babu, ditto, pfedme",
         low=0,
     )
+    aggregator: str = option(
+        "mean",
+        "what makes one model of the clients': their mean, weighted by training samples; median, trimmed-mean, krum,"
+        " multi-krum or bulyan, which a few clients cannot move far and which weight all alike; norm-bound, a mean of"
+        " updates that are scaled down; or the import path of a Flower strategy of your own",
+        choices=("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound"),
+        import_path=True,
+    )
+    num_malicious: int = option(
+        1, "clients of a round that may send anything", read_by="krum, multi-krum, bulyan", low=0
+    )
+    trim_fraction: float = option(
+        0.2, "of a round's clients, left out at either end of every weight", read_by="trimmed-mean", low=0, high=0.49
+    )
+    norm_bound: float = option(
+        0.0, "largest L2 norm of an update; 0: the median of the round's", read_by="norm-bound", low=0
+    )
     server_optimizer: str = option(
         "none",
-        "none: the mean of the clients' weights is the new model; momentum, adam, yogi: its difference to the old model"
+        "none: what the aggregator makes is the new model; momentum, adam, yogi: its difference to the old model"
         " is taken as a gradient, as in Flower's FedAvgM, FedAdam and FedYogi",
         choices=("none", "momentum", "adam", "yogi"),
     )

@@ -15,8 +15,10 @@ PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger", "round-timeout")
 """Keys that change no number."""
-OF_CODE = ("task", "model-name", "augmentation", "algorithm")
+OF_CODE = ("task", "model-name", "augmentation", "algorithm", "aggregator")
 """Keys whose values may be import paths: what they name is run."""
+OF_SERVER = ("aggregator",)
+"""Of them those that nodes have no use for."""
 OF_DATA = (
     "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",
     "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
@@ -69,6 +71,7 @@ class Derived:
     num_clients: int
     num_new_clients: int
     fraction_train: float
+    aggregator: str
     num_server_rounds: int
     num_local_epochs: int | float
     num_local_steps: int
@@ -172,9 +175,9 @@ class Derived:
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether the algorithm and the partitioner read an option, by its field."""
+        """Whether algorithm, partitioner and aggregator read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
-        return not read_by or bool({self.algorithm, self.partitioner} & set(read_by.split(", ")))
+        return not read_by or bool({self.algorithm, self.partitioner, self.aggregator} & set(read_by.split(", ")))
 
     def length(self, field: str) -> tuple[float, int]:
         """Epochs of a phase, by the field that has them, and mini-batches in their place; 0: the epochs."""

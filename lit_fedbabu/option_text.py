@@ -16,6 +16,7 @@ GROUPS = {
     "task": "Task and dataset",
     "partitioner": "Clients and their split",
     "augmentation": "Training",
+    "aggregator": "The server",
     "clipping-norm": "Privacy of what is shared",
     "finetune-part": "Fine-tuning and evaluation",
     "precision": "Computation",

@@ -132,6 +132,7 @@ def _locally(config: Config, folder: Path, plain: bool) -> int:
 
 def _checked(config: Config) -> "Experiment":
     """The experiment, after the checks of all that is needed."""
+    from lit_fedbabu.aggregation import table as aggregation
     from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import resumable
@@ -139,6 +140,7 @@ def _checked(config: Config) -> "Experiment":
     resolve_precision(config.precision)
     experiment = Experiment(config)
     experiment.check()
+    aggregation.check(experiment)
     if config.resume and (begun := resumable(config)):
         begun.refuse_other_start(experiment)
     return experiment

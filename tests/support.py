@@ -8,11 +8,11 @@ import numpy as np
 import psutil
 import torch
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.models import BodyAndHead, build_model
@@ -64,7 +64,7 @@ class FakeGrid:
 
     def __init__(self, config, nodes=1, shuffle=False, run_config=None):
         self.random = random.Random(nodes)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # as in a server's process
+        identify_process()
         ids = [self.random.getrandbits(60) for _ in range(nodes)]
         run_config = run_config or config.to_run_config()
         self.contexts = {

@@ -11,9 +11,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from lit_fedbabu import client_app
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.errors import RunError
@@ -54,7 +54,7 @@ class LocalGrid(Grid):
         }
         self._pool = pool
         self._progress = progress
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # messages bear it
+        identify_process()
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
@@ -136,7 +136,7 @@ def quiet_flower() -> Iterator[None]:
 
 def answer(message: Message, context: Context) -> Message:
     """In a worker: the ClientApp's reply, or as in Flower an error where it raised an exception."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    identify_process()
     try:
         return client_app.app(message, context)
     except Exception as error:

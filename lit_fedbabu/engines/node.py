@@ -40,6 +40,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from lit_fedbabu import client_app
 from lit_fedbabu.completion import complete
 from lit_fedbabu.config import Config
+from lit_fedbabu.derived import OF_SERVER
 from lit_fedbabu.engines.admission import PatientClient, RefusedError
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.printing import say
@@ -132,7 +133,7 @@ def _client(
 def refuse_unnamed_code(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
     """Raise ValueError where a run names code by an import path that the node-config does not name for the same key."""
     for key, path in Config.from_run_config(run_config).code().items():
-        if node_config.get(key) != path:
+        if key not in OF_SERVER and node_config.get(key) != path:
             remedy = f"start the SuperNode with {key}={json.dumps(path)} in its --node-config if you trust it"
             raise ValueError(f"{platform.node()} does not import {path} because a server says so; {remedy}")
 

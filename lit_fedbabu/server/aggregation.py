@@ -1,4 +1,4 @@
-"""Federated averaging of what clients trained, and which updates cannot be averaged."""
+"""Which updates of clients cannot be averaged."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,34 +6,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 
 from lit_fedbabu.algorithms.privacy import update_norm
 from lit_fedbabu.errors import some
-from lit_fedbabu.wire import Arrays, ClientUpdate
+from lit_fedbabu.wire import ClientUpdate
 
 HIGHEST = 2.0**62
 """The largest absolute weight that is averaged: its square is finite in float32."""
 FAR = 5.0
 """An update this many times as long as those that most clients send is left out; see ``outliers``."""
-
-
-def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) -> ArrayRecord:
-    """The mean of shared arrays, weighted by training images (McMahan et al. 2017, Algorithm 1).
-
-    Sums are in float64 and in the order of the updates, so the result does not depend on who answered first.
-
-    Args:
-        updates: training images and arrays of one client or more.
-        arrays: what the updates were trained from, with the names, shapes and types of the result.
-    """
-    total = sum(count for count, _ in updates)
-
-    def mean(name: str, array: Array) -> npt.NDArray[Any]:
-        weighted = sum(count * trained[name].astype(np.float64) for count, trained in updates)
-        return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
-
-    return ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:

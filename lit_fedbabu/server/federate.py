@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from lit_fedbabu.aggregation import table as aggregation
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
@@ -42,6 +43,7 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
         experiment = Experiment(Config.from_run_config({**run_config, "engine": "flower"}))
         loggers.check(experiment.config)
         experiment.check(images=not experiment.config.on_sites)
+        aggregation.check(experiment)
         federate(grid, experiment, progress)
     except (InputError, RunError) as error:
         progress.say(f"error: {error}")

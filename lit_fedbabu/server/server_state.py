@@ -10,18 +10,19 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
+from lit_fedbabu.aggregation.aggregator import Trained
+from lit_fedbabu.aggregation.optimizer import ServerOptimizer
+from lit_fedbabu.aggregation.table import aggregator_of
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import EXTRA, Received
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records.run_folder import SERVER
-from lit_fedbabu.server.aggregation import average
-from lit_fedbabu.server.optimizer import ServerOptimizer
 from lit_fedbabu.wire import ClientUpdate
 
-STATE = "state."
-"""How the names of the algorithm's state begin in the file that the server keeps."""
+STATE, OF_AGGREGATOR = "state.", "aggregator."
+"""How the names of what the algorithm and the aggregator keep begin in the server's file."""
 
 
 class ServerRounds:
@@ -41,10 +42,11 @@ class ServerRounds:
         kept = memory.recall_from(self._place, resumed_after, "the server") if resumed_after else {}
         weights = experiment.shared_weights()
         start = experiment.algorithm.server_state(weights)
-        own = {name.removeprefix(STATE): value for name, value in kept.items() if name.startswith(STATE)}
+        own = _of(STATE, kept)
         self.state: Mapping[str, Tensor] = own if resumed_after else dict(start)
         if self.state.keys() != start.keys():
             raise RunError(f"{self._place} does not have what {self.config.algorithm} keeps; put it back")
+        self._aggregator = aggregator_of(self.config, _of(OF_AGGREGATOR, kept))
         self._optimizer = ServerOptimizer(self.config, list(weights), kept)
         self.server_round = resumed_after
         self._arrays = ArrayRecord()
@@ -86,7 +88,11 @@ class ServerRounds:
         self.server_round, self._arrays = server_round, arrays
         combined = self.experiment.algorithm.combine(self, [_received(update) for update in updates])
         self.state = dict(combined.state)
-        kept = {**self._optimizer.moments(), **{STATE + name: value for name, value in self.state.items()}}
+        kept = {
+            **self._optimizer.moments(),
+            **{STATE + name: value for name, value in self.state.items()},
+            **{OF_AGGREGATOR + name: value for name, value in self._aggregator.state().items()},
+        }
         try:
             if kept:
                 memory.keep_in(self._place, server_round, kept)
@@ -97,9 +103,10 @@ class ServerRounds:
         return ArrayRecord(typed), loss / sum(update.num_train for update in updates)
 
     def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
-        """The clients' mean, or what the server's optimizer makes of it."""
-        mean = average([(each.num_train, _numpy(each.shared)) for each in updates], self._arrays)
-        moved = self._optimizer.step(self.server_round, self._arrays, mean)
+        """What the aggregator makes of the clients' weights, and the server's optimizer of that."""
+        trained = [Trained(each.client, each.num_train, _numpy(each.shared)) for each in updates]
+        combined = self._aggregator.aggregate(self.server_round, self._arrays, trained)
+        moved = self._optimizer.step(self.server_round, self._arrays, combined)
         return {name: torch.from_numpy(array.numpy()) for name, array in moved.items()}
 
 
@@ -108,6 +115,10 @@ def _received(update: ClientUpdate) -> Received:
     shared = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
     extras = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
     return Received(update.client, update.num_train, shared, extras)
+
+
+def _of(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
 
 
 def _numpy(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:

@@ -84,6 +84,7 @@ def check(study: Study) -> int:
     Raises:
         InputError: a run cannot be done.
     """
+    from lit_fedbabu.aggregation import table as aggregation
     from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.studies.shares import need_of
 
@@ -94,6 +95,7 @@ def check(study: Study) -> int:
             seen.add(kind)
             experiment = Experiment(run.config)
             experiment.check()
+            aggregation.check(experiment)
             need = max(need, need_of(experiment))
     return need
 

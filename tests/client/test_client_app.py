@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from lit_fedbabu import client_app
 from lit_fedbabu.client import handlers
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.handshake import PLACE, Code
 from lit_fedbabu.workers import worker as workers
 from tests.sites import site_config, write_site
@@ -25,7 +25,7 @@ def node():
 
 
 def question(tmp_path, kind=PLACE, **node_config):
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    identify_process()
     config = site_config(tmp_path, model_name="FourConvNet")
     message = Message(Code.here().to_record(), 1, kind)
     return message, Context(1, 1, node_config, RecordDict(), config.to_run_config())

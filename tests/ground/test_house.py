@@ -15,11 +15,11 @@ DOORS = {
     "superlink", "supernode", "client_app", "server_app", "__main__", "__init__",
 }  # fmt: skip
 FLOORS = [
-    {"printing"}, {"places", "stops"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
+    {"printing"}, {"places", "stops", "compat"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
     {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
     {"algorithms/algorithm"}, {"algorithms/table"},
-    {"experiment", "completion"}, {"algorithms"}, {"records"},
+    {"experiment", "completion"}, {"aggregation"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""

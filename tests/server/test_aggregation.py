@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
@@ -41,7 +41,7 @@ def test_clients_are_summed_in_the_order_of_their_numbers(tmp_path):
     board = SimpleNamespace(round=lambda *_: None)
     strategy = SharedParts(Experiment(config), [7], tmp_path, str(tmp_path), board, None, Lines())
     clients = participants(config, 1)
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    identify_process()
     strategy.configure_train(1, ArrayRecord({"w": Array(np.zeros(1, np.float32))}), ConfigRecord(), None)
     # In float64, 2^60 + 1 is 2^60: the sum is 0 in this order and 1 if the 1 comes last.
     values = dict(zip(clients, np.float32([2.0**60, 1.0, -(2.0**60)]), strict=True))

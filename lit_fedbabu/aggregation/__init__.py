@@ -1,0 +1,1 @@
+"""How the updates of a round's clients become one."""

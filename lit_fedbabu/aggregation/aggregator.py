@@ -1,0 +1,177 @@
+"""What an aggregator is, and those that are built in: the mean, and means that a few clients cannot move far."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
+from torch import Tensor
+
+from lit_fedbabu.compat import identify_process
+from lit_fedbabu.errors import RunError
+from lit_fedbabu.wire import Arrays
+
+
+class Trained(NamedTuple):
+    """What one client made of the shared weights.
+
+    Args:
+        client: its number.
+        num_train: its training samples.
+        arrays: the shared weights, by name.
+    """
+
+    client: int
+    num_train: int
+    arrays: Arrays
+
+
+class Aggregator(Protocol):
+    """Makes one model of those of a round's clients."""
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        """The shared weights of the next round, with the names, shapes and types of ``before``.
+
+        Args:
+            server_round: number of the round, from 1.
+            before: the weights that the clients started from.
+            updates: of one client or more, by their numbers.
+
+        Raises:
+            RunError: there is no such model.
+        """
+        ...
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What it keeps between rounds, for the run's folder; empty for most."""
+        ...
+
+
+class Mean:
+    """The mean, weighted by training samples (McMahan et al. 2017, Algorithm 1)."""
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        return average([(update.num_train, update.arrays) for update in updates], before)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {}
+
+
+class NormBound(Mean):
+    """The mean of updates, each scaled down to a largest L2 norm (Sun et al. 2019, section 5).
+
+    Args:
+        bound: the largest norm; 0: the median of the round's.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        moves = [_move(update.arrays, before) for update in updates]
+        norms = [np.sqrt(sum(float(np.square(move).sum()) for move in each.values())) for each in moves]
+        bound = self.bound or float(np.median(norms))
+        shorter = [
+            {name: move * min(1.0, bound / norm) if norm else move for name, move in each.items()}
+            for each, norm in zip(moves, norms, strict=True)
+        ]
+        mean = average([(update.num_train, move) for update, move in zip(updates, shorter, strict=True)], _wide(before))
+        return _moved(before, mean)
+
+
+class Robust(Mean):
+    """One of Flower's robust strategies, on the differences to what the clients started from, in float64.
+
+    The papers speak of differences. Of weights, as Flower takes them, the distance between two clients would be a small
+    difference of large numbers.
+
+    Args:
+        name: of the aggregator.
+        num_malicious: clients of a round that may send anything, f.
+        trim_fraction: of the clients, cut off at either end by ``trimmed-mean``.
+    """
+
+    def __init__(self, name: str, num_malicious: int, trim_fraction: float) -> None:
+        self.name, self.num_malicious, self.trim_fraction = name, num_malicious, trim_fraction
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        if problem := too_few(self.name, len(updates), self.num_malicious, self.trim_fraction):
+            raise RunError(f"round {server_round}: {len(updates)} clients trained, and {problem}")
+        moves = [update._replace(arrays=_move(update.arrays, before)) for update in updates]
+        mean, _ = self._flower(len(updates)).aggregate_train(server_round, replies_of(moves))
+        assert mean is not None, "there are enough replies"
+        return _moved(before, mean)
+
+    def _flower(self, count: int) -> Strategy:
+        """The strategy for so many clients."""
+        if self.name == "median":  # Yin et al. 2018, Definition 1
+            return FedMedian()
+        if self.name == "trimmed-mean":  # Yin et al. 2018, Definition 2
+            return FedTrimmedAvg(beta=self.trim_fraction)
+        if self.name == "krum":  # Blanchard et al. 2017, section 4
+            return Krum(num_malicious_nodes=self.num_malicious)
+        if self.name == "multi-krum":  # Blanchard et al. 2017, section 4; as many as the scores count
+            selected = count - self.num_malicious - 2
+            return MultiKrum(num_malicious_nodes=self.num_malicious, num_nodes_to_select=selected)
+        return Bulyan(num_malicious_nodes=self.num_malicious)  # El Mhamdi et al. 2018, section 4
+
+
+ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "bulyan")
+NAMES = ("mean", *ROBUST, "norm-bound")
+
+
+def too_few(name: str, count: int, num_malicious: int, trim_fraction: float) -> str:
+    """Why an aggregator cannot work with so many clients; empty if it can."""
+    of_krum = 2 * num_malicious + 3
+    needed = {"median": 3, "krum": of_krum, "multi-krum": of_krum, "bulyan": 4 * num_malicious + 3}
+    if count < needed.get(name, 1):
+        of = "" if name == "median" else f" of which {num_malicious} may be malicious"
+        return f"{name} needs {needed[name]} or more{of}"
+    if name == "trimmed-mean" and int(trim_fraction * count) < 1:
+        return f"trimmed-mean with trim-fraction={trim_fraction:g} would leave out none of them"
+    return ""
+
+
+def replies_of(updates: Sequence[Trained]) -> list[Message]:
+    """A reply in Flower's standard form for each client: ``arrays``, and ``metrics`` with ``num-examples``."""
+    identify_process()
+    replies = []
+    for update in updates:
+        arrays = ArrayRecord({name: Array(np.asarray(value)) for name, value in update.arrays.items()})
+        metrics = MetricRecord({"num-examples": update.num_train})
+        asked = Message(RecordDict(), update.client, "train")
+        replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked))
+    return replies
+
+
+def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) -> ArrayRecord:
+    """The mean of shared arrays, weighted by training images (McMahan et al. 2017, Algorithm 1).
+
+    Sums are in float64 and in the order of the updates, so the result does not depend on who answered first.
+
+    Args:
+        updates: training images and arrays of one client or more.
+        arrays: what the updates were trained from, with the names, shapes and types of the result.
+    """
+    total = sum(count for count, _ in updates)
+
+    def mean(name: str, array: Array) -> npt.NDArray[Any]:
+        weighted = sum(count * trained[name].astype(np.float64) for count, trained in updates)
+        return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
+
+    return ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
+
+
+def _move(arrays: Arrays, before: ArrayRecord) -> Arrays:
+    return {name: value.astype(np.float64) - before[name].numpy().astype(np.float64) for name, value in arrays.items()}
+
+
+def _wide(arrays: ArrayRecord) -> dict[str, Array]:
+    return {name: Array(array.numpy().astype(np.float64)) for name, array in arrays.items()}
+
+
+def _moved(before: ArrayRecord, move: Mapping[str, Array]) -> ArrayRecord:
+    moved = {name: array.numpy() + move[name].numpy() for name, array in before.items()}
+    return ArrayRecord({name: Array(np.asarray(value).astype(before[name].dtype)) for name, value in moved.items()})

@@ -1,0 +1,88 @@
+"""The aggregator that a configuration names: one of the table, or a Flower strategy of the user's own."""
+
+import copy
+from collections.abc import Mapping
+
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from lit_fedbabu.aggregation.aggregator import NAMES, Aggregator, Mean, NormBound, Robust, Trained, too_few
+from lit_fedbabu.aggregation.strategy import OfStrategy
+from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError, RunError, close_to, told
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.options import imported
+
+TRIED_ROUNDS = 2
+
+
+def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> Aggregator:
+    """The aggregator that the configuration names.
+
+    Args:
+        config: of which ``aggregator``, ``num-malicious``, ``trim-fraction`` and ``norm-bound`` are read.
+        kept: its ``state`` after the last round of a run that is resumed.
+
+    Raises:
+        InputError: there is none.
+    """
+    name = config.aggregator
+    if name == "mean":
+        return Mean()
+    if name == "norm-bound":
+        return NormBound(config.norm_bound)
+    if name in NAMES:
+        return Robust(name, config.num_malicious, config.trim_fraction)
+    return OfStrategy(name, _strategy(name), config.num_federated, kept or {})
+
+
+def check(experiment: Experiment) -> None:
+    """Try the aggregator before a run.
+
+    Raises:
+        InputError: it has no use, a round has too few clients for it, or a strategy of the user's own gives no weights.
+    """
+    config, name = experiment.config, experiment.config.aggregator
+    if name == "mean":
+        return
+    if config.algorithm in ("local", "centralized"):
+        raise InputError("aggregator", name, f"{config.algorithm} has nothing to aggregate; take mean")
+    count = config.min_clients_per_round or config.clients_per_round
+    if problem := too_few(name, count, config.num_malicious, config.trim_fraction):
+        which = "min-clients-per-round is" if config.min_clients_per_round else "a round has"
+        raise InputError("aggregator", name, f"{problem}, and {which} {count}; take more, or another aggregator")
+    if name not in NAMES:
+        shared = experiment.initial_shared()
+        _try(config, ArrayRecord({key: Array(value.contiguous().numpy()) for key, value in shared.items()}), count)
+
+
+def _try(config: Config, shared: ArrayRecord, count: int) -> None:
+    """Let a strategy of the user's own aggregate clients that changed nothing."""
+    aggregator = aggregator_of(config)
+    updates = [Trained(client, 1, {name: array.numpy() for name, array in shared.items()}) for client in range(count)]
+    try:
+        for number in range(TRIED_ROUNDS):
+            shared = aggregator.aggregate(number + 1, shared, updates)
+            aggregator.state()
+    except InputError:
+        raise
+    except RunError as error:
+        raise InputError("aggregator", config.aggregator, f"fails in a trial with weights that stay: {error}") from None
+    except Exception as error:  # whatever the user's code raises
+        raise InputError("aggregator", config.aggregator, f"fails in a trial: {told(error)}") from error
+
+
+def _strategy(path: str) -> Strategy:
+    """A strategy of its own, by the import path of one or of what makes one."""
+    remedy = f"must be one of {', '.join(NAMES)}, or the import path of a Flower strategy, or of what makes one"
+    if ":" not in path:
+        raise InputError("aggregator", path, remedy + close_to(path, NAMES))
+    found = imported("aggregator", path, remedy)
+    try:
+        made = copy.deepcopy(found) if isinstance(found, Strategy) else found() if callable(found) else found
+    except Exception as error:  # whatever the user's code raises
+        raise InputError("aggregator", path, f"cannot be made: {told(error)}") from error
+    if not isinstance(made, Strategy):
+        raise InputError("aggregator", path, f"{remedy}; it is a {type(made).__name__}")
+    return made
