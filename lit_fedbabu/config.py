@@ -203,11 +203,16 @@ class Config(Derived):
     engine: str = option(
         "local",
         "what carries messages between server and clients in lit-fedbabu run: local uses processes of this machine,"
-        " flower uses Flower's SuperLink and Ray, as flwr run always does",
+        " flower uses Flower's SuperLink and Ray, as flwr run always does; or the import path of a function of your own"
+        " that takes the Config and gives a Flower Grid",
         choices=("local", "flower"),
+        import_path=True,
     )
     logger: str = option(
-        "", "loggers in addition to TensorBoard: csv, wandb, mlflow, or several as in csv,mlflow", several=True
+        "",
+        "loggers in addition to TensorBoard: csv, wandb, mlflow, or the import path of a function of your own that"
+        " takes the run's folder and gives a Lightning Logger; several as in csv,mlflow",
+        several=True,
     )
     output_dir: str = option("tb_logs", "folder in which the folders of runs are made")
     run_name: str = option("", "name of the run's folder; empty: made from dataset, algorithm, seed and time")

@@ -15,9 +15,9 @@ PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger", "round-timeout")
 """Keys that change no number."""
-OF_CODE = ("task", "model-name", "augmentation", "algorithm", "aggregator")
+OF_CODE = ("task", "model-name", "augmentation", "algorithm", "aggregator", "engine", "logger")
 """Keys whose values may be import paths: what they name is run."""
-OF_SERVER = ("aggregator",)
+OF_SERVER = ("aggregator", "engine", "logger")
 """Of them those that nodes have no use for."""
 OF_DATA = (
     "task", "dataset", "label-column", "class-names", "partitioner", "num-clients", "num-new-clients",

@@ -87,9 +87,9 @@ def one_line_errors(main: Command) -> Command:
                 except SystemExit:
                     _lost_output()
                     raise
-                if lost := _lost_output():
+                if (lost := _lost_output()) and not status:
                     _tell(f"error: {lost}")
-                status = status or int(bool(lost))
+                    status = 1
                 stops.settle()
         except stops.STOPS as stop:
             status = stops.told(stop)

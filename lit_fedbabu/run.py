@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import PLACES
+from lit_fedbabu.derived import PLACES, WITHOUT_NUMBERS
 from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
 from lit_fedbabu.option_text import describe
@@ -86,7 +86,7 @@ def _run(options: dict[str, Any], plain: bool = False) -> tuple[Path, int]:
     if config.on_sites:
         raise InputError("partitioner", "sites", "is for real nodes, with flwr run: see docs/deployment.md")
     try:
-        return folder, _locally(config, folder, plain) if config.engine == "local" else _by_flower(config, folder)
+        return folder, ENGINES.get(config.engine, _by_grid)(config, folder, plain)
     except STOPS as stop:
         if (folder / run_folder.CONFIG).exists():
             is_over = run_folder.is_finished(folder)
@@ -104,7 +104,7 @@ def _resuming(folder: Path) -> str:
     return shlex.join([program("lit-fedbabu"), "run", "--resume", str(folder), *code])
 
 
-def _by_flower(config: Config, folder: Path) -> int:
+def _by_flower(config: Config, folder: Path, plain: bool) -> int:
     """Run with the engine ``flower``; returns the exit status."""
     say("checking the dataset and the split")
     from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
@@ -128,6 +128,22 @@ def _locally(config: Config, folder: Path, plain: bool) -> int:
         with shown(plain) as progress, local.started(config, warm, folder, progress) as grid:
             federate(grid, experiment, progress)
     return 0
+
+
+def _by_grid(config: Config, folder: Path, plain: bool) -> int:
+    """Run with an engine of the user's own; returns the exit status."""
+    say("checking the dataset and the split")
+    experiment = _checked(config)
+    from lit_fedbabu.engines import custom
+    from lit_fedbabu.records.progress import shown
+    from lit_fedbabu.server.federate import federate
+
+    with custom.opened(config) as grid, shown(plain) as progress:
+        federate(grid, experiment, progress)
+    return 0
+
+
+ENGINES = {"local": _locally, "flower": _by_flower}
 
 
 def _checked(config: Config) -> "Experiment":
@@ -154,7 +170,7 @@ def _resumed(options: dict[str, Any], resume: Path) -> tuple[dict[str, Any], Pat
     folder = resume.resolve()
     begun = run_folder.read_config(resume)
     for key, path in begun.code().items():
-        if options.get(key) != path:
+        if key not in options if key in WITHOUT_NUMBERS else options.get(key) != path:
             remedy = (
                 f"is code that {resume / run_folder.CONFIG} names; if you trust it, go on with: {_resuming(folder)}"
             )

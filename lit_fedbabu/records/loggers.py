@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.errors import InputError, close_to, told
 from lit_fedbabu.files import write_json
+from lit_fedbabu.options import imported
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -22,6 +23,7 @@ PACKAGES = {"csv": (), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "
 """The loggers, and the packages that they need."""
 PROJECT = "lit_fedbabu"
 """Of Weights & Biases and MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names another."""
+REMEDY = f"must be some of {', '.join(PACKAGES)}, or the import path of a function that takes the run's folder"
 RUNS = "loggers.json"
 """In a run's folder: under which names the loggers know it, so that a resumed run goes on there."""
 
@@ -29,10 +31,11 @@ RUNS = "loggers.json"
 def check(config: Config) -> None:
     """Raise InputError where a logger is not known, or its package is not installed."""
     for name in config.loggers:
+        if ":" in name:
+            _maker(name)
+            continue
         if name not in PACKAGES:
-            raise InputError(
-                "logger", config.logger, f"must be some of {', '.join(PACKAGES)}, with commas between them"
-            )
+            raise InputError("logger", config.logger, f"{REMEDY}{close_to(name, PACKAGES)}")
         if missing := [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]:
             remedy = f"needs {', '.join(missing)}: pip install 'lit-fedbabu[{name}]'"
             raise InputError("logger", config.logger, remedy)
@@ -62,10 +65,13 @@ class Loggers:
             raise InputError("logger", str(folder / RUNS), remedy) from None
         for name in config.loggers:
             try:
+                if ":" in name:
+                    self._loggers[name] = _maker(name)(folder)
+                    continue
                 self._loggers[name], known[name] = _MADE[name](folder, first_round, known.get(name))
             except Exception as error:  # whatever a service raises: the run matters more
                 self._say(f"note: the logger {name} cannot be started and is left out: {told(error)}")
-        if self._loggers:
+        if known:
             write_json(folder / RUNS, known)
         self._each(lambda logger: logger.log_hyperparams(config.experiment()))
 
@@ -87,6 +93,14 @@ class Loggers:
             except Exception as error:  # whatever a service raises: the run matters more
                 del self._loggers[name]
                 self._say(f"note: the logger {name} failed and is left out from now on: {told(error)}")
+
+
+def _maker(path: str) -> Callable[[Path], Logger]:
+    """The function that an import path names."""
+    found: Callable[[Path], Logger] = imported("logger", path, REMEDY)
+    if not callable(found):
+        raise InputError("logger", path, f"{REMEDY}; it is a {type(found).__name__}")
+    return found
 
 
 def _csv(folder: Path, first_round: int, known: str | None) -> tuple[Logger, str]:

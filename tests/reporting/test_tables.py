@@ -177,9 +177,7 @@ def test_no_cell_is_read_as_markup(text):
     assert markdown(table).count("\n") == 3 and "<s" not in markdown(table)
     assert markdown(table).splitlines()[2].replace("\\|", "").count("|") == 3
     (_, row) = csv.reader(io.StringIO(as_csv(table)))
-    assert row[1] == "1.5" and row[0].replace("'", "")[:3] == text.strip()[:3].replace(
-        "\udcff", "\N{REPLACEMENT CHARACTER}"
-    )
+    assert row[1] == "1.5" and row[0].replace("'", "")[:3] == text.strip()[:3].replace("\udcff", "\\ud")
     assert not row[0].startswith("=")
     written = latex(table)
     assert written.count("\\\\\n") == 2 and written.count("&") - written.count("\\&") == 2
