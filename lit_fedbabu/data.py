@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     with new_folder("--out", arguments.out, rewritten=True) as scratch:
         write_whole(scratch / PARTITION, counts)
-        names = [PARTITION, *(path.name for path in draw_split(counts, scratch))]
+        names = [PARTITION, *(path.name for path in draw_split(counts, scratch, experiment.task.client_names))]
     for name in names:
         say(arguments.out / name)
     return 0

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import Logger
 
 from tests.support import FakeGrid
 
-closed = []
+closed: list[str] = []
 number = 3
 
 

@@ -45,19 +45,23 @@ STYLE: dict[Any, Any] = {
 }
 
 
+MOST_CLIENTS = 40
+"""Clients whose names are written at an axis."""
+
+
 def style() -> AbstractContextManager[None]:
     """The look of all figures, while they are made and saved."""
     return matplotlib.rc_context(STYLE)
 
 
-def draw_split(class_counts: str, out: Path) -> Iterator[Path]:
-    """Draw the heat map of a split as ``partition.png`` and ``partition.svg``.
+def draw_split(class_counts: str, out: Path, clients: Sequence[str] = ()) -> Iterator[Path]:
+    """Draw the heat map of a split, with names of clients, as ``partition.png`` and ``partition.svg``.
 
     Yields:
         The path of each file written.
     """
     with style():
-        yield from saved(heat_map(class_counts), out / "partition")
+        yield from saved(heat_map(class_counts, clients), out / "partition")
 
 
 def saved(figure: Figure, path: Path) -> Iterator[Path]:
@@ -84,8 +88,8 @@ def _svg(figure: Figure, drawn: io.BytesIO) -> None:
     figure.savefig(drawn, format="svg", metadata={"Date": None})
 
 
-def heat_map(class_counts: str) -> Figure:
-    """Training images of each client and class, from the content of a ``partition.csv``."""
+def heat_map(class_counts: str, clients: Sequence[str] = ()) -> Figure:
+    """Training images of each client and class, from the content of a ``partition.csv`` and names of clients."""
     (_, _, *names), *rows = csv.reader(io.StringIO(class_counts))
     counts = np.array([[int(count) for count in of_classes] for _, split, *of_classes in rows if split == "train"])
     figure, axes = one_panel(min(8, max(2.6, 0.13 * len(names))))
@@ -93,6 +97,9 @@ def heat_map(class_counts: str) -> Figure:
     image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
     axes.set(xlabel="client", ylabel="class", yticks=range(len(names)))
     label_classes(axes.yaxis, names, range(len(names)))
+    if 0 < len(clients) <= MOST_CLIENTS:
+        axes.set(xticks=range(len(clients)))
+        label_classes(axes.xaxis, clients, range(len(clients)), rotation=90)
     figure.colorbar(image, label="training images")
     return figure
 
@@ -126,7 +133,7 @@ def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str) -
 
 
 def label_classes(axis: Axis, names: Sequence[str], shown: Sequence[int], **look: Any) -> None:
-    """Put names of classes at an axis; where no font of this machine has their characters, their numbers.
+    """Put names of classes or clients at an axis; where no font of this machine has their characters, their numbers.
 
     Args:
         axis: one with a tick for each class shown.

@@ -93,10 +93,10 @@ class Board:
         self._writer.add_text("failures", in_markdown(text), server_round)
         self._writer.flush()
 
-    def split(self, class_counts: str) -> None:
-        """The split as a figure, from the content of a ``partition.csv``."""
+    def split(self, class_counts: str, clients: Sequence[str] = ()) -> None:
+        """The split as a figure, from the content of a ``partition.csv`` and the names of clients that have names."""
         with plots.style():
-            self._writer.add_figure("split/training_images", plots.heat_map(class_counts), 0)
+            self._writer.add_figure("split/training_images", plots.heat_map(class_counts, clients), 0)
 
     def finish(self, config: Config, outcome: Mapping[str, Any], features: Features | None = None) -> None:
         """Fine-tuning as a figure, the summary as text, features; marks the run as finished and closes the file."""

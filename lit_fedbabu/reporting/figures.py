@@ -24,7 +24,7 @@ SPLITS = 12
 SHARES = np.linspace(0, 1, 101)
 """Of clients, at which a distribution is drawn."""
 NAMED, NAME = 20, 16
-"""Classes whose names are written, and characters of them."""
+"""Classes or clients whose names are written, and characters of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,10 @@ def _heat(axes: Axes, partition: Partition) -> None:
     axes.grid(False)
     image = axes.imshow(partition.train.T, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
     axes.set(xlabel="client", ylabel="class")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if 0 < len(partition.clients) <= NAMED:
+        axes.set_xticks(range(len(partition.clients)), [_short(name) for name in partition.clients], rotation=90)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(partition.names) <= NAMED:
         axes.set_yticks(range(len(partition.names)), [_short(name) for name in partition.names])
     else:

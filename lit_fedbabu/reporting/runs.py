@@ -30,11 +30,13 @@ class Partition:
         text: the whole file.
         names: of the classes.
         train: training images by client and class, (clients, classes).
+        clients: their names, where they have names.
     """
 
     text: str
     names: tuple[str, ...]
     train: npt.NDArray[np.int64]
+    clients: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,12 @@ def read_run(folder: Path) -> Run:
     outcome = {**outcome, "clients": finite}  # as in the summary, which says over how many it is
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
     tuned = tuple(read_run(each) for each in below)
-    return Run(folder, config, read_environment(folder), outcome, _read_partition(folder / PARTITION), tuned)
+    rows = [*outcome["clients"], *outcome.get("new_clients", {}).get("clients", ())]
+    names = {row["client"]: str(row["name"]) for row in rows if "name" in row}
+    partition = _read_partition(folder / PARTITION)
+    if partition and sorted(names) == list(range(len(partition.train))):
+        partition = dataclasses.replace(partition, clients=tuple(names[client] for client in sorted(names)))
+    return Run(folder, config, read_environment(folder), outcome, partition, tuned)
 
 
 def _read_failures(folder: Path) -> list[dict[str, Any]]:
@@ -147,7 +154,8 @@ def _read_failures(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
         try:
             entry = json.loads(line)
-            found.append({key: entry[key] for key in ("round", "client", "node", "reason")})
+            row = {key: entry[key] for key in ("round", "client", "node", "reason")}
+            found.append({**row, "client": f"{row['client']} ({entry['name']})"} if "name" in entry else row)
         except (ValueError, LookupError, TypeError):
             reason = f"line {number} of {FAILURES} cannot be read"
             found.append({"round": "", "client": "", "node": "", "reason": reason})

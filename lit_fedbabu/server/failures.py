@@ -1,7 +1,7 @@
 """How the failure of a client is recorded: in the run's folder, in TensorBoard and on the console."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_fedbabu.printing import in_line
@@ -21,24 +21,35 @@ class FailureLog:
         folder: the run's.
         board: of the run.
         say: prints a line.
+        names: of the clients, where they have names.
     """
 
     last = ""
     """The last failure, in a line."""
 
-    def __init__(self, folder: Path, board: Board, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, board: Board, say: Callable[[str], None], names: Sequence[str] = ()) -> None:
         self.folder = folder
         self.board = board
         self.say = say
+        self.names = names
 
     def record(self, server_round: int, client: int, node: str, reason: str, traceback: str = "") -> None:
         """Record the failure of a client. Reason and traceback are its own words, or Flower's."""
         reason = one_line(reason)
-        entry = {"round": server_round, "client": client, "node": node, "reason": reason, "traceback": traceback}
+        name = {"name": self.names[client]} if self.names else {}
+        entry = {
+            "round": server_round,
+            "client": client,
+            **name,
+            "node": node,
+            "reason": reason,
+            "traceback": traceback,
+        }
         record_failure(self.folder, entry)
         # Ray and Flower wrap an exception in text of their own, and put what was raised at the end.
         shown = reason if len(reason) <= SHOWN else f"{reason[: SHOWN // 3]} … {reason[-2 * SHOWN // 3 :]}"
-        self.last = f"client {client} on node {node}: {shown}"
+        who = f"client {client} ({in_line(name['name'])})" if name else f"client {client}"
+        self.last = f"{who} on node {node}: {shown}"
         self.board.failure(server_round, self.last)
         self.say(f"round {server_round}  failed: {self.last}")
 

@@ -115,7 +115,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         if not config.on_sites:
             counts = experiment.task.class_counts()
             write_whole(folder / run_folder.PARTITION, counts)
-            board.split(counts)
+            board.split(counts, experiment.task.client_names)
         environment = run_folder.read_environment(folder)
         run_folder.write_config(folder, run_folder.read_config(folder), {**environment, **facts})
     elif config.num_server_rounds != run_folder.read_config(folder).num_server_rounds:

@@ -1,12 +1,18 @@
 """Folders of clients: which are clients, which are classes, and what each client has."""
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.data import table
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import named
+from lit_fedbabu.records.plots import heat_map
+from lit_fedbabu.records.results import named, read_results
+from lit_fedbabu.report import main
+from lit_fedbabu.reporting.runs import read_run
 from lit_fedbabu.tasks.images.task import ImageClassification
+from tests.server.test_exchange import failing
+from tests.support import failures_of, tiny_config
 from tests.tasks.test_folders import paint
 
 CLIENTS = {"alice": ("cats", "dogs"), "bob": ("cats", "dogs"), "carol": ("dogs", "owls", "cats")}
@@ -91,3 +97,28 @@ def test_clients_in_folders_without_natural_id_are_told(tmp_path):
     fill(tmp_path, "client/class")
     with pytest.raises(InputError, match="if they are splits, name them .*; if clients, take partitioner=natural-id"):
         task(tmp_path, partitioner="iid").check()
+
+
+def test_a_failure_and_the_figures_say_whose_they_are(federate, tmp_path, monkeypatch):
+    options = {"dataset": str(fill(tmp_path / "photos", "client/class")), "partitioner": "natural-id", "num_clients": 3}
+    config = tiny_config(
+        **options, fraction_train=1.0, min_clients_per_round=1, min_client_images=1, num_server_rounds=1
+    )
+    failing(monkeypatch, lambda client, server_round: client == 1)
+    folder, _ = federate(config)
+    owners = [each["name"] for each in read_results(folder)["clients"]]
+    assert sorted(owners) == ["alice", "bob", "carol"]
+    (failure,) = failures_of(folder)
+    assert (failure["client"], failure["name"]) == (1, owners[1])
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    (told,) = events.Tensors("failures/text_summary")
+    assert f"client 1 ({owners[1]}) on node 0: " in told.tensor_proto.string_val[0].decode()
+    run = read_run(folder)
+    assert run.failures[0]["client"] == f"1 ({owners[1]})" and run.partition.clients == tuple(owners)
+    names = [
+        label.get_text() for label in heat_map(run.partition.text, run.partition.clients).axes[0].get_xticklabels()
+    ]
+    assert names == owners
+    assert main([str(folder), "--out", str(tmp_path / "report")]) == 0
+    drawn = (tmp_path / "report" / "partition.svg").read_text()
+    assert all(f">{name}</text>" in drawn for name in names)
