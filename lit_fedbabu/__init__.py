@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.finetune import finetune
     from lit_fedbabu.learning.module import LitFedBABU
     from lit_fedbabu.records.classifier import Classifier, load_model
-    from lit_fedbabu.records.results import as_columns, read_results
+    from lit_fedbabu.records.results import Results, as_columns, read_results
     from lit_fedbabu.run import run
     from lit_fedbabu.server.strategy import SharedParts
     from lit_fedbabu.tasks.data import ClientData
@@ -41,6 +41,7 @@ _HOME = {
     "InputError": "errors",
     "LitFedBABU": "learning.module",
     "Participant": "algorithms.algorithm",
+    "Results": "records.results",
     "RunError": "errors",
     "SharedParts": "server.strategy",
     "Task": "tasks.own",
@@ -56,7 +57,7 @@ _HOME = {
 
 __all__ = [
     "ALGORITHMS", "Algorithm", "Classifier", "ClientData", "Cohort", "Combined", "Config", "Experiment",
-    "FedBABUClient", "InputError", "LitFedBABU", "Participant", "RunError", "SharedParts", "Task", "Update",
+    "FedBABUClient", "InputError", "LitFedBABU", "Participant", "Results", "RunError", "SharedParts", "Task", "Update",
     "__version__", "as_columns", "finetune", "load_model", "read_results", "run", "trained_weights",
 ]  # fmt: skip
 

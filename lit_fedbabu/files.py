@@ -105,9 +105,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a mapping as one line of JSON."""
-    with naming(path), path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
+    """Append a mapping as one line of JSON. A line before it that was cut off stays one of its own."""
+    with naming(path), path.open("ab+") as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
 
 
 def read_json_lines(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:

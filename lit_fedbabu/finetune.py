@@ -6,9 +6,10 @@ import argparse
 import hashlib
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, bodies, complete, values
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from lit_fedbabu.config import Config
     from lit_fedbabu.personal.settings import Request
     from lit_fedbabu.records.federation import Federation
+    from lit_fedbabu.records.results import Results
 
 HERE = Path()
+SEVERAL = {"part", "lr", "clients"}
+"""Options that take several values."""
 
 
 @one_line_errors
@@ -45,22 +49,55 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def finetune(source: str | Path, **options: Any) -> list[dict[str, Any]]:
+class Options(TypedDict, total=False):
+    """What ``finetune`` takes, as ``personal.settings.Request`` describes it; lists in place of texts with commas."""
+
+    part: str | Sequence[str] | None
+    epochs: int | None
+    lr: float | str | Sequence[float] | None
+    clients: int | str | Iterable[int]
+    data: str | Path | None
+    label_column: str
+    save: bool
+    save_to: str | Path | None
+    running_statistics: bool | None
+    precision: str | None
+    dataset: str | Path | None
+    model_name: str
+    augmentation: str | None
+    task: str
+    algorithm: str
+    plain: bool
+
+
+def finetune(source: str | Path, **options: Unpack[Options]) -> list[Results]:
     """Fine-tune clients of a federation on their own data, or its body on data that had no part in it.
 
     Args:
         source: a run's folder, a checkpoint, the folder of a saved model, or the name of a body of this package.
-        options: as of ``personal.settings.Request``: part, epochs, lr, clients, data, save, save_to, and so on.
+        options: of which ``part``, ``lr`` and ``clients`` take one value or several, as in ``clients=[0, 3]``.
 
     Returns:
-        For every combination of part and learning rate the content of its results.json.
+        For every combination of part and learning rate its results, as of ``read_results``.
 
     Raises:
         InputError: an option is wrong, or the checkpoint or the data cannot be used.
     """
-    if options.get("save_to") is not None:
-        options["save_to"] = Path(options["save_to"])
-    return _finetune(_request(source=Path(source), **options))
+    given: dict[str, Any] = {**options}
+    for name in SEVERAL & given.keys():
+        given[name] = _words(given[name])
+    for name in ("data", "dataset"):
+        given |= {name: str(given[name])} if isinstance(given.get(name), Path) else {}
+    if given.get("save_to") is not None:
+        given["save_to"] = Path(given["save_to"])
+    return _finetune(_request(source=Path(source), **given))
+
+
+def _words(value: Any) -> Any:
+    """One value or several as the command takes them."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _request(**options: Any) -> Request:
@@ -111,7 +148,7 @@ TYPED = {
 """Options of the configuration, and the names that this command has for them."""
 
 
-def _finetune(request: Request) -> list[dict[str, Any]]:
+def _finetune(request: Request) -> list[Results]:
     """Fine-tune; a refused option is called as it was typed."""
     try:
         return _finetuned(request)
@@ -123,9 +160,10 @@ def _finetune(request: Request) -> list[dict[str, Any]]:
         raise InputError(name, error.value, error.remedy.replace(f"{error.key}=", f"{name} ")) from None
 
 
-def _finetuned(request: Request) -> list[dict[str, Any]]:
+def _finetuned(request: Request) -> list[Results]:
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import read_federation
+    from lit_fedbabu.records.results import Results
 
     request.refuse_unread()
     checkpoint = request.checkpoint()
@@ -146,12 +184,12 @@ def _finetuned(request: Request) -> list[dict[str, Any]]:
     from lit_fedbabu.personal import newcomer, own_newcomer  # imports Lightning: first the cheap checks
 
     if federation.config.task:
-        return [own_newcomer.finetune(federation, configs[0], request.data, request.save_to)]
+        return [Results(own_newcomer.finetune(federation, configs[0], request.data, request.save_to), request.save_to)]
     what = request.data, request.label_column, request.save_to, bool(request.running_statistics)
-    return [newcomer.finetune(federation, configs[0], *what)]
+    return [Results(newcomer.finetune(federation, configs[0], *what), request.save_to)]
 
 
-def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[dict[str, Any]]:
+def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[Results]:
     """Fine-tune the federation's own clients in every setting."""
     clients = request.chosen_clients(federation)
     if federation.memories is not None and checkpoint.name == LAST_CHECKPOINT.name:
@@ -165,12 +203,12 @@ def _clients(request: Request, federation: Federation, checkpoint: Path) -> list
 
 def _in_settings(
     request: Request, configs: list[Config], clients: list[int], federation: Federation, checkpoint: Path, warm: Warm
-) -> list[dict[str, Any]]:
+) -> list[Results]:
     from lit_fedbabu.personal.settings import results_folder
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
-    from lit_fedbabu.records.results import curve, everyone, table
+    from lit_fedbabu.records.results import Results, curve, everyone, table
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
     experiment = federation.experiment(configs[0])
@@ -219,7 +257,7 @@ def _in_settings(
         say(f"mean {score.axis} by epoch: {means}")
         say(table(outcome))
         say(f"results {tuning.folder / RESULTS}")
-    return outcomes
+    return [Results(outcome, tuning.folder) for tuning, outcome in zip(tunings, outcomes, strict=True)]
 
 
 def _shown(value: float | None, score: Score) -> str:

@@ -70,7 +70,8 @@ class Place:
     Args:
         node: it hosts the clients c with c mod ``nodes`` == node.
         nodes: how many nodes there are.
-        trains_on: its device and precision.
+        trains_on: its device and precision, in words.
+        precision: what ``precision`` stands for there.
         own_disk: whether its clients' memories lie in a folder of its own, and not in that of the run.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
         num_train: training samples of a site's client; 0: it is no site.
@@ -81,6 +82,7 @@ class Place:
     node: int
     nodes: int
     trains_on: str
+    precision: str = ""
     own_disk: bool = False
     initial_weights: str = ""
     num_train: int = 0

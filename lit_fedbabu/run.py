@@ -25,6 +25,7 @@ from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
     from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.records.results import Results
 
 
 @one_line_errors
@@ -51,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config) -> "Results":
     """Run a federation on this machine.
 
     Args:
         config: its options. ``resume`` names the folder of a run to be continued.
 
     Returns:
-        The content of its results.json, as of ``read_results``.
+        Its results, as of ``read_results``.
 
     Raises:
         InputError: the configuration cannot be run.

@@ -19,7 +19,7 @@ from lit_fedbabu.client.numpy_client import (
     fit_together,
 )  # fmt: skip
 from lit_fedbabu.handshake import Code, Place
-from lit_fedbabu.learning.precision import trains_on
+from lit_fedbabu.learning.precision import resolve_precision, trains_on
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.plain import is_plain
 from lit_fedbabu.printing import say
@@ -41,7 +41,8 @@ def place(message: Message, context: Context) -> Message:
     config = host.experiment.config
     device, digest = trains_on(config.precision), config.initial_weights_digest
     sizes = host.experiment.task.sizes[host.client] if host.client is not None else (0, 0)
-    answer = Place(host.place, host.nodes, device, host.state is not None, digest, *sizes)
+    precision = resolve_precision(config.precision)
+    answer = Place(host.place, host.nodes, device, precision, host.state is not None, digest, *sizes)
     return Message(answer.to_record(), reply_to=message)
 
 

@@ -5,13 +5,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, some
-from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.files import read_json_lines
+from lit_fedbabu.records.run_folder import COSTS, RESULTS, read_environment
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
@@ -138,7 +139,95 @@ def score_of(outcome: Mapping[str, Any]) -> Score:
     return Score(**outcome["score"]) if "score" in outcome else ACCURACY
 
 
-def read_results(folder: str | Path) -> dict[str, Any]:
+class Spread(TypedDict):
+    """How a measure is spread over clients, as of ``spread``; ``clients``: over how many, where it is not all."""
+
+    mean: float
+    std: float
+    worst_decile: float
+    jain: float
+    clients: NotRequired[int]
+
+
+class RoundCost(TypedDict):
+    """What a round of training took: seconds, and bytes of shared weights without framing."""
+
+    round: int
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+
+
+class Results(dict[str, Any]):
+    """The content of a results.json, and what the folder around it says of the run.
+
+    Args:
+        content: by its keys.
+        folder: where it lies; None: nowhere.
+    """
+
+    def __init__(self, content: Mapping[str, Any], folder: Path | None) -> None:
+        super().__init__(content)
+        self.folder = folder
+
+    @property
+    def algorithm(self) -> str:
+        """The method."""
+        return str(self["algorithm"])
+
+    @property
+    def round(self) -> int:
+        """The round whose weights were evaluated."""
+        return int(self["round"])
+
+    @property
+    def summary(self) -> dict[str, Spread]:
+        """Each measure over all clients."""
+        summary: dict[str, Spread] = self["summary"]
+        return summary
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The history: number, learning rate, training loss and, where evaluated, initial accuracy."""
+        return list(self["rounds"])
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """An entry for each client, by their numbers."""
+        return list(self["clients"])
+
+    @property
+    def missing(self) -> list[int]:
+        """Clients that were asked after the last round and not evaluated."""
+        return list(self.get("missing", ()))
+
+    @property
+    def score(self) -> Score:
+        """What clients are compared by."""
+        return score_of(self)
+
+    @property
+    def costs(self) -> list[RoundCost]:
+        """Seconds and bytes of each round."""
+        return costs(self.folder) if self.folder else []
+
+    @property
+    def precision(self) -> str:
+        """The precision of the training; several with commas between them, where nodes had different ones."""
+        return self._environment.get("precision", "")
+
+    @property
+    def epsilon(self) -> float | None:
+        """Of the client that sent noised weights most often, for delta 1e-5; None without noise."""
+        epsilon = self._environment.get("epsilon")
+        return None if epsilon is None else float(epsilon)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return read_environment(self.folder) if self.folder else {}
+
+
+def read_results(folder: str | Path) -> Results:
     """The content of the results.json in the folder.
 
     Raises:
@@ -148,11 +237,26 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     try:
         outcome = json.loads(path.read_text())
         refuse_unnumbered(everyone(outcome))
-        return {key: outcome[key] for key in (*CONTENT, *(key for key in OPTIONAL if key in outcome))}
+        keys = (*CONTENT, *(key for key in OPTIONAL if key in outcome))
+        return Results({key: outcome[key] for key in keys}, Path(folder))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             "results", str(path), f"cannot be read: {error!r}; leave this run out, or put the old file back"
         ) from None
+
+
+def costs(folder: Path) -> list[RoundCost]:
+    """Seconds and bytes of each round, in order: of one that was repeated as it was done last. Runs of 0.2 have none.
+
+    Raises:
+        InputError: the file has something else.
+    """
+    path = folder / COSTS
+    if not path.exists():
+        return []
+    kinds = {"round": int, "seconds": float, "bytes_down": int, "bytes_up": int}
+    last = {cost["round"]: cost for cost in read_json_lines(path, kinds)}
+    return [cast(RoundCost, last[server_round]) for server_round in sorted(last)]
 
 
 def refuse_unnumbered(rows: Sequence[Mapping[str, Any]]) -> None:

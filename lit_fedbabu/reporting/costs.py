@@ -1,4 +1,4 @@
-"""What training cost: images seen, and the bytes and seconds that TensorBoard's event files have."""
+"""What training cost: images seen, bytes and seconds."""
 
 import dataclasses
 import logging
@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
 from lit_fedbabu.length import steps_of
+from lit_fedbabu.records import results
 
 EVENTS = "events.out.tfevents.*"
 TAGS = ("communication/bytes_up", "communication/bytes_down", "time/seconds_per_round")
@@ -58,7 +59,16 @@ def _times_seen(config: Config, images: int) -> float:
 
 
 def _recorded(folder: Path, rounds: int) -> list[float | None]:
-    """Sums of TAGS over the rounds; None where a round is missing."""
+    """Bytes up, bytes down and seconds of all rounds; None where a round is missing."""
+    costs = results.costs(folder)
+    if len(costs) != rounds:
+        return _from_events(folder, rounds)
+    up, down, seconds = (sum(cost[key] for cost in costs) for key in ("bytes_up", "bytes_down", "seconds"))
+    return [float(up), float(down), float(seconds)]
+
+
+def _from_events(folder: Path, rounds: int) -> list[float | None]:
+    """The same of a run that version 0.2 has begun, from TensorBoard's files."""
     if not any(folder.glob(EVENTS)):
         return [None for _ in TAGS]
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of rounds that a resumed run did once more

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.records.results import curve, read_results, scaled, score_of
+from lit_fedbabu.records.results import Results, curve, read_results, scaled, score_of
 from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment
 from lit_fedbabu.reporting.costs import Cost, cost_of
 from lit_fedbabu.reporting.damage import refuse_damaged
@@ -46,7 +46,7 @@ class Run:
     folder: Path
     config: Config
     environment: dict[str, str]
-    outcome: dict[str, Any]
+    outcome: Results
     partition: Partition | None
     finetunings: tuple["Run", ...] = ()
 
@@ -136,7 +136,7 @@ def read_run(folder: Path) -> Run:
     refuse_damaged(folder / RESULTS, config, outcome)
     name = score_of(outcome).name
     finite = [row for row in outcome["clients"] if None not in [row[f"{stage}_{name}"] for stage in STAGES]]
-    outcome = {**outcome, "clients": finite}  # as in the summary, which says over how many it is
+    outcome = Results({**outcome, "clients": finite}, folder)  # as in the summary, which says over how many it is
     below = sorted(path.parent for path in folder.glob(f"finetune/*/{RESULTS}"))
     tuned = tuple(read_run(each) for each in below)
     rows = [*outcome["clients"], *outcome.get("new_clients", {}).get("clients", ())]
@@ -171,8 +171,11 @@ def unfinished(folder: Path) -> list[Path]:
 def _resolved(folder: Path) -> Config:
     """The run's configuration, with the precision that "auto" stood for where it ran."""
     config = read_config(folder)
-    found = re.search(r" in (\S+) with torch ", str(read_environment(folder).get("trains-on", "")))
-    return dataclasses.replace(config, precision=found[1]) if found and config.precision == "auto" else config
+    environment = read_environment(folder)
+    words = re.search(r" in (\S+) with torch ", str(environment.get("trains-on", "")))  # all that version 0.2 has
+    precision = environment.get("precision", words[1] if words else "")
+    several = not precision or "," in precision
+    return config if several or config.precision != "auto" else dataclasses.replace(config, precision=precision)
 
 
 def _read_partition(path: Path) -> Partition | None:

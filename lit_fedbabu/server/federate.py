@@ -110,7 +110,8 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     privacy = privacy_facts(config, folder, len(rounds), say)
-    facts = {"trains-on": trains_on, **({"memory": ON_NODES} if own_disks else {}), **privacy}
+    precision = ", ".join(sorted({node.precision for node in nodes}))
+    facts = {"trains-on": trains_on, "precision": precision, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
         if not config.on_sites:
             counts = experiment.task.class_counts()

@@ -24,6 +24,7 @@ class Node(NamedTuple):
     Args:
         id: Flower's, which is random.
         trains_on: its device and precision, as it says.
+        precision: what ``precision`` stands for there.
         own_disk: whether its clients' memories lie in a folder of its own.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
         sizes: training and test samples of a site.
@@ -31,6 +32,7 @@ class Node(NamedTuple):
 
     id: int
     trains_on: str
+    precision: str
     own_disk: bool
     initial_weights: str = ""
     sizes: tuple[int, int] = (0, 0)
@@ -81,10 +83,10 @@ def find_nodes(
     if 0 < len(without) < len(places):
         raise RunError(f"nodes {', '.join(without)} have no state-path, and others have; give all of them one")
     by_place = {
-        place.node: Node(
-            node, place.trains_on, place.own_disk, place.initial_weights, (place.num_train, place.num_test)
+        each.node: Node(
+            node, each.trains_on, each.precision, each.own_disk, each.initial_weights, (each.num_train, each.num_test)
         )
-        for node, place in places.items()
+        for node, each in places.items()
     }
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")

@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite, log
+from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
+from lit_fedbabu.files import append_json_line
 from lit_fedbabu.records.results import spread
+from lit_fedbabu.records.run_folder import COSTS
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
@@ -21,6 +24,7 @@ class RoundLog:
 
     Args:
         config: the experiment.
+        folder: the run's.
         board: of the run.
         say: prints a line.
         rounds: the history of a run that is resumed.
@@ -32,6 +36,7 @@ class RoundLog:
     def __init__(
         self,
         config: Config,
+        folder: Path,
         board: Board,
         say: Callable[[str], None],
         rounds: Sequence[dict[str, Any]] = (),
@@ -43,7 +48,7 @@ class RoundLog:
         self.score = score
         self._rate_in = rate_in or config.learning_rate_in
         self.chance = log(num_classes)
-        self.board = board
+        self.folder, self.board = folder, board
         self.say = say
         self.rounds = list(rounds)
         """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
@@ -71,6 +76,8 @@ class RoundLog:
         self.left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
         rate = self._rate_in(server_round)
         self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
+        cost = {"round": server_round, "seconds": seconds, "bytes_down": bytes_down, "bytes_up": bytes_up}
+        append_json_line(self.folder / COSTS, cost)
         self.board.round(
             server_round,
             {

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_fedbabu.algorithms.privacy import guarantee
+from lit_fedbabu.algorithms.privacy import epsilon, guarantee
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import append_json_line, read_json_lines
@@ -21,7 +21,7 @@ def note_asked(config: Config, folder: Path, server_round: int, clients: Sequenc
 def privacy_facts(
     config: Config, folder: Path, done: int, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, str]:
-    """What protection the shared weights have, for config.toml; nothing where none is asked for.
+    """What protection the shared weights have, and epsilon after all rounds, for config.toml; nothing where none is.
 
     Args:
         config: the experiment.
@@ -39,9 +39,11 @@ def privacy_facts(
         if each > done or each not in rounds
     ]
     counts = Counter(client for clients in [*drawn, *(clients for _, clients in asked)] for client in clients)
-    protection = guarantee(config, max(counts.values()))
+    most = max(counts.values())
+    protection = guarantee(config, most)
     say(protection)
-    return {"privacy": protection}
+    spent = {"epsilon": f"{epsilon(config.noise_multiplier, most):.6g}"} if config.noise_multiplier else {}
+    return {"privacy": protection, **spent}
 
 
 def _asked(folder: Path) -> list[tuple[int, list[int]]]:

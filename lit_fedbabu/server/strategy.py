@@ -60,7 +60,7 @@ class SharedParts(Strategy):
         self.finished = finished
         self.progress = progress
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
-        self.log = RoundLog(config, board, progress.say, rounds, classes, score, experiment.rate_in)
+        self.log = RoundLog(config, folder, board, progress.say, rounds, classes, score, experiment.rate_in)
         failures = FailureLog(folder, board, progress.say, () if config.on_sites else experiment.task.client_names)
         self.exchange = Exchange(
             config, nodes, memory, folder, failures, progress.say, experiment.rate_in, sizes, score

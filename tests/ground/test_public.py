@@ -48,8 +48,8 @@ def test_run_and_finetune_stay_functions_when_their_files_are_imported():
     ("call", "told"),
     [
         (lambda: lit_fedbabu.run({"dataset": "digits"}), r"config = .*must be a lit_fedbabu.Config, as in Config\("),
-        (lambda: lit_fedbabu.finetune("cifar10", lr=0.01), '--lr = 0.01: must be a text, as in "0.01"'),
-        (lambda: lit_fedbabu.finetune("cifar10", clients=[0, 1]), r"--clients = \[0, 1\]: must be a text"),
+        (lambda: lit_fedbabu.finetune("cifar10", data="digits", lr=True), "--lr = true: must be a text"),
+        (lambda: lit_fedbabu.finetune("cifar10", data="digits", lr=["a"]), '--lr = "a": must be numbers'),
         (lambda: lit_fedbabu.finetune("cifar10", save="me"), '--save = "me": must be true or false'),
     ],
 )

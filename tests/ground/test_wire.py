@@ -208,7 +208,8 @@ ELSEWHERE = {
     "records/tensorboard": {"failures", "learning-rate"},  # a tag, and an option
     "records/model_card": {"learning-rate"},  # an option
     "body": {"trains-on"},  # of config.toml
-    "server/optimizer": {"metrics"},  # of a reply made for Flower's strategy
+    "aggregation/aggregator": {"metrics"},  # of replies made for Flower's strategies
+    "aggregation/optimizer": {"metrics"},
     "server/federate": {"trains-on"},  # of config.toml
     "reporting/runs": {"trains-on"},  # of config.toml
     "reporting/facts": {"trains-on", "failures"},  # of config.toml, and a column
