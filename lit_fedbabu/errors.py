@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from lit_fedbabu import places, stops
+from lit_fedbabu import compat, places, stops
 from lit_fedbabu.printing import in_line, say
 
 LONGEST = 1000
@@ -93,7 +93,7 @@ def one_line_errors(main: Command) -> Command:
                 stops.settle()
         except stops.STOPS as stop:
             status = stops.told(stop)
-            exec("")  # else python -m ends by SIGINT where a KeyboardInterrupt came in an exec of text
+            compat.forget_interrupt_in_text()
         stops.over(status)
         return status
 

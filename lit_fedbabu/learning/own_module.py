@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -23,7 +24,8 @@ from lit_fedbabu.tasks.seeding import seeded
 
 RATES = ("learning_rate", "lr")
 """Hyper-parameters of the user's module that a learning rate is written to."""
-VIEW = "_seen_as_body_and_head"
+VIEWS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+"""Of users' modules that are trained: each as a body and a head."""
 
 
 class OwnModule:
@@ -45,7 +47,7 @@ class OwnModule:
         self.provenance = {}
         self.model = _view(lightning, task)
         self._given: dict[str, bool] = {}
-        object.__setattr__(lightning, VIEW, self.model)  # not as a module in it, which would change its state
+        VIEWS[lightning] = self.model
 
     def copy(self) -> OwnModule:
         """Another one with the same weights."""
@@ -138,7 +140,7 @@ def _detach(module: nn.Module) -> None:
 
 def view_of(module: L.LightningModule) -> nn.Module:
     """The body and head of a module that a Trainer is given: of a user's module as its task says."""
-    seen: nn.Module | None = getattr(module, VIEW, None)
+    seen = VIEWS.get(module)
     return module.get_submodule("model") if seen is None else seen
 
 

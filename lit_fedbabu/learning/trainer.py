@@ -4,16 +4,16 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from lit_fedbabu.compat import cache_entry_points
 from lit_fedbabu.config import Config
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.cohort import LitCohort
@@ -39,7 +39,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
-    registry.entry_points = lru_cache(registry.entry_points)  # type: ignore[attr-defined, assignment]
+    cache_entry_points()
 
 
 def new_trainer(config: Config, **options: Any) -> ClientTrainer:

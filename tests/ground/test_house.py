@@ -23,7 +23,7 @@ FLOORS = [
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""
-CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning", "entry_points"]}
+CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning"], "compat": ["entry_points"]}
 """All that is kept for the life of a process."""
 
 
