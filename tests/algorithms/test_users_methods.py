@@ -117,7 +117,7 @@ def scaffold_by_hand(config):
     return rounds_by_hand(config, step, finish), c, own
 
 
-@pytest.mark.parametrize("algorithm", [SCAFFOLD, BABU])
+@pytest.mark.parametrize("algorithm", [SCAFFOLD, pytest.param(BABU, marks=pytest.mark.slow)])
 def test_scaffold_is_its_equations(algorithm, federate):
     config = config_of(algorithm, num_server_rounds=2)
     folder, _ = federate(config)
@@ -176,7 +176,7 @@ def test_apfl_is_its_equations(federate):
 @pytest.mark.parametrize(
     ("kind", "algorithm"),
     [
-        ("images", APFL),
+        pytest.param("images", APFL, marks=pytest.mark.slow),
         ("task", SCAFFOLD),
         pytest.param("images", SCAFFOLD, marks=pytest.mark.slow),
         pytest.param("task", APFL, marks=pytest.mark.slow),

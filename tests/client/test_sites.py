@@ -38,7 +38,7 @@ def nodes(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+@pytest.mark.parametrize("algorithm", [pytest.param("fedbabu", marks=pytest.mark.slow), "fedper"])
 def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, nodes, tmp_path, capsys):
     config = site_config(tmp_path, algorithm=algorithm)
     grid = Sites(config, nodes[::-1])

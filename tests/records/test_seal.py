@@ -114,7 +114,7 @@ def test_another_split_is_refused(how, stopped):
     assert sorted(folder.rglob("*")) == before, "nothing was written"
 
 
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("torn", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stopped_run_is_resumed_to_the_same_bytes_also_with_a_torn_line(torn, stopped, federate):
     folder, config = stopped
     if torn:

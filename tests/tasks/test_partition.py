@@ -20,7 +20,7 @@ ANYWHERE = [name for name in PARTITIONERS if name not in ("natural-id", "sites")
 
 
 @pytest.mark.parametrize("partitioner", ANYWHERE)
-@pytest.mark.parametrize("dataset", ["digits", "cifar_like"])
+@pytest.mark.parametrize("dataset", ["digits", pytest.param("cifar_like", marks=pytest.mark.slow)])
 def test_no_image_has_two_owners_and_classes_agree_between_the_splits(partitioner, dataset, request):
     clients = {"exponential": 4, "square": 6, "linear": 10}.get(partitioner, 10 if dataset == "digits" else 100)
     config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
