@@ -43,7 +43,9 @@ def parse_words(words: list[str]) -> dict[str, Any]:
             values |= read_toml(from_home(word))
         else:
             remedy = f"write a file NAME.toml, key=value, or the name of a shipped configuration: {', '.join(shipped)}"
-            raise InputError("argument", word, remedy + close_to(word, shipped))
+            is_data = word == "digits" or os.path.isdir(word)
+            meant = f"; did you mean dataset={word}?" if is_data else close_to(word, shipped)
+            raise InputError("argument", word, remedy + meant)
     return values
 
 

@@ -45,6 +45,7 @@ CASES = [
     ("run class-names=[cat,dog]", 'class-names = "[cat,dog]": must be names, as in cat,dog or ["cat","dog"]'),
     ('run class-names=["cat,dog","cow"]', "has a comma in cat,dog; names have commas between them, and none inside"),
     (f"run run-name={'n' * 201}", "has 201 bytes, and a folder's name may have 200; shorten it"),
+    ("run digits", "sites; did you mean dataset=digits?"),
     (f"run {'n' * 300}", "write a file NAME.toml, key=value, or the name of a shipped configuration"),
     (f"run {'n' * 300}.toml", "cannot be read: [Errno 36] File name too long"),
     ("run officia", "; did you mean official?"),
