@@ -91,3 +91,5 @@ def test_a_node_imports_nothing_that_only_the_server_names(key, path):
             node.refuse_unnamed_code(run_config, other)
     node.refuse_unnamed_code(run_config, {key: path})
     node.refuse_unnamed_code(Config(model_name="timm:resnet18", augmentation="none").to_run_config(), {})
+    of_server = {"aggregator": "someones:rule", "engine": "someones:grid", "logger": "someones:logger"}
+    node.refuse_unnamed_code(Config(**of_server).to_run_config(), {})  # a node imports none of these
