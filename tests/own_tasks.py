@@ -332,15 +332,8 @@ def newcomer():
     return Sensors(client=77, num_clients=4, seed=42)
 
 
-class Toggles(Plain):
+class Toggles(ByHand):
     """An optimizer for each part, the other part switched off meanwhile."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def configure_optimizers(self):
-        return [torch.optim.SGD(part.parameters(), lr=self.hparams.lr) for part in (self.body, self.head)]
 
     def training_step(self, batch, batch_idx):
         for optimizer in self.optimizers():
