@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.errors import InputError, RunError
     from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.finetune import finetune
+    from lit_fedbabu.learning.losses import Batch
     from lit_fedbabu.learning.module import LitFedBABU
     from lit_fedbabu.records.classifier import Classifier, load_model
     from lit_fedbabu.records.results import Results, as_columns, read_results
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 _HOME = {
     "ALGORITHMS": "algorithms.table",
     "Algorithm": "algorithms.algorithm",
+    "Batch": "learning.losses",
     "Classifier": "records.classifier",
     "ClientData": "tasks.data",
     "Cohort": "algorithms.algorithm",
@@ -56,7 +58,7 @@ _HOME = {
 """The file that each public name lives in."""
 
 __all__ = [
-    "ALGORITHMS", "Algorithm", "Classifier", "ClientData", "Cohort", "Combined", "Config", "Experiment",
+    "ALGORITHMS", "Algorithm", "Batch", "Classifier", "ClientData", "Cohort", "Combined", "Config", "Experiment",
     "FedBABUClient", "InputError", "LitFedBABU", "Participant", "Results", "RunError", "SharedParts", "Task", "Update",
     "__version__", "as_columns", "finetune", "load_model", "read_results", "run", "trained_weights",
 ]  # fmt: skip

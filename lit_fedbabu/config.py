@@ -21,7 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " local or centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
+        " moon, moon-babu, local or centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as"
+        " my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -135,6 +136,12 @@ class Config(Derived):
         "mu, the weight of the proximal term that pulls to the received model; lambda of ditto and pfedme",
         read_by="fedprox, fedprox-babu, ditto, pfedme",
         low=0,
+    )
+    moon_mu: float = option(
+        1.0, "mu, the weight of the model-contrastive loss beside the cross-entropy", read_by="moon, moon-babu", low=0
+    )
+    moon_temperature: float = option(
+        0.5, "tau, which cosines of features are divided by", read_by="moon, moon-babu", above=0
     )
     aggregator: str = option(
         "mean",

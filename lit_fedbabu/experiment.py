@@ -22,7 +22,7 @@ from lit_fedbabu.learning.own_module import OwnModule, initial_module
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
-from lit_fedbabu.learning.trial import try_model
+from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.tasks.data import ImageClassification
 from lit_fedbabu.tasks.own import OwnTask
 
@@ -275,6 +275,8 @@ class Experiment:
         if config.model_name not in MODELS:
             sizes = self.task.batch_sizes(self.algorithm.pooled) if images else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
+            if self.algorithm.has_own_loss:
+                refuse_other_forward(config.model_name, model, self.task.image_shape)
         self._check_protected(model)
         if config.initial_weights:
             self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
@@ -282,6 +284,9 @@ class Experiment:
     def _check_own(self, task: OwnTask) -> None:
         if self.algorithm.pooled:
             raise InputError("algorithm", self.config.algorithm, "pools images; a task gives data client by client")
+        if self.algorithm.has_own_loss:
+            remedy = "has a loss of its own, for images and their classes, and a task's module brings one; take another"
+            raise InputError("algorithm", self.config.algorithm, f"{remedy}, as fedprox")
         module = self._initial
         task.check()
         self.algorithm.check_steps(self.config.algorithm, by_hand=not module.lightning.automatic_optimization)

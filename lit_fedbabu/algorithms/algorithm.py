@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import lightning as L
     from torch import Tensor
 
+    from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
 
 EPOCHS = "num_local_epochs"
@@ -147,7 +148,12 @@ class Cohort(Protocol):
         """Callbacks for how a mini-batch moves weights, by a name of ``steps.STEPS``; the modules are the anchor."""
 
     def fit(
-        self, modules: Sequence[Learner], part: str, field: str, callbacks: Sequence[L.Callback] = ()
+        self,
+        modules: Sequence[Learner],
+        part: str,
+        field: str,
+        callbacks: Sequence[L.Callback] = (),
+        losses: Sequence[Loss] = (),
     ) -> list[float]:
         """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
 
@@ -221,12 +227,21 @@ class Algorithm:
         """Lightning's callbacks for the round's training, which see the modules' weights as ``cohort.stack`` does."""
         return cohort.step(self.step, modules)
 
+    def losses(self, cohort: Cohort, modules: Sequence[Learner]) -> Sequence[Loss]:
+        """What each module is trained on in place of the cross-entropy; empty: the cross-entropy."""
+        return ()
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether it has a loss of its own, which a task's module, with the user's loss, cannot be given."""
+        return type(self).losses is not Algorithm.losses
+
     def train(self, cohort: Cohort, modules: Sequence[Learner]) -> list[float]:
         """Train the modules in place, phase by phase; returns each one's mean loss in the last, in nats."""
-        callbacks = self.callbacks(cohort, modules)
+        callbacks, own = self.callbacks(cohort, modules), self.losses(cohort, modules)
         losses = [float("nan")] * len(modules)
         for part, field in self.phases:
-            losses = cohort.fit(modules, part, field, callbacks)
+            losses = cohort.fit(modules, part, field, callbacks, own)
         return losses
 
     def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:

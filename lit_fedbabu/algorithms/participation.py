@@ -13,6 +13,7 @@ from lit_fedbabu.algorithms.steps import STEPS
 from lit_fedbabu.config import Config
 from lit_fedbabu.experiment import Data, Experiment, Module
 from lit_fedbabu.learning.cohort import stack
+from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.state import Learner, state_of
 
 
@@ -78,15 +79,21 @@ class CohortRound:
         return STEPS[name](self.config, self.server_round, stack(modules))
 
     def fit(
-        self, modules: Sequence[Learner], part: str, field: str, callbacks: Sequence[L.Callback] = ()
+        self,
+        modules: Sequence[Learner],
+        part: str,
+        field: str,
+        callbacks: Sequence[L.Callback] = (),
+        losses: Sequence[Loss] = (),
     ) -> list[float]:
         """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
         epochs, steps = self.config.length(field)
         rate = self.learning_rate
-        losses: list[float] = self.experiment.learner.fit(
-            modules, self.data, mode=part, epochs=epochs, steps=steps, learning_rate=rate, callbacks=callbacks
+        own = {"losses": losses} if losses else {}
+        found: list[float] = self.experiment.learner.fit(
+            modules, self.data, mode=part, epochs=epochs, steps=steps, learning_rate=rate, callbacks=callbacks, **own
         )
-        return losses
+        return found
 
     def shared(self, module: Learner) -> dict[str, Tensor]:
         """The weights of a module that travel."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Ditto
+from lit_fedbabu.algorithms.moon import Moon
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.learning.parts import NORM
@@ -35,6 +36,8 @@ ALGORITHMS = {
     "ditto": Ditto("Ditto", "full", FULL),  # Li et al. 2021, Algorithm 1
     "per-fedavg": Algorithm("Per-FedAvg", "full", FULL, step="first-order-maml"),  # Fallah et al. 2020, Algorithm 1
     "pfedme": Algorithm("pFedMe", "full", FULL, step="moreau-envelope"),  # Dinh et al. 2020, Algorithm 1
+    "moon": Moon("MOON", "full", FULL),  # Li et al. 2021, Algorithm 1
+    "moon-babu": Moon("MOON+BABU", "body", BODY),  # its loss on FedBABU's body
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lit_fedbabu.learning.losses import Batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.state import Learner, aliases, load_state, state_of
 
@@ -69,14 +70,23 @@ class LitCohort(PartModule):
     def training_step(self, batch: list[Group], batch_idx: int) -> Tensor:
         total = torch.zeros((), device=self.device)
         for clients, images, labels in batch:
-            logits = self._each(clients, images)
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            losses = losses.view(labels.shape).mean(1)
+            losses = self._losses_of(clients, images, labels)
             rows = self._rows(clients)
             self._losses[rows] += losses.detach() * labels.shape[1]
             self._seen[rows] += labels.shape[1]
             total = total + losses.sum()
         return total
+
+    def _losses_of(self, clients: list[int], images: Tensor, labels: Tensor) -> Tensor:
+        """Each client's mean loss over its batch (A,)."""
+        own = [loss for client in clients if (loss := self._members[client].loss) is not None]
+        if not own:
+            logits = self._each(clients, images)
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            return losses.view(labels.shape).mean(1)
+        features = self._each(clients, images, "body")
+        batches = zip(images, features, self._each(clients, features, "head"), labels, strict=True)
+        return torch.stack([loss(Batch(*each)) for loss, each in zip(own, batches, strict=True)])
 
     def on_train_end(self) -> None:
         for member, loss, count in zip(self._members, self._losses, self._seen, strict=True):

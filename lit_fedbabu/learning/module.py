@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lit_fedbabu.learning.client_trainer import ClientTrainer
+from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import load_state, state_of
@@ -50,7 +51,8 @@ class PartModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over what trains. Its momentum lives as long as one ``Trainer.fit``: one round."""
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        losses = [each.loss for each in self.members if isinstance(each.loss, nn.Module)]
+        trained = [weight for each in (self.model, *losses) for weight in each.parameters() if weight.requires_grad]
         options = {name: self.hparams[name] for name in ("momentum", "weight_decay")}
         return torch.optim.SGD(trained, lr=self.hparams["learning_rate"], **options)
 
@@ -89,6 +91,8 @@ class LitFedBABU(PartModule):
 
     provenance: dict[str, Any]
     """Where these weights come from, and what images and outputs mean. It travels in checkpoints."""
+    loss: Loss | None
+    """What is trained on in place of the cross-entropy, as long as one ``Trainer.fit``."""
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class LitFedBABU(PartModule):
         super().__init__()
         self.save_hyperparameters()
         self.provenance = {}
+        self.loss = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
         self.model = in_format(initial, getattr(torch, dtype))
         self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
@@ -162,7 +167,11 @@ class LitFedBABU(PartModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = functional.cross_entropy(self(images), labels)
+        if self.loss is None:
+            loss = functional.cross_entropy(self(images), labels)
+        else:
+            features = self.model.get_submodule("body")(images)
+            loss = self.loss(Batch(images, features, self.model.get_submodule("head")(features), labels))
         self.train_loss.update(loss.detach(), weight=len(labels))
         if self._is_listened_to:
             self.log("train_loss", loss.detach(), on_step=True, on_epoch=False)

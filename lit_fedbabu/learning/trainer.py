@@ -17,6 +17,7 @@ from lit_fedbabu.compat import cache_entry_points
 from lit_fedbabu.config import Config
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.cohort import LitCohort
+from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.precision import resolve_precision
@@ -81,6 +82,7 @@ def fit(
     steps: int = 0,
     curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
+    losses: Sequence[Loss] = (),
     say: Say = lambda _: None,
 ) -> list[float]:
     """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
@@ -94,6 +96,7 @@ def fit(
         steps: mini-batches of each client, in place of ``epochs``; 0: the epochs.
         curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
         callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
+        losses: one for each client, in place of the cross-entropy; empty: the cross-entropy.
         say: is told of the first curve after every epoch.
 
     Returns:
@@ -106,6 +109,8 @@ def fit(
     module.hparams["learning_rate"] = learning_rate
     if epochs == steps == 0:
         return [NAN] * len(modules)
+    for each, loss in zip(modules if losses else (), losses, strict=True):
+        each.loss = loss
     watch = [_Curves(curves, datamodule, say)] if curves else []
     trainer = new_trainer(
         datamodule.config,
@@ -115,6 +120,9 @@ def fit(
         callbacks=[*callbacks, *watch],
     )
     trainer.fit(module, datamodule=datamodule)
+    for each in modules if losses else ():
+        del each.loss  # and no None in the place of a module
+        each.loss = None
     if isinstance(module, LitCohort):
         module.unstack()
     return [each.train_loss.compute().item() for each in modules]

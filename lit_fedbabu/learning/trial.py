@@ -72,6 +72,22 @@ def try_model(
         load_state(copy.deepcopy(model), state_of(model))
 
 
+def refuse_other_forward(model_name: str, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Refuse a model whose logits are not those of its head on the features of its body: its loss would be of others.
+
+    Raises:
+        InputError: it is such a model.
+    """
+    body, head = (model.get_submodule(part).eval() for part in PARTS)
+    outputs: list[torch.Tensor] = []
+    for layers in ([model.eval()], [body, head]):
+        with seeded(0), torch.no_grad():
+            outputs.append(nn.Sequential(*layers)(torch.rand(2, *shape, dtype=next(model.parameters()).dtype)))
+    if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5):
+        remedy = "does more than head(body(images)), which the loss of this algorithm is of; move it into body or head"
+        raise InputError("model-name", model_name, remedy)
+
+
 def refuse_unsendable(model: nn.Module, refuse: Callable[[str], InputError]) -> None:
     """Refuse what cannot be averaged and sent: entries of a state without a shape, of other types, or no tensors."""
     for name, value in model.state_dict(keep_vars=True).items():

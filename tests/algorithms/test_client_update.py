@@ -36,7 +36,11 @@ def round_by_hand(experiment, model, client, server_round, rate):
         sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
-PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and name not in ("ditto", "centralized")]
+PLAIN = [
+    name
+    for name, row in ALGORITHMS.items()
+    if row.step == "sgd" and not row.has_own_loss and name not in ("ditto", "centralized")
+]
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)
@@ -86,6 +90,8 @@ SAME = {
         },
         {"algorithm": "fedavg", "weight_decay": 0.0, "learning_rate": 0.0625},
     ),
+    "MOON without its contrast is FedAvg": ({"algorithm": "moon", "moon_mu": 0.0}, {"algorithm": "fedavg"}),
+    "MOON+BABU without its contrast is FedBABU": ({"algorithm": "moon-babu", "moon_mu": 0.0}, {}),
     "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
 }
 

@@ -17,6 +17,8 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "fedbn": ({"body", "head"}, {"body", "head"}, {"norm"}),
     "pfedme": ({"body", "head"}, {"body", "head"}, set()),
     "per-fedavg": ({"body", "head"}, {"body", "head"}, set()),
+    "moon": ({"body", "head"}, {"body", "head"}, {"body"}),
+    "moon-babu": ({"body"}, {"body"}, {"body"}),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }
