@@ -219,13 +219,17 @@ class Warm:
         return Connection(ours.detach())
 
     def _popen(self, command: list[str], pass_fds: list[int] | None = None) -> "subprocess.Popen[bytes]":
-        """Start a process of a session of its own, so that Ctrl-C reaches its asker alone."""
+        """Start a process of a session of its own, which SIGTERM ends; Ctrl-C and a hang-up are for its asker alone."""
         environment = {"GLIBC_TUNABLES": system.MALLOC, **os.environ, **self._environment}
         places = [str(system.package_folder().parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=pass_fds or []
-        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # which it inherits
+        try:
+            return subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=pass_fds or []
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def threads(count: int) -> dict[str, str]:

@@ -75,6 +75,18 @@ def test_what_a_function_raises_is_its_answer_and_the_worker_lives(warm):
         assert answers(pool, "exit_with", (0,))[0].args == ("its process ended with exit status 0",)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_hang_up_are_for_the_asker_alone(warm, number):
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with Pool(warm, 2) as pool:
+        before = {process for process, _ in answers(pool, "twice", *[(1,)] * 12).values()}
+        for child in psutil.Process().children(recursive=True):
+            if "lit_fedbabu" in " ".join(child.cmdline()):
+                child.send_signal(number)
+        assert {process for process, _ in answers(pool, "twice", *[(1,)] * 12).values()} <= before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 def test_a_dead_worker_is_replaced_and_its_request_is_asked_again(warm, tmp_path):
     said: list[str] = []
     with Pool(warm, 2, say=said.append) as pool:
