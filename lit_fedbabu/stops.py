@@ -140,6 +140,16 @@ def raised() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def left_to_this_process() -> Iterator[None]:
+    """Processes that are started while it lasts are ended by this one, and not by Ctrl-C and hang-ups of their own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def settle() -> None:
     """What the command was asked for is as good as there: from now on a signal changes nothing."""
     if _process.stop is None:

@@ -44,6 +44,7 @@ from lit_fedbabu.derived import OF_SERVER
 from lit_fedbabu.engines.admission import PatientClient, RefusedError
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.printing import say
+from lit_fedbabu.stops import left_to_this_process
 from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 
 POLL_S = 0.5
@@ -69,11 +70,9 @@ def serve(words: Sequence[str]) -> None:
             raise InputError(f"--{option.replace('_', '-')}", str(value), "has no use here; leave it out")
     secret = secrets.token_bytes(SECRET_BYTES)
     host = f"[{asked.host}]" if ":" in asked.host else asked.host
-    answers = subprocess.Popen(
-        [sys.executable, *ALONE, "lit_fedbabu.engines.node", f"{host}:{asked.port}"],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+    command = [sys.executable, *ALONE, "lit_fedbabu.engines.node", f"{host}:{asked.port}"]
+    with left_to_this_process():
+        answers = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     answers.stdin.write(secret)  # type: ignore[union-attr] # a pipe
     answers.stdin.flush()  # type: ignore[union-attr]
     threading.Thread(target=_end_with, args=(answers,), daemon=True).start()

@@ -18,7 +18,7 @@ import tomli_w
 
 from lit_fedbabu import system
 from lit_fedbabu.errors import RunError
-from lit_fedbabu.stops import SIGNALS
+from lit_fedbabu.stops import SIGNALS, left_to_this_process
 from lit_fedbabu.workers.worker import ALONE
 
 START_TIMEOUT_S = 60
@@ -49,7 +49,8 @@ def started(root: Path) -> Iterator[Path]:
         own = {"address": f"127.0.0.1:{port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "own", "own": own}}))
         command = [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)]
-        guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        with left_to_this_process():
+            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         command = [
             sys.executable, *ALONE, "lit_fedbabu.engines.guard", "--insecure", "--simulation",
             "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lit_fedbabu import system
+from lit_fedbabu.stops import left_to_this_process
 from lit_fedbabu.workers import serving
 from lit_fedbabu.workers.serving import SHARED, pickled
 
@@ -223,13 +224,10 @@ class Warm:
         environment = {"GLIBC_TUNABLES": system.MALLOC, **os.environ, **self._environment}
         places = [str(system.package_folder().parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # which it inherits
-        try:
+        with left_to_this_process():
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=pass_fds or []
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def threads(count: int) -> dict[str, str]:
