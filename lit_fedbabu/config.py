@@ -21,8 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, local or centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as"
-        " my_module:method",
+        " moon, moon-babu, fedrod, local or centralized; or the import path of a lit_fedbabu.Algorithm of your own,"
+        " such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",

@@ -277,6 +277,7 @@ class Experiment:
             try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
             if self.algorithm.has_own_loss:
                 refuse_other_forward(config.model_name, model, self.task.image_shape)
+        self.algorithm.check_model(config.model_name, model)
         self._check_protected(model)
         if config.initial_weights:
             self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits

@@ -12,7 +12,7 @@ from lit_fedbabu.learning.parts import PARTS, parts_of
 
 if TYPE_CHECKING:
     import lightning as L
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
@@ -141,6 +141,10 @@ class Cohort(Protocol):
         """Of this round."""
 
     @property
+    def class_counts(self) -> Sequence[Tensor]:
+        """Of each client its training images by class (C,); for images alone."""
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What one hook leaves for the next in this round."""
 
@@ -215,6 +219,9 @@ class Algorithm:
             remedy = "moves weights around each step of the optimizer, and the task's module takes steps by hand"
             raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
 
+    def check_model(self, name: str, model: nn.Module) -> None:
+        """Raise InputError where it cannot train a model of images; the name is that of the option."""
+
     def drawn(self, clients: list[int]) -> list[int]:
         """The clients that train in a round, of those that were drawn for it."""
         return clients
@@ -251,6 +258,10 @@ class Algorithm:
     def own_model(self, client: Participant) -> Learner:
         """The client's model when a round is over: what is evaluated, and what fine-tuning starts from."""
         return client.module(client.memory, client.received)
+
+    def generic_model(self, client: Participant) -> Learner | None:
+        """What ``initial`` measures are of when a round is over, where it is another than ``own_model``."""
+        return None
 
     def sends(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What a client sends besides, as examples of names, shapes and types.

@@ -102,6 +102,19 @@ def own_module(
     return experiment.algorithm.own_model(participation(experiment, client, server_round, received, memories))
 
 
+def generic_modules(
+    experiment: Experiment,
+    clients: Sequence[int],
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None,
+) -> list[Module]:
+    """Of each client the model that is measured as ``initial``; empty if that is its own one."""
+    hook = experiment.algorithm.generic_model
+    found = [hook(participation(experiment, client, server_round, received, memories)) for client in clients]
+    return [each for each in found if each is not None]
+
+
 def personal_model(
     experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
 ) -> tuple[Module, Personalization]:
@@ -125,6 +138,11 @@ def personal_models(
         personalized = experiment.learner.personalize(
             modules, finetuning_data(experiment, clients), **finetuning_of(experiment)
         )
+    if generic := generic_modules(experiment, clients, server_round, received, memories):
+        with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
+            data, options = finetuning_data(experiment, clients), {**finetuning_of(experiment), "epochs": 0}
+            measured = experiment.learner.personalize(generic, data, **options)
+        personalized = [own.beside(each) for own, each in zip(personalized, measured, strict=True)]
     return list(zip(modules, personalized, strict=True))
 
 
@@ -135,8 +153,10 @@ def initial_evaluations(
     received: Mapping[str, Tensor],
     memories: Path | None = None,
 ) -> list[Measured]:
-    """Measures of each client's own model after a round, as it is, on the client's test images."""
-    modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
+    """Measures of each client's model after a round, as it is, on the client's test images."""
+    modules = generic_modules(experiment, clients, server_round, received, memories) or [
+        own_module(experiment, client, server_round, received, memories) for client in clients
+    ]
     with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
         found: list[Measured] = experiment.learner.evaluate(modules, finetuning_data(experiment, clients))
         return found

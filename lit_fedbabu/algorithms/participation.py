@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
@@ -73,6 +74,12 @@ class CohortRound:
     def config(self) -> Config:
         """The experiment's."""
         return self.experiment.config
+
+    @property
+    def class_counts(self) -> Sequence[Tensor]:
+        """Of each client its training images by class (C,); for images alone."""
+        classes = len(self.experiment.task.class_names)
+        return [torch.bincount(torch.as_tensor(each.train_set.labels), minlength=classes) for each in self.data]
 
     def step(self, name: str, modules: Sequence[Learner]) -> list[L.Callback]:
         """Callbacks for how a mini-batch moves weights, by a name of ``STEPS``; it may be pulled to the modules."""

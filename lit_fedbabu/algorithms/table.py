@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Ditto
+from lit_fedbabu.algorithms.fedrod import FedRod
 from lit_fedbabu.algorithms.moon import Moon
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, close_to
@@ -38,6 +39,7 @@ ALGORITHMS = {
     "pfedme": Algorithm("pFedMe", "full", FULL, step="moreau-envelope"),  # Dinh et al. 2020, Algorithm 1
     "moon": Moon("MOON", "full", FULL),  # Li et al. 2021, Algorithm 1
     "moon-babu": Moon("MOON+BABU", "body", BODY),  # its loss on FedBABU's body
+    "fedrod": FedRod("FedRoD", "full", FULL, state=("own",)),  # Chen and Chao 2022, Algorithm 1
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 STAGES = ("initial", "personalized")
 """A client's model as received, and after fine-tuning."""
@@ -171,16 +171,23 @@ class Personalization:
         curve: evaluations before fine-tuning and after each epoch.
         probes: of the model before and after fine-tuning; none where it is no classifier.
         name: of the score.
+        generic: of the model as received, where fine-tuning starts from another.
     """
 
     curve: tuple[Measured, ...]
     probes: tuple[FeatureProbe, ...] = ()
     name: str = ACCURACY.name
+    generic: Measured | None = None
 
     @property
     def initial(self) -> Measured:
         """Of the model as received."""
-        return self.curve[0]
+        return self.curve[0] if self.generic is None else self.generic
+
+    def beside(self, generic: Self) -> Self:
+        """The same, with the measures of a generic model as the initial ones."""
+        probes = (*generic.probes[:1], *self.probes[1:])
+        return dataclasses.replace(self, generic=generic.initial, probes=probes)
 
     @property
     def personalized(self) -> Measured:

@@ -67,7 +67,10 @@ def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     assert state.keys() == select(before, parts_of(row.shared)).keys() - norms
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
     assert files == (["client_0002/round_0005.safetensors"] if kept else [])
-    remembered = memory.recall(tmp_path, 2, 5)
+    state_names = tuple(f"{each}." for each in row.state)
+    recalled = memory.recall(tmp_path, 2, 5)
+    remembered = {name: value for name, value in recalled.items() if not name.startswith(state_names)}
+    assert {name.partition(".")[0] for name in recalled.keys() - remembered.keys()} == set(row.state)
     assert remembered.keys() == select(before, kept).keys() | norms
     trained = {name for name, value in {**state, **remembered}.items() if not torch.equal(value, before[name])}
     assert {name.partition(".")[0] for name in trained} == set(row.trained)

@@ -19,6 +19,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "per-fedavg": ({"body", "head"}, {"body", "head"}, set()),
     "moon": ({"body", "head"}, {"body", "head"}, {"body"}),
     "moon-babu": ({"body"}, {"body"}, {"body"}),
+    "fedrod": ({"body", "head"}, {"body", "head"}, {"own"}),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }

@@ -18,7 +18,7 @@ FLOORS = [
     {"printing"}, {"places", "stops", "compat"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
     {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
-    {"algorithms/algorithm"}, {"algorithms/moon"}, {"algorithms/table"},
+    {"algorithms/algorithm"}, {"algorithms/moon", "algorithms/fedrod"}, {"algorithms/table"},
     {"experiment", "completion"}, {"aggregation"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
