@@ -42,6 +42,16 @@ class Draws(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
+class Grows(FedAvg):
+    """Keeps what no file can have from its first round on."""
+
+    seen = None
+
+    def aggregate_train(self, server_round, replies):
+        self.seen = {server_round}
+        return super().aggregate_train(server_round, replies)
+
+
 class Nothing(FedAvg):
     def aggregate_train(self, server_round, replies):
         return None, None

@@ -14,6 +14,7 @@ from flwr.supercore.run import Run
 from torch import Tensor
 
 from lit_fedbabu.aggregation.aggregator import Trained, replies_of
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.errors import InputError, RunError
 
 CURRENT = "current_arrays"
@@ -40,6 +41,7 @@ class OfStrategy:
     """
 
     def __init__(self, path: str, strategy: Strategy, num_clients: int, kept: Mapping[str, Tensor]) -> None:
+        identify_process()
         self.path, self._strategy = path, strategy
         self._grid = _Nodes(path, num_clients)
         self._opaque = self._digests()
@@ -60,7 +62,7 @@ class OfStrategy:
             raise RunError(f"{what} gave weights of other names or shapes than those of the model")
         if odd := next((name for name, value in found.items() if not np.isfinite(value).all()), ""):
             raise RunError(f"{what} gave weights that are not finite, the first is {odd}")
-        if changed := [name for name, digest in self._digests().items() if self._opaque.get(name, digest) != digest]:
+        if changed := [name for name, digest in self._digests().items() if self._opaque.get(name) != digest]:
             raise RunError(f"{what} keeps {changed[0]} between rounds, which no file can have; keep numbers and arrays")
         return ArrayRecord({name: Array(found[name].astype(array.dtype)) for name, array in before.items()})
 
@@ -127,14 +129,16 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, (*PLAIN, ArrayRecord)) or (isinstance(value, np.ndarray) and value.dtype != object)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, (*PLAIN, ArrayRecord))
 
 
 def _encoded(value: Any, name: str, arrays: dict[str, Tensor]) -> Any:
     """A value as JSON, whose arrays are put aside under their names."""
-    if isinstance(value, np.ndarray):
-        arrays[name] = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
-        return {"array": name}
+    if isinstance(value, np.ndarray | np.generic):
+        arrays[name] = torch.from_numpy(np.array(value))
+        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
     if isinstance(value, ArrayRecord):
         return {"record": _encoded({key: array.numpy() for key, array in value.items()}, name, arrays)}
     if isinstance(value, dict):
@@ -147,8 +151,9 @@ def _encoded(value: Any, name: str, arrays: dict[str, Tensor]) -> Any:
 
 def _decoded(form: Any, arrays: Mapping[str, Tensor]) -> Any:
     ((kind, value),) = form.items()
-    if kind == "array":
-        return arrays[value].numpy()
+    if kind in ("array", "scalar"):
+        array = arrays[value].numpy()
+        return array if kind == "array" else array[()]
     if kind == "record":
         return ArrayRecord({key: Array(array) for key, array in _decoded(value, arrays).items()})
     if kind == "dict":

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import load_file, save_file
 
 from lit_fedbabu.aggregation import table
 from lit_fedbabu.aggregation.aggregator import NAMES, Trained
@@ -92,6 +94,22 @@ def test_flowers_mean_as_a_users_strategy_is_the_mean():
         np.testing.assert_allclose(mine[name].numpy(), array.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedMedian", "Krum", "Bulyan"])
+def test_what_flowers_strategies_keep_is_written_and_read_whole(name, tmp_path, monkeypatch):
+    for identity in ("_task_id", "_run_id", "_node_id"):  # as in a command before its run
+        monkeypatch.setattr(TaskIdentity, identity, None)
+    config = config_of(aggregator=f"flwr.serverapp.strategy:{name}")
+    before, updates = weights()
+    whole = table.aggregator_of(config)
+    after = whole.aggregate(1, before, updates)
+    save_file(dict(whole.state()), tmp_path / "kept")
+    resumed = table.aggregator_of(config, load_file(tmp_path / "kept"))
+    expected, found = (each.aggregate(2, after, updates) for each in (whole, resumed))
+    assert all(np.array_equal(expected[key].numpy(), found[key].numpy()) for key in expected)
+    moments = {key for key in whole.state() if key.startswith("m_t.")}
+    assert moments == ({"m_t.a", "m_t.b"} if name in ("FedAdam", "FedYogi", "FedAdagrad") else set())
+
+
 @pytest.mark.parametrize("aggregator", ["median", "tests.own_strategies:Shrinks", "tests.own_strategies:momentum"])
 def test_a_stopped_run_is_resumed_to_the_same_bytes(aggregator, federate):
     options = {"num_clients": 3, "fraction_train": 1.0, "num_malicious": 0, "num_server_rounds": 3}
@@ -137,6 +155,7 @@ REFUSED = [
     ({"aggregator": f"{OWN}:Renames"}, "gave weights of other names or shapes than those of the model"),
     ({"aggregator": f"{OWN}:Divides"}, "fails in a trial: ZeroDivisionError: division by zero"),
     ({"aggregator": f"{OWN}:Draws"}, "keeps random between rounds, which no file can have; keep numbers and arrays"),
+    ({"aggregator": f"{OWN}:Grows"}, "keeps seen between rounds, which no file can have; keep numbers and arrays"),
     ({"aggregator": f"{OWN}:Crowd"}, "waits for more than the 20 clients of this federation"),
     ({"aggregator": f"{OWN}:absent"}, "has no attribute 'absent'"),
 ]
