@@ -21,8 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, local or centralized; or the import path of a lit_fedbabu.Algorithm of your own,"
-        " such as my_module:method",
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, local or centralized; or the import path"
+        " of a lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -142,6 +142,9 @@ class Config(Derived):
     )
     moon_temperature: float = option(
         0.5, "tau, which cosines of features are divided by", read_by="moon, moon-babu", above=0
+    )
+    dynamic_alpha: float = option(
+        0.01, "alpha, the weight of the term that pulls to the received model", read_by="feddyn, feddyn-babu", low=0
     )
     aggregator: str = option(
         "mean",

@@ -295,7 +295,7 @@ class Experiment:
         name, row = self.config.algorithm, self.algorithm
         needed = {f"{name} shares": parts_of(row.shared), f"with {name} a client keeps": row.kept}
         module.refuse_empty({**needed, **{f"something trains ({mode})": parts_of(mode) for mode in modes}})
-        own_trial.try_task(module, task, modes, self._made)
+        own_trial.try_task(module, task, modes, self._made, lambda each: row.check_optimizer(name, each))
         self._check_protected(module.model)
 
     def _check_protected(self, model: nn.Module) -> None:

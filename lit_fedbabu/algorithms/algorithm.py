@@ -13,6 +13,7 @@ from lit_fedbabu.learning.parts import PARTS, parts_of
 if TYPE_CHECKING:
     import lightning as L
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
@@ -86,6 +87,10 @@ class Server(Protocol):
     @property
     def state(self) -> Mapping[str, Tensor]:
         """What the server has kept."""
+
+    @property
+    def weights(self) -> Sequence[str]:
+        """The names of the shared weights without buffers, in the order of ``Algorithm.sends``."""
 
     def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
         """One set of shared weights of those of the clients: their mean, or the step of the server's optimizer."""
@@ -222,6 +227,9 @@ class Algorithm:
     def check_model(self, name: str, model: nn.Module) -> None:
         """Raise InputError where it cannot train a model of images; the name is that of the option."""
 
+    def check_optimizer(self, name: str, optimizer: Optimizer) -> None:
+        """Raise InputError where its equations do not hold for an optimizer of a task's module, which is its own."""
+
     def drawn(self, clients: list[int]) -> list[int]:
         """The clients that train in a round, of those that were drawn for it."""
         return clients
@@ -278,6 +286,10 @@ class Algorithm:
     def broadcast(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What of the server's state is sent to the clients of a round."""
         return {}
+
+    def problem(self, update: Received) -> str:
+        """Why the extras of a client, which are finite, cannot be true, so that it has failed; empty if they can."""
+        return ""
 
     def combine(self, server: Server, updates: Sequence[Received]) -> Combined:
         """What the server makes of a round. The updates are in the order of the clients' numbers."""

@@ -1,6 +1,6 @@
 """How a mini-batch moves the weights where it is not plain SGD: Lightning callbacks on the one training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -27,12 +27,8 @@ class Proximal(L.Callback):
         self.anchor = {name: value.detach().clone() for name, value in anchor.items()}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}  # there may be others
-        for name, weight in view_of(module).named_parameters():
-            if weight.requires_grad and weight.grad is not None and id(weight) in held:
-                if weight.grad.is_sparse:
-                    weight.grad = weight.grad.to_dense()
-                weight.grad.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
+        for name, weight, gradient in stepped(module, optimizer):
+            gradient.add_(weight.detach() - self.anchor[name].to(weight.device), alpha=self.mu)
 
 
 class FirstOrderMaml(L.Callback):
@@ -118,6 +114,16 @@ class MoreauEnvelope(L.Callback):
 def trained_weights(module: L.LightningModule) -> dict[str, Tensor]:
     """The weights that train now, of a module that a callback is given, by their names in body and head."""
     return {name: weight for name, weight in view_of(module).named_parameters() if weight.requires_grad}
+
+
+def stepped(module: L.LightningModule, optimizer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The weights that an optimizer is about to move, by their names in body and head, and their gradients, dense."""
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}  # there may be others
+    for name, weight in view_of(module).named_parameters():
+        if weight.requires_grad and weight.grad is not None and id(weight) in held:
+            if weight.grad.is_sparse:
+                weight.grad = weight.grad.to_dense()
+            yield name, weight, weight.grad
 
 
 STEPS: dict[str, Callable[[Config, int, Mapping[str, Tensor]], list[L.Callback]]] = {

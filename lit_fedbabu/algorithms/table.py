@@ -9,12 +9,12 @@ rounds: what it trains and does not share. *received* is what the server sent. N
 shared. What is its own in a method overrides a hook of ``Algorithm``.
 """
 
-from collections.abc import Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Ditto
-from lit_fedbabu.algorithms.fedrod import FedRod
-from lit_fedbabu.algorithms.moon import Moon
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.learning.parts import NORM
@@ -25,7 +25,35 @@ BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
 SHARED = "shared"
 """Where the provenance of a checkpoint has the part that a method of the user's own shares."""
 
-ALGORITHMS = {
+
+class Rows(UserDict[str, Any]):
+    """Methods by their names; what ``of_file`` gives is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Algorithm:
+        found = super().__getitem__(name)
+        row: Algorithm = found if isinstance(found, Algorithm) else found()
+        self.data[name] = row
+        return row
+
+
+def of_file(file: str, kind: str, *fields: Any, **named: Any) -> Callable[[], Algorithm]:
+    """A method with a file of its own in this folder, which may import PyTorch: commands that only name it do not.
+
+    Args:
+        file: its name.
+        kind: the subclass of ``Algorithm`` in it.
+        fields: of that, in their order.
+        named: more of them.
+    """
+
+    def made() -> Algorithm:
+        row: Algorithm = getattr(import_module(f"lit_fedbabu.algorithms.{file}"), kind)(*fields, **named)
+        return row
+
+    return made
+
+
+_ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "fedbabu": Algorithm("FedBABU", "body", BODY),  # Oh et al. 2022, Algorithm 1
     "fedavg": Algorithm("FedAvg", "full", FULL),  # McMahan et al. 2017, Algorithm 1
     "fedper": Algorithm("FedPer", "body", FULL),  # Arivazhagan et al. 2019, Algorithm 1
@@ -37,12 +65,18 @@ ALGORITHMS = {
     "ditto": Ditto("Ditto", "full", FULL),  # Li et al. 2021, Algorithm 1
     "per-fedavg": Algorithm("Per-FedAvg", "full", FULL, step="first-order-maml"),  # Fallah et al. 2020, Algorithm 1
     "pfedme": Algorithm("pFedMe", "full", FULL, step="moreau-envelope"),  # Dinh et al. 2020, Algorithm 1
-    "moon": Moon("MOON", "full", FULL),  # Li et al. 2021, Algorithm 1
-    "moon-babu": Moon("MOON+BABU", "body", BODY),  # its loss on FedBABU's body
-    "fedrod": FedRod("FedRoD", "full", FULL, state=("own",)),  # Chen and Chao 2022, Algorithm 1
+    "moon": of_file("moon", "Moon", "MOON", "full", FULL),  # Li et al. 2021, Algorithm 1
+    "moon-babu": of_file("moon", "Moon", "MOON+BABU", "body", BODY),  # its loss on FedBABU's body
+    "fedrod": of_file("fedrod", "FedRod", "FedRoD", "full", FULL, state=("own",)),  # Chen and Chao 2022, Algorithm 1
+    "fednova": of_file("fednova", "FedNova", "FedNova", "full", FULL),  # Wang et al. 2020, section 4
+    "fednova-babu": of_file("fednova", "FedNova", "FedNova+BABU", "body", BODY),  # the same of a FedBABU body
+    "feddyn": of_file("feddyn", "FedDyn", "FedDyn", "full", FULL),  # Acar et al. 2021, Algorithm 1
+    "feddyn-babu": of_file("feddyn", "FedDyn", "FedDyn+BABU", "body", BODY),  # the same of a FedBABU body
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }
+
+ALGORITHMS = Rows(_ROWS)
 
 
 def algorithm_of(config: Config) -> Algorithm:

@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from lit_fedbabu import plain
+from lit_fedbabu.algorithms.algorithm import Algorithm
 from lit_fedbabu.client.host import Host
 from lit_fedbabu.client.numpy_client import FedBABUClient, Parameters
 from lit_fedbabu.wire import Order
@@ -45,6 +46,9 @@ def _asked(message: Message, context: Context, host: Host) -> tuple[FedBABUClien
         raise ValueError(f"{name} sends more than weights, which Flower's own strategies do not; use lit-fedbabu run")
     order, arrays = plain.read(message.content, experiment.rate_in)
     experiment.check_received(arrays)
+    if type(experiment.algorithm).combine is not Algorithm.combine:
+        remedy = "has a server's step of its own, which Flower's own strategies do not take; use lit-fedbabu run"
+        raise ValueError(f"{experiment.config.algorithm} {remedy}")
     pulled = experiment.algorithm.step == "proximal"
     plain.check_pull(message.content, experiment.config.proximal_mu if pulled else None)
     # A folder for each run: what clients kept in another one must not go into this.

@@ -5,6 +5,7 @@ from types import CellType, FunctionType
 
 import lightning as L
 from torch import nn
+from torch.optim import Optimizer
 
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.learning import own_reload
@@ -23,7 +24,13 @@ BATCHES = 50
 """Of an epoch that are tried."""
 
 
-def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str], make: Callable[[], OwnModule]) -> None:
+def try_task(
+    module: OwnModule,
+    task: OwnTask,
+    modes: Iterable[str],
+    make: Callable[[], OwnModule],
+    check: Callable[[Optimizer], None] = lambda _: None,
+) -> None:
     """Train copies of the module for an epoch in each mode, test one for a batch, and write and read a checkpoint.
 
     Of an epoch the first batches are enough, unless it is short. The client is one whose last batch is the smallest,
@@ -35,6 +42,7 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str], make: Calla
         task: whose module it is.
         modes: what trains: "body", "head" or "full".
         make: makes it anew.
+        check: is given each optimizer, and raises InputError where the algorithm cannot do with it.
 
     Raises:
         InputError: in one line what failed.
@@ -56,7 +64,7 @@ def try_task(module: OwnModule, task: OwnTask, modes: Iterable[str], make: Calla
     for mode in modes:
         tried = module.copy()
         tried.set_mode(mode)
-        watch, held = Watch(tried, mode, epochs=1), _Held()
+        watch, held = Watch(tried, mode, epochs=1), _Held(check)
         setup = own_reload.Unset(tried.lightning)
         batches = min(BATCHES, data.batches or BATCHES)
         validated = task.config.trainer.get("limit_val_batches", 1)
@@ -148,10 +156,15 @@ def _lost(before: OwnModule, after: OwnModule) -> str:
 
 
 class _Held(L.Callback):
-    """Notes which weights the optimizers hold, which a Trainer forgets after a fit."""
+    """Checks the optimizers, and notes which weights they hold, which a Trainer forgets after a fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[Optimizer], None]) -> None:
+        self._check = check
         self.weights: set[int] = set()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            self._check(optimizer)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for optimizer in trainer.optimizers:

@@ -19,6 +19,7 @@ from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.sampling import participants, substitutes
+from lit_fedbabu.server.server_state import received
 from lit_fedbabu.server.spent import note_asked
 from lit_fedbabu.tasks.entries import row_problem
 from lit_fedbabu.tasks.evaluation import ACCURACY, Score
@@ -55,7 +56,7 @@ class Exchange:
         sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
         score: Score = ACCURACY,
     ) -> None:
-        self.config = config
+        self.config, self._algorithm = config, algorithm_of(config)
         self.nodes = nodes
         self.memory = memory
         self.folder = folder
@@ -164,7 +165,8 @@ class Exchange:
         for reply in self._readable(TrainReply, clients, replies):
             self.bytes_up += reply.nbytes
             for update in reply.updates:
-                if reason := rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0]):
+                reason = rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0])
+                if reason := reason or self._algorithm.problem(received(update)):
                     self._record(update.client, reason)
                 else:
                     valid.append(update)
@@ -176,7 +178,7 @@ class Exchange:
         Where clients keep parts of their own, as heads in FedRep, lengths say nothing: a head that fits moves little.
         Aggregators other than the mean have rules of their own.
         """
-        if algorithm_of(self.config).kept or self.config.aggregator != "mean":
+        if self._algorithm.kept or self.config.aggregator != "mean":
             return updates
         shared = {name: array for name, array in self.arrays.items() if not name.startswith(EXTRA)}
         far = outliers(updates, shared, per_sample=not self.config.num_local_steps)

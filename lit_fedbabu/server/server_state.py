@@ -41,6 +41,7 @@ class ServerRounds:
         self._place = folder / SERVER
         kept = memory.recall_from(self._place, resumed_after, "the server") if resumed_after else {}
         weights = experiment.shared_weights()
+        self.weights = tuple(weights)
         start = experiment.algorithm.server_state(weights)
         own = _of(STATE, kept)
         self.state: Mapping[str, Tensor] = own if resumed_after else dict(start)
@@ -86,7 +87,7 @@ class ServerRounds:
             RunError: what the server keeps is no longer finite.
         """
         self.server_round, self._arrays = server_round, arrays
-        combined = self.experiment.algorithm.combine(self, [_received(update) for update in updates])
+        combined = self.experiment.algorithm.combine(self, [received(update) for update in updates])
         self.state = dict(combined.state)
         kept = {
             **self._optimizer.moments(),
@@ -110,7 +111,8 @@ class ServerRounds:
         return {name: torch.from_numpy(array.numpy()) for name, array in moved.items()}
 
 
-def _received(update: ClientUpdate) -> Received:
+def received(update: ClientUpdate) -> Received:
+    """What a client sent, as the hooks of an algorithm see it."""
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in update.arrays.items()}
     shared = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
     extras = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}

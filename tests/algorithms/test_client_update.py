@@ -36,11 +36,8 @@ def round_by_hand(experiment, model, client, server_round, rate):
         sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
-PLAIN = [
-    name
-    for name, row in ALGORITHMS.items()
-    if row.step == "sgd" and not row.has_own_loss and name not in ("ditto", "centralized")
-]
+OWN = ("ditto", "feddyn", "feddyn-babu", "centralized")
+PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.has_own_loss and name not in OWN]
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)
@@ -95,6 +92,16 @@ SAME = {
     ),
     "MOON without its contrast is FedAvg": ({"algorithm": "moon", "moon_mu": 0.0}, {"algorithm": "fedavg"}),
     "MOON+BABU without its contrast is FedBABU": ({"algorithm": "moon-babu", "moon_mu": 0.0}, {}),
+    "FedNova of equal steps is FedAvg": ({"algorithm": "fednova"}, {"algorithm": "fedavg"}),
+    "FedNova+BABU of equal steps is FedBABU, of whatever sizes": (
+        {"algorithm": "fednova-babu", "partitioner": "linear", "num_local_steps": 3},
+        {"partitioner": "linear", "num_local_steps": 3},
+    ),
+    "FedDyn without alpha is FedAvg, of whatever sizes": (
+        {"algorithm": "feddyn", "partitioner": "linear", "dynamic_alpha": 0.0},
+        {"algorithm": "fedavg", "partitioner": "linear"},
+    ),
+    "FedDyn+BABU without alpha is FedBABU": ({"algorithm": "feddyn-babu", "dynamic_alpha": 0.0}, {}),
     "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
 }
 

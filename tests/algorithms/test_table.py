@@ -20,6 +20,10 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "moon": ({"body", "head"}, {"body", "head"}, {"body"}),
     "moon-babu": ({"body"}, {"body"}, {"body"}),
     "fedrod": ({"body", "head"}, {"body", "head"}, {"own"}),
+    "fednova": ({"body", "head"}, {"body", "head"}, set()),
+    "fednova-babu": ({"body"}, {"body"}, set()),
+    "feddyn": ({"body", "head"}, {"body", "head"}, {"gradient"}),
+    "feddyn-babu": ({"body"}, {"body"}, {"gradient"}),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }

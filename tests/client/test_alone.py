@@ -97,8 +97,13 @@ def test_a_node_that_hosts_several_clients_says_what_it_needs():
             grid.answer(Message(content, node, kind), context)
 
 
-def test_arrays_that_are_not_shared_and_memories_without_a_place_are_refused():
-    for algorithm, part, words in (("fedbabu", "fedavg", "but fedbabu shares"), ("fedper", "fedper", "no state-path")):
+def test_what_a_strategy_would_leave_out_and_memories_without_a_place_are_refused():
+    for algorithm, part, words in (
+        ("fedbabu", "fedavg", "but fedbabu shares"),
+        ("fedper", "fedper", "no state-path"),
+        ("fednova", "fednova", "fednova sends more than weights, which Flower's own strategies do not"),
+        ("feddyn", "feddyn", "feddyn has a server's step of its own, which Flower's own strategies do not take"),
+    ):
         grid = FakeGrid(config_of(algorithm=algorithm), nodes=3)
         node, context = next(iter(grid.contexts.items()))
         arrays = ArrayRecord(Experiment(config_of(algorithm=part)).initial_shared())

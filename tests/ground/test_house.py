@@ -18,7 +18,8 @@ FLOORS = [
     {"printing"}, {"places", "stops", "compat"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
     {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
-    {"algorithms/algorithm"}, {"algorithms/moon", "algorithms/fedrod"}, {"algorithms/table"},
+    {"algorithms/algorithm", "algorithms/steps"},
+    {"algorithms/feddyn", "algorithms/fednova", "algorithms/fedrod", "algorithms/moon"}, {"algorithms/table"},
     {"experiment", "completion"}, {"aggregation"}, {"algorithms"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip

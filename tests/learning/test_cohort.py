@@ -17,7 +17,7 @@ from lit_fedbabu.learning.models import MODELS, NORMS
 from lit_fedbabu.records import results, run_folder
 from tests.support import NARROW, tiny, tiny_config
 
-TOGETHER = [name for name, row in ALGORITHMS.items() if not row.pooled]
+TOGETHER = [name for name, row in ALGORITHMS.items() if row.in_cohorts and not row.pooled]
 
 
 def ragged(**changes):

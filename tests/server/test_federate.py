@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from examples import shapes
 from lit_fedbabu import server_app
 from lit_fedbabu.algorithms import client_update as update
+from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
@@ -78,10 +79,11 @@ IN_PARTS = [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.sl
 def test_only_shared_parts_travel(algorithm, federate):
     config = tiny_config(algorithm=algorithm, model_name=NARROW)
     folder, grid = federate(config, FakeGrid(config, 2))
-    whole = Experiment(config).new_module().model.state_dict()
+    whole, extras = Experiment(config).new_module().model.state_dict(), Experiment(config).extras
     shared = set(select(whole, parts_of(ALGORITHMS[algorithm].shared)))
     if algorithm == "fedbn":
         shared -= {"body.1.weight", "body.1.bias"}  # its second layer
+    up, down = ({EXTRA + name for name in each} for each in (extras.up, extras.down))
     trains = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert len(trains) == (2 if algorithm == "centralized" else 4)
     for message in grid.messages:
@@ -89,7 +91,9 @@ def test_only_shared_parts_travel(algorithm, federate):
         if message.metadata.message_type == PLACE:
             assert set(message.content) == {"config"} and set(message.content["config"]) == code
         else:
-            assert set(message.content["arrays"]) == shared
+            assert set(message.content["arrays"]) == shared | (
+                down if message.metadata.message_type == "train" else set()
+            )
             assert set(message.content) == {"arrays", "config"}
             order = {"server-round", "clients", "memory", "learning-rate", "personalize"}
             assert set(message.content["config"]) == order | code
@@ -97,7 +101,7 @@ def test_only_shared_parts_travel(algorithm, federate):
     lists = {"train": set(), "evaluate": LISTS}
     for reply in grid.replies:
         for record in reply.content.array_records.values():
-            assert set(record) == shared
+            assert set(record) == shared | up
         if reply.metadata.message_type != PLACE:
             kind = reply.metadata.message_type
             assert set(reply.content) <= {"arrays", "metrics", "lists", "reply"}
