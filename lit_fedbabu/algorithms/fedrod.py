@@ -7,16 +7,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from lit_fedbabu.algorithms.algorithm import Algorithm, Update
 from lit_fedbabu.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from lit_fedbabu.algorithms.algorithm import Cohort, Participant
-    from lit_fedbabu.learning.losses import Batch, Loss
+    from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
 
 OWN = "own"
@@ -33,12 +31,16 @@ class FedRod(Algorithm):
     """
 
     def check_model(self, name: str, model: nn.Module) -> None:
+        from torch import nn  # which the table does without
+
         if type(model.get_submodule("head")) is not nn.Linear:
             kind = type(model.get_submodule("head")).__name__
             remedy = f"has a {kind} as its head, and the own heads of this algorithm are added to a torch.nn.Linear"
             raise InputError("model-name", name, f"{remedy}; take another model or algorithm")
 
     def losses(self, cohort: Cohort, modules: Sequence[Learner]) -> Sequence[Loss]:
+        from lit_fedbabu.learning.losses import Decoupled
+
         pairs = zip(cohort.participants, modules, strict=True)
         cohort.notes[OWN] = [_own_head(client, module) for client, module in pairs]
         return [Decoupled(head, counts) for head, counts in zip(cohort.notes[OWN], cohort.class_counts, strict=True)]
@@ -58,32 +60,10 @@ class FedRod(Algorithm):
         return client.module(client.received, {name: client.received[name] + value for name, value in own.items()})
 
 
-class Decoupled(nn.Module):
-    """Balanced softmax of the generic logits, and the cross-entropy of these and an own head's together.
-
-    Args:
-        head: the own head, which is trained.
-        counts: (C,) of the client's training images by class. Classes without images leave the first loss.
-    """
-
-    def __init__(self, head: nn.Module, counts: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.register_buffer("prior", counts.double().log())
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The mean of the sum of both over a batch, in nats."""
-        logits = batch.logits.to(torch.promote_types(batch.logits.dtype, torch.float32))
-        prior = self.get_buffer("prior").to(logits.dtype)
-        together = logits.detach() + self.head(batch.features.detach())
-        own = functional.cross_entropy(together, batch.labels)
-        return functional.cross_entropy(logits + prior, batch.labels) + own
-
-
 def _own_head(client: Participant, module: Learner) -> nn.Module:
     """The head that the client kept; of zeros before it took part."""
     head = copy.deepcopy(module.model.get_submodule("head"))
-    zeros = {name: torch.zeros_like(value) for name, value in head.state_dict().items()}
+    zeros = {name: value.new_zeros(value.shape) for name, value in head.state_dict().items()}
     kept = {name.removeprefix("head."): value for name, value in _of_head(client.memory).items()}
     head.load_state_dict({**zeros, **kept})
     return head.requires_grad_(True)

@@ -6,15 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from lit_fedbabu.algorithms.algorithm import Algorithm
 
 if TYPE_CHECKING:
     from lit_fedbabu.algorithms.algorithm import Cohort
-    from lit_fedbabu.learning.losses import Batch, Loss
+    from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
 
 
@@ -32,6 +28,8 @@ class Moon(Algorithm):
         return ("body", *self.private)
 
     def losses(self, cohort: Cohort, modules: Sequence[Learner]) -> Sequence[Loss]:
+        from lit_fedbabu.learning.losses import Contrastive  # imports PyTorch, which the table does without
+
         config = cohort.config
         return [
             Contrastive(
@@ -42,31 +40,3 @@ class Moon(Algorithm):
             )
             for client in cohort.participants
         ]
-
-
-class Contrastive(nn.Module):
-    """Cross-entropy, and mu times the model-contrastive loss.
-
-    Args:
-        received: the body that the server sent.
-        last: the body that the client trained last.
-        mu: weight of the model-contrastive loss.
-        temperature: cosines are divided by it.
-    """
-
-    def __init__(self, received: nn.Module, last: nn.Module, mu: float, temperature: float) -> None:
-        super().__init__()
-        self.bodies = nn.ModuleList([received, last]).requires_grad_(False)
-        self.mu, self.temperature = mu, temperature
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The mean over a batch, in nats."""
-        features = _rows(batch.features)
-        near, far = (functional.cosine_similarity(features, _rows(body.eval()(batch.images))) for body in self.bodies)
-        contrast = -functional.logsigmoid((near - far) / self.temperature).mean()
-        return functional.cross_entropy(batch.logits, batch.labels) + self.mu * contrast
-
-
-def _rows(features: Tensor) -> Tensor:
-    """One vector for each image, in float32 at least, for cosines of half precision are coarse."""
-    return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))

@@ -1,9 +1,11 @@
-"""What a loss of an algorithm's own is given."""
+"""Losses that algorithms put in place of the cross-entropy, and what they are given."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Batch(NamedTuple):
@@ -25,3 +27,53 @@ class Batch(NamedTuple):
 Loss = Callable[[Batch], Tensor]
 """Is trained on in place of the cross-entropy: the mean over a batch. A ``torch.nn.Module`` is moved to the device, and
 its weights that require a gradient are trained with the model's, by the same optimizer."""
+
+
+class Contrastive(nn.Module):
+    """Cross-entropy, and mu times the model-contrastive loss.
+
+    Args:
+        received: the body that the server sent.
+        last: the body that the client trained last.
+        mu: weight of the model-contrastive loss.
+        temperature: cosines are divided by it.
+    """
+
+    def __init__(self, received: nn.Module, last: nn.Module, mu: float, temperature: float) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList([received, last]).requires_grad_(False)
+        self.mu, self.temperature = mu, temperature
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean over a batch, in nats."""
+        features = _rows(batch.features)
+        near, far = (functional.cosine_similarity(features, _rows(body.eval()(batch.images))) for body in self.bodies)
+        contrast = -functional.logsigmoid((near - far) / self.temperature).mean()
+        return functional.cross_entropy(batch.logits, batch.labels) + self.mu * contrast
+
+
+class Decoupled(nn.Module):
+    """Balanced softmax of the generic logits, and the cross-entropy of these and an own head's together.
+
+    Args:
+        head: the own head, which is trained.
+        counts: (C,) of the client's training images by class. Classes without images leave the first loss.
+    """
+
+    def __init__(self, head: nn.Module, counts: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("prior", counts.double().log())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean of the sum of both over a batch, in nats."""
+        logits = batch.logits.to(torch.promote_types(batch.logits.dtype, torch.float32))
+        prior = self.get_buffer("prior").to(logits.dtype)
+        together = logits.detach() + self.head(batch.features.detach())
+        own = functional.cross_entropy(together, batch.labels)
+        return functional.cross_entropy(logits + prior, batch.labels) + own
+
+
+def _rows(features: Tensor) -> Tensor:
+    """One vector for each image, in float32 at least, for cosines of half precision are coarse."""
+    return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
