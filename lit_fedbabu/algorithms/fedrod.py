@@ -7,11 +7,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from lit_fedbabu.algorithms.algorithm import Algorithm, Update
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.losses import Decoupled
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lit_fedbabu.algorithms.algorithm import Cohort, Participant
     from lit_fedbabu.learning.losses import Loss
@@ -31,16 +34,12 @@ class FedRod(Algorithm):
     """
 
     def check_model(self, name: str, model: nn.Module) -> None:
-        from torch import nn  # which the table does without
-
         if type(model.get_submodule("head")) is not nn.Linear:
             kind = type(model.get_submodule("head")).__name__
             remedy = f"has a {kind} as its head, and the own heads of this algorithm are added to a torch.nn.Linear"
             raise InputError("model-name", name, f"{remedy}; take another model or algorithm")
 
     def losses(self, cohort: Cohort, modules: Sequence[Learner]) -> Sequence[Loss]:
-        from lit_fedbabu.learning.losses import Decoupled
-
         pairs = zip(cohort.participants, modules, strict=True)
         cohort.notes[OWN] = [_own_head(client, module) for client, module in pairs]
         return [Decoupled(head, counts) for head, counts in zip(cohort.notes[OWN], cohort.class_counts, strict=True)]

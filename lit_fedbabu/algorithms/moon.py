@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lit_fedbabu.algorithms.algorithm import Algorithm
+from lit_fedbabu.learning.losses import Contrastive
 
 if TYPE_CHECKING:
     from lit_fedbabu.algorithms.algorithm import Cohort
@@ -28,8 +29,6 @@ class Moon(Algorithm):
         return ("body", *self.private)
 
     def losses(self, cohort: Cohort, modules: Sequence[Learner]) -> Sequence[Loss]:
-        from lit_fedbabu.learning.losses import Contrastive  # imports PyTorch, which the table does without
-
         config = cohort.config
         return [
             Contrastive(
