@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_fedbabu import Task
-from lit_fedbabu.algorithms.algorithm import Update
+from lit_fedbabu.algorithms.algorithm import Received, Update
 from lit_fedbabu.algorithms.client_update import client_update, own_module
 from lit_fedbabu.algorithms.fednova import LENGTHS, Counted, FedNova
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -227,3 +228,16 @@ def test_a_client_whose_lengths_cannot_be_true_has_failed(federate, monkeypatch)
     folder, _ = federate(unequal(num_server_rounds=1, max_round_retries=0, min_clients_per_round=2))
     (failure,) = failures_of(folder)
     assert failure["client"] == 1 and failure["reason"] == "its lengths are below 0"
+
+
+def test_updates_of_equal_lengths_are_averaged_as_they_are():
+    updates = [
+        Received(client, 1, {"w": torch.tensor([0.1 * client])}, {LENGTHS: torch.tensor([0.1], dtype=torch.float64)})
+        for client in range(3)
+    ]
+    assert sum(0.1 for _ in updates) / 3 != 0.1
+    server = SimpleNamespace(
+        weights=("w",), shared={"w": torch.tensor([0.7])}, state={}, aggregate=lambda each: {"all": each}
+    )
+    (averaged,) = ALGORITHMS["fednova"].combine(server, updates).shared.values()
+    assert [each.shared["w"].item() for each in averaged] == [each.shared["w"].item() for each in updates]
