@@ -355,7 +355,7 @@ def test_a_stopped_run_prints_the_command_that_goes_on(tmp_path, capsys, monkeyp
         raise KeyboardInterrupt
 
     door = importlib.import_module("lit_fedbabu.run")
-    monkeypatch.setattr(door, "_locally", stopped)
+    monkeypatch.setitem(door.ENGINES, "local", stopped)
     assert door.main(["dataset=digits", f"output-dir={tmp_path}", "run-name=my run"]) == 130
     told = capsys.readouterr().err
     assert told == f"stopped; the run goes on with: {program('lit-fedbabu')} run --resume '{tmp_path / 'my run'}'\n"
@@ -363,7 +363,7 @@ def test_a_stopped_run_prints_the_command_that_goes_on(tmp_path, capsys, monkeyp
 
 def test_a_run_ends_with_a_line_for_tensorboard_that_can_be_pasted(tmp_path, capsys, monkeypatch):
     door = importlib.import_module("lit_fedbabu.run")
-    monkeypatch.setattr(door, "_locally", lambda config, folder, plain: 0)
+    monkeypatch.setitem(door.ENGINES, "local", lambda config, folder, plain: 0)
     runs = tmp_path / "my runs" / "a & b"
     assert door.main(["dataset=digits", f"output-dir={runs}"]) == 0
     line = capsys.readouterr().out.splitlines()[-1].removeprefix("TensorBoard: ")

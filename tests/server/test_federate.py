@@ -121,6 +121,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     assert len(events) == 1
     assert names - events == {
         "seal.jsonl",
+        "costs.jsonl",
         "README.md",
         "config.toml",
         "partition.csv",

@@ -116,7 +116,8 @@ print("ready", flush=True)
 while not (folder / "go").exists():
     pass
 with ExitStack() as held:
-    print(sum(held.enter_context(claimed(claim)) is not None for claim in sorted(folder.glob("*.claim"))), flush=True)
+    claims = sorted(folder.glob("[0-9]*.claim"))  # without hidden ones, which others are writing
+    print(sum(held.enter_context(claimed(claim)) is not None for claim in claims), flush=True)
     sys.stdin.read()
 """
 
