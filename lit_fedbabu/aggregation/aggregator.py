@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
 from torch import Tensor
 
-from lit_fedbabu.compat import identify_process
+from lit_fedbabu.algorithms.privacy import update_norm
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.wire import Arrays
 
@@ -70,8 +70,9 @@ class NormBound(Mean):
         self.bound = bound
 
     def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        received = [array.numpy() for array in before.values()]
+        norms = [update_norm([update.arrays[name] for name in before], received) for update in updates]
         moves = [_move(update.arrays, before) for update in updates]
-        norms = [np.sqrt(sum(float(np.square(move).sum()) for move in each.values())) for each in moves]
         bound = self.bound or float(np.median(norms))
         shorter = [
             {name: move * min(1.0, bound / norm) if norm else move for name, move in each.items()}
@@ -136,7 +137,6 @@ def too_few(name: str, count: int, num_malicious: int, trim_fraction: float) -> 
 
 def replies_of(updates: Sequence[Trained]) -> list[Message]:
     """A reply in Flower's standard form for each client: ``arrays``, and ``metrics`` with ``num-examples``."""
-    identify_process()
     replies = []
     for update in updates:
         arrays = ArrayRecord({name: Array(np.asarray(value)) for name, value in update.arrays.items()})

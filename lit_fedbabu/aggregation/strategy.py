@@ -14,7 +14,6 @@ from flwr.supercore.run import Run
 from torch import Tensor
 
 from lit_fedbabu.aggregation.aggregator import Trained, replies_of
-from lit_fedbabu.compat import identify_process
 from lit_fedbabu.errors import InputError, RunError
 
 CURRENT = "current_arrays"
@@ -41,7 +40,6 @@ class OfStrategy:
     """
 
     def __init__(self, path: str, strategy: Strategy, num_clients: int, kept: Mapping[str, Tensor]) -> None:
-        identify_process()
         self.path, self._strategy = path, strategy
         self._grid = _Nodes(path, num_clients)
         self._opaque = self._digests()

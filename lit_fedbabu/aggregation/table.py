@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lit_fedbabu.aggregation.aggregator import NAMES, Aggregator, Mean, NormBound, Robust, Trained, too_few
 from lit_fedbabu.aggregation.strategy import OfStrategy
+from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError, close_to, told
+from lit_fedbabu.errors import InputError, RunError, told
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.options import imported
 
@@ -28,6 +29,7 @@ def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> A
         InputError: there is none.
     """
     name = config.aggregator
+    identify_process()  # also before the run, for what is built on Flower's strategies takes its messages
     if name == "mean":
         return Mean()
     if name == "norm-bound":
@@ -76,8 +78,6 @@ def _try(config: Config, shared: ArrayRecord, count: int) -> None:
 def _strategy(path: str) -> Strategy:
     """A strategy of its own, by the import path of one or of what makes one."""
     remedy = f"must be one of {', '.join(NAMES)}, or the import path of a Flower strategy, or of what makes one"
-    if ":" not in path:
-        raise InputError("aggregator", path, remedy + close_to(path, NAMES))
     found = imported("aggregator", path, remedy)
     try:
         made = copy.deepcopy(found) if isinstance(found, Strategy) else found() if callable(found) else found

@@ -19,8 +19,8 @@ from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server.sampling import participants
 from tests import own_tasks
-from tests.server.test_federate import StoppedGrid
-from tests.support import NARROW, FakeGrid, files_that_decide, tiny_config
+from tests.server.test_federate import stopped_and_resumed
+from tests.support import NARROW, tiny_config
 
 by_hand = Task(own_tasks.ByHand, own_tasks.Sensors, score="test_f1")
 
@@ -139,13 +139,8 @@ def test_h_is_the_mean_of_all_clients_gradients(federate):
 @pytest.mark.parametrize("kind", ["task", "images"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(kind, federate):
     config = of_task() if kind == "task" else config_of(num_server_rounds=3)
-    whole, _ = federate(config)
+    whole, folder = stopped_and_resumed(config, federate)
     assert not (whole / run_folder.FAILURES).exists()
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
     kept = [{path.name: path.read_bytes() for path in each.glob("server/*.safetensors")} for each in (whole, folder)]
     assert kept[0] == kept[1] != {}
 

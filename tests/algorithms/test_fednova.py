@@ -1,7 +1,6 @@
 """FedNova against its equations written out (Wang et al. 2020, section 4), and what its clients count."""
 
 import copy
-import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -23,8 +22,8 @@ from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from tests import own_tasks
 from tests.algorithms.test_client_update import sgd_by_hand
-from tests.server.test_federate import StoppedGrid
-from tests.support import NARROW, FakeGrid, failures_of, files_that_decide, tiny_config
+from tests.server.test_federate import stopped_and_resumed
+from tests.support import NARROW, failures_of, tiny_config
 
 
 class Rated(own_tasks.Windows):
@@ -188,13 +187,8 @@ def test_a_client_sends_a_length_for_every_shared_weight():
 @pytest.mark.parametrize("config", ["task", "images"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(config, federate):
     config = of_task() if config == "task" else unequal(num_server_rounds=3, fraction_train=0.7)
-    whole, _ = federate(config)
+    whole, _ = stopped_and_resumed(config, federate)
     assert not (whole / run_folder.FAILURES).exists()
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """FedRoD against its equations written out."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from lit_fedbabu.learning.models import BodyAndHead
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
 from tests.algorithms.test_users_methods import config_of, of_task, rounds_by_hand, shared_after
-from tests.server.test_federate import StoppedGrid
-from tests.support import FakeGrid, files_that_decide, model_by_hand
+from tests.server.test_federate import stopped_and_resumed
+from tests.support import model_by_hand
 
 
 def fedrod_by_hand(config):
@@ -103,12 +102,7 @@ def test_a_fine_tuning_starts_from_the_personal_model(federate):
 @pytest.mark.usefixtures("one_core")
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(federate):
     config = config_of("fedrod", num_server_rounds=3, fraction_train=0.7, precision="32-true")
-    whole, _ = federate(config)
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
+    stopped_and_resumed(config, federate)
 
 
 def two_layers(num_classes, norm, channels):

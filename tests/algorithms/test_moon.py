@@ -14,8 +14,8 @@ from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.models import BodyAndHead
 from lit_fedbabu.records import run_folder
 from tests.algorithms.test_users_methods import config_of, of_task, rounds_by_hand, shared_after
-from tests.server.test_federate import StoppedGrid
-from tests.support import FakeGrid, files_that_decide, model_by_hand
+from tests.server.test_federate import stopped_and_resumed
+from tests.support import files_that_decide, model_by_hand
 
 
 def moon_by_hand(config, mu, temperature):
@@ -67,12 +67,7 @@ def test_moon_is_its_equations(algorithm, federate):
 @pytest.mark.parametrize("algorithm", [pytest.param("moon", marks=pytest.mark.slow), "moon-babu"])
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(algorithm, federate):
     config = config_of(algorithm, num_server_rounds=3, fraction_train=0.7, precision="32-true")
-    whole, _ = federate(config)
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
+    whole, _ = stopped_and_resumed(config, federate)
     assert any("memory" in name for name in files_that_decide(whole))
 
 

@@ -22,8 +22,8 @@ from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.report import main as report_main
 from tests import own_tasks
-from tests.server.test_federate import StoppedGrid
-from tests.support import NARROW, FakeGrid, files_that_decide, model_by_hand, tiny_config
+from tests.server.test_federate import stopped_and_resumed
+from tests.support import NARROW, model_by_hand, tiny_config
 
 SCAFFOLD, BABU, APFL = (
     f"examples.methods.{name}" for name in ("scaffold:scaffold", "scaffold:scaffold_babu", "apfl:apfl")
@@ -184,13 +184,8 @@ def test_apfl_is_its_equations(federate):
 )
 def test_a_method_of_ones_own_is_resumed_to_the_same_bytes_and_reported(algorithm, kind, federate, capsys):
     config = of_task(algorithm) if kind == "task" else config_of(algorithm, num_server_rounds=3, fraction_train=0.7)
-    whole, _ = federate(config)
+    whole, folder = stopped_and_resumed(config, federate)
     assert not (whole / run_folder.FAILURES).exists()
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
     assert [path.read_bytes() for path in sorted(whole.glob("server/*.safetensors"))] == [
         path.read_bytes() for path in sorted(folder.glob("server/*.safetensors"))
     ]

@@ -20,7 +20,7 @@ FLOORS = [
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"tasks"}, {"learning"},
     {"algorithms/algorithm", "algorithms/steps"},
     {"algorithms/feddyn", "algorithms/fednova", "algorithms/fedrod", "algorithms/moon"}, {"algorithms/table"},
-    {"experiment", "completion"}, {"aggregation"}, {"algorithms"}, {"records"},
+    {"experiment", "completion"}, {"algorithms"}, {"aggregation"}, {"records"},
     {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
 ]  # fmt: skip
 """Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""

@@ -244,6 +244,17 @@ class StoppedGrid(FakeGrid):
         return super().answer(message, context)
 
 
+def stopped_and_resumed(config, federate):
+    """The folders of a run and of one that was stopped in round 3 and resumed on three nodes, to the same bytes."""
+    whole, _ = federate(config)
+    with pytest.raises(KeyboardInterrupt):
+        federate(config, StoppedGrid(config, "train", 3))
+    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
+    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
+    assert files_that_decide(folder) == files_that_decide(whole)
+    return whole, folder
+
+
 @pytest.mark.parametrize(
     ("algorithm", "kind", "server_round", "rounds"),
     [pytest.param(name, "evaluate", 2, 2, marks=() if name == "ditto" else pytest.mark.slow) for name in ALGORITHMS]
