@@ -8,18 +8,19 @@ with the ClientApp of the package that is installed here.
 import json
 import os
 import platform
+import queue
 import secrets
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from logging import WARNING
 from typing import Any
 
 import httpx
-from flwr.app import Error, Message
+from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.logger import log
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -103,13 +104,14 @@ def main() -> None:
     acquire = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
     with Warm("lit_fedbabu.client_app:prepare") as client_app.warm:
         client_app.warm.start()
-        client = _client(sys.argv[1], "SuperExec", acquire)
+        client, whole = _client(sys.argv[1], "SuperExec", acquire), Whole()
         while True:
             task = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
             if task.HasField("task") and task.token:
-                answer(_client(sys.argv[1], "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token)))
-            else:
-                time.sleep(POLL_S)
+                asked = _client(sys.argv[1], "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
+                threading.Thread(target=receive, args=(asked, whole), daemon=True).start()
+            with suppress(queue.Empty):
+                answer(*whole.get(timeout=POLL_S))
 
 
 def _end_with_node() -> None:
@@ -137,13 +139,28 @@ def refuse_unnamed_code(run_config: Mapping[str, Any], node_config: Mapping[str,
             raise ValueError(f"{platform.node()} does not import {path} because a server says so; {remedy}")
 
 
-def answer(client: RuntimeHttpClient) -> None:
-    """Answer one message. What the app raises is the answer; what the SuperNode no longer wants is dropped."""
+Whole = queue.Queue[tuple[RuntimeHttpClient, HeartbeatSender, Message, Context]]
+"""Messages that are here as a whole, and what they are answered by."""
+
+
+def receive(client: RuntimeHttpClient, whole: Whole) -> None:
+    """Wait for a message and hand it on. Where its run was stopped, parts of it never come, which ends after hours."""
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     try:
         message, context, _, _ = pull_task_input(client)  # the app that came with the message stays where it is
-        status, details = SubStatus.COMPLETED, ""
+    except Exception as error:  # whatever Flower raises
+        log(WARNING, "a message was not received: %s", error)
+        heartbeat.stop()
+        client.close()
+    else:
+        whole.put((client, heartbeat, message, context))
+
+
+def answer(client: RuntimeHttpClient, heartbeat: HeartbeatSender, message: Message, context: Context) -> None:
+    """Answer one message. What the app raises is the answer; what the SuperNode no longer wants is dropped."""
+    status, details = SubStatus.COMPLETED, ""
+    try:
         try:
             refuse_unnamed_code(context.run_config, context.node_config)
             reply = client_app.app(message, context)
