@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lit_fedbabu import ClientData, Config
 from lit_fedbabu.learning.models import build_model
-from lit_fedbabu.tasks.data import ImageClassification
+from lit_fedbabu.tasks.images.task import ImageClassification
 
 CONFIG = Config(
     dataset="digits",

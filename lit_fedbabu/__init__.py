@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lit_fedbabu.records.results import Results, as_columns, read_results
     from lit_fedbabu.run import run
     from lit_fedbabu.server.strategy import SharedParts
-    from lit_fedbabu.tasks.data import ClientData
-    from lit_fedbabu.tasks.own import Task
+    from lit_fedbabu.tasks.custom.task import Task
+    from lit_fedbabu.tasks.images.datamodule import ClientData
 
 __version__ = "0.2.0"
 
@@ -34,7 +34,7 @@ _HOME = {
     "Algorithm": "algorithms.algorithm",
     "Batch": "learning.losses",
     "Classifier": "records.classifier",
-    "ClientData": "tasks.data",
+    "ClientData": "tasks.images.datamodule",
     "Cohort": "algorithms.algorithm",
     "Combined": "algorithms.algorithm",
     "Config": "config",
@@ -46,7 +46,7 @@ _HOME = {
     "Results": "records.results",
     "RunError": "errors",
     "SharedParts": "server.strategy",
-    "Task": "tasks.own",
+    "Task": "tasks.custom.task",
     "Update": "algorithms.algorithm",
     "as_columns": "records.results",
     "finetune": "finetune",

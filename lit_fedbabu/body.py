@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     path = find_checkpoint(arguments.run)
     federation = read_federation(path, arguments.model_name, algorithm=arguments.algorithm)
-    if federation.config.task:
+    if not federation.config.kind.by_options:
         raise InputError("RUN", str(arguments.run), "is of a task, whose checkpoint its own LightningModule loads")
     parts = {name.partition(".")[0] for name in federation.shared}
     if "body" not in parts:

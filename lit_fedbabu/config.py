@@ -240,7 +240,7 @@ class Config(Derived):
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = checked(getattr(self, field.name), field)
-            if self.task and field.name in RATES and field.name not in self.given:
+            if self.kind.has_own_rates and field.name in RATES and field.name not in self.given:
                 value = 0.0
             object.__setattr__(self, field.name, value)
         check_together(self)

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     for note in experiment.task.notes:
         say(f"note: {note}")
     say(table(counts, experiment.task.client_names))
-    say(f"{config.dataset} by {config.partitioner}: {experiment.task.summary()}")
+    say(f"{experiment.task.title}: {experiment.task.summary()}")
     if fonts_for("".join(experiment.task.class_names)) is None:
         say(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
     with new_folder("--out", arguments.out, rewritten=True) as scratch:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _clean(words: list[str]) -> int:
     """Remove all decoded images; they are decoded again where they are needed."""
-    from lit_fedbabu.tasks.cache import clean, folder
+    from lit_fedbabu.learning.cache import clean, folder
 
     if words:
         raise InputError("--clean", " ".join(words), "removes the whole cache; leave the options out")

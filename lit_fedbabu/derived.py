@@ -9,6 +9,7 @@ import numpy as np
 
 from lit_fedbabu.errors import InputError, close_to
 from lit_fedbabu.files import from_home
+from lit_fedbabu.option_rules import Kind, kind_of
 from lit_fedbabu.options import key_of, read_trainer, with_trainer
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
@@ -142,7 +143,18 @@ class Derived:
     @property
     def trainer(self) -> dict[str, Any]:
         """Arguments of Lightning's Trainer that the options give."""
-        return read_trainer(self.trainer_options, bool(self.task))
+        return read_trainer(self.trainer_options, self.kind.trainer)
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned: images, or a task of the user's own."""
+        return kind_of(self.task)
+
+    @property
+    def trusted(self) -> str:
+        """What names the model: an import path is the user's code, which this configuration trusts."""
+        name: str = getattr(self, self.kind.model)
+        return name
 
     @property
     def timeout_s(self) -> float:

@@ -134,7 +134,7 @@ def output(config: Config) -> str:
 
 def cache(config: Config) -> str:
     """Free space where decoded images are kept."""
-    from lit_fedbabu.tasks.cache import folder
+    from lit_fedbabu.learning.cache import folder
 
     refuse_unwritable("cache", folder())
     return _free(folder(), "XDG_CACHE_HOME=PLACE")
@@ -149,7 +149,7 @@ def _free(place: Path, other: str) -> str:
 
 def hub(config: Config) -> str:
     """Whether the Hugging Face hub answers. Runs can do without."""
-    from lit_fedbabu.tasks import reach
+    from lit_fedbabu.learning import reach
 
     where = reach.endpoint()
     if reach.answers():

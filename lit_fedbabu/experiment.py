@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -15,21 +14,11 @@ from lit_fedbabu.algorithms.algorithm import EXTRA, Update
 from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning import initial_weights, own, own_trial, trainer
-from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
-from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.learning.own_module import OwnModule, initial_module
+from lit_fedbabu.learning import initial_weights
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
-from lit_fedbabu.learning.state import norm_names, state_of
+from lit_fedbabu.learning.state import Learner, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
-from lit_fedbabu.learning.trial import refuse_other_forward, try_model
-from lit_fedbabu.tasks.data import ImageClassification
-from lit_fedbabu.tasks.own import OwnTask
-
-Module = Any
-"""What is trained: a ``LitFedBABU`` of images, or the ``OwnModule`` of a task. Its ``model`` has a body and a head."""
-Data = Any
-"""Of a client: ``ClientData`` of images, or the ``OwnData`` of a task."""
+from lit_fedbabu.tasks.protocol import AnyTask, Classifies, Data, task_of
 
 
 class Extras(NamedTuple):
@@ -62,19 +51,21 @@ class Experiment:
     def __init__(
         self,
         config: Config,
-        task: ImageClassification | OwnTask | None = None,
+        task: AnyTask | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config if initial is not None else with_pretrained(config)
         self._given = initial
         self.starting_note = ""
         self.algorithm = algorithm_of(config)
-        self.task = task or (OwnTask(config) if config.task else ImageClassification(config))
+        self.task: AnyTask = task or task_of(config)
 
     @property
-    def learner(self) -> ModuleType:
-        """The functions ``fit``, ``evaluate`` and ``personalize`` for its modules."""
-        return own if isinstance(self.task, OwnTask) else trainer
+    def classifier(self) -> Classifies:
+        """The task, whose modules must classify; raises ValueError where they do not."""
+        if not isinstance(self.task, Classifies):
+            raise ValueError(f"{self.task.title} classifies nothing")
+        return self.task
 
     def with_finetuning(self, part: str, epochs: int, learning_rate: float) -> Experiment:
         """The same experiment with other options of fine-tuning; dataset, split and initial model are shared.
@@ -90,34 +81,17 @@ class Experiment:
         return other
 
     @cached_property
-    def _initial(self) -> Module:
+    def _initial(self) -> Learner:
         return self._made()
 
-    def _made(self) -> Module:
+    def _made(self) -> Learner:
         """The initial model, made anew."""
-        module = self._random()
+        module = self.task.initial(self.model_seed)
         if self._given is not None:
             module.load(self._given)
         elif self.config.initial_weights:
-            named = module.lightning if isinstance(module, OwnModule) else module.model
-            self.starting_note = initial_weights.load(named, self.config.initial_weights)
+            self.starting_note = initial_weights.load(module.named, self.config.initial_weights)
         return module
-
-    def _random(self) -> Module:
-        config = self.config
-        if isinstance(self.task, OwnTask):
-            return initial_module(self.task, self.model_seed, config.precision == "64-true")
-        return LitFedBABU(
-            model_name=config.model_name,
-            num_classes=len(self.task.class_names),
-            norm=config.norm,
-            channels=self.task.channels,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            model_seed=self.model_seed,
-            dtype="float64" if config.precision == "64-true" else "float32",
-            image_size=config.image_size,
-        )
 
     @property
     def model_seed(self) -> int:
@@ -125,17 +99,17 @@ class Experiment:
         return self.config.derived_seed("model")
 
     def rate_in(self, server_round: int) -> float:
-        """The learning rate of a round, from 1. Of a task's own module; 0: it has none that could be set."""
-        if self.config.learning_rate or not isinstance(self._initial, OwnModule):
+        """The learning rate of a round, from 1: of the configuration, else the module's own; 0: it has none."""
+        if self.config.learning_rate:
             return self.config.learning_rate_in(server_round)
-        return self.config.decayed(self._initial.rate, server_round)
+        return self.config.decayed(self._initial.own_rate, server_round)
 
     @property
     def finetuning_rate(self) -> float:
         """The learning rate of fine-tuning, as of ``rate_in``."""
         return self.config.finetune_learning_rate or self.rate_in(self.config.num_server_rounds)
 
-    def new_module(self, *states: Mapping[str, Tensor]) -> Module:
+    def new_module(self, *states: Mapping[str, Tensor]) -> Learner:
         """The initial model, random body and random head, with states laid over it, one after the other."""
         module = self._initial.copy()
         if states:
@@ -210,7 +184,7 @@ class Experiment:
         remedy = "keeps normalization layers with the clients, and the model has none; take fedavg"
         raise InputError("algorithm", self.config.algorithm, remedy)
 
-    def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> Module:
+    def received_module(self, received: Mapping[str, Tensor], under: Mapping[str, Tensor] | None = None) -> Learner:
         """The initial model, over it what lies ``under``, and over both what was received.
 
         Raises:
@@ -225,9 +199,9 @@ class Experiment:
             expected = sorted(self.shared_names)
             raise ValueError(f"received {sorted(received)}, but {self.config.algorithm} shares {expected}")
 
-    def client_data(self, client: int, seed: int, **options: Any) -> Data:
-        """The data of a client; ``seed`` decides order and augmentation, options are as of ``ClientData``."""
-        return self.task.client_data(client, seed, **options)
+    def client_data(self, client: int, seed: int, pooled: bool = False, test_batch_size: int | None = None) -> Data:
+        """The data of a client; arguments as of ``AnyTask.client_data``."""
+        return self.task.client_data(client, seed, pooled, test_batch_size)
 
     def start(self) -> dict[str, Tensor]:
         """All weights and buffers of the initial model, also those in no part."""
@@ -263,40 +237,9 @@ class Experiment:
         self.algorithm.check(config)
         if config.cohort_size > 1 and not self.algorithm.in_cohorts:
             raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
+        self.task.check(self.algorithm, self._made, images)
         self.private  # noqa: B018 - refuses a model without what is to be private
-        if isinstance(self.task, OwnTask):
-            self._check_own(self.task)
-            return
-        refuse_unfit_size(config.model_name, config.image_size)
-        classes, channels = len(self.task.class_names), self.task.channels
-        model = build_model(config.model_name, classes, self.model_seed, config.norm, channels, config.image_size)
-        if images:
-            self.task.check()
-        if config.model_name not in MODELS:
-            sizes = self.task.batch_sizes(self.algorithm.pooled) if images else ([config.batch_size], [1])
-            try_model(config.model_name, model, classes, self.task.image_shape, *sizes)
-            if self.algorithm.has_own_loss:
-                refuse_other_forward(config.model_name, model, self.task.image_shape)
-        self.algorithm.check_model(config.model_name, model)
-        self._check_protected(model)
-        if config.initial_weights:
-            self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
-
-    def _check_own(self, task: OwnTask) -> None:
-        if self.algorithm.pooled:
-            raise InputError("algorithm", self.config.algorithm, "pools images; a task gives data client by client")
-        if self.algorithm.has_own_loss:
-            remedy = "has a loss of its own, for images and their classes, and a task's module brings one; take another"
-            raise InputError("algorithm", self.config.algorithm, f"{remedy}, as fedprox")
-        module = self._initial
-        task.check()
-        self.algorithm.check_steps(self.config.algorithm, by_hand=not module.lightning.automatic_optimization)
-        modes = dict(self.algorithm.phases) | {self.config.finetune_part: ""}
-        name, row = self.config.algorithm, self.algorithm
-        needed = {f"{name} shares": parts_of(row.shared), f"with {name} a client keeps": row.kept}
-        module.refuse_empty({**needed, **{f"something trains ({mode})": parts_of(mode) for mode in modes}})
-        own_trial.try_task(module, task, modes, self._made, lambda each: row.check_optimizer(name, each))
-        self._check_protected(module.model)
+        self._check_protected(self._initial.model)
 
     def _check_protected(self, model: nn.Module) -> None:
         """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""

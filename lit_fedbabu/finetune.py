@@ -15,11 +15,11 @@ from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, bodies, complete, values
 from lit_fedbabu.errors import InputError, one_line_errors
 from lit_fedbabu.files import alone_in
+from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
 from lit_fedbabu.stops import STOPS
-from lit_fedbabu.tasks.evaluation import STAGES, Score
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ def _finetuned(request: Request) -> list[Results]:
     checkpoint = request.checkpoint()
     trusted = request.task or request.model_name
     federation = read_federation(checkpoint, trusted, request.data is not None, request.algorithm)
-    if federation.config.task:
-        request.refuse_of_images()
+    request.refuse_unread_by(federation.config.kind)
     configs = list(request.configs(federation.config))
     request = request.with_statistics(federation.config)
     resolve_precision(configs[0].precision)
@@ -181,12 +180,10 @@ def _finetuned(request: Request) -> list[Results]:
         return _clients(request, federation, checkpoint)
     if len(configs) > 1:
         raise InputError("--data", request.data, "takes one --part and one --lr")
-    from lit_fedbabu.personal import newcomer, own_newcomer  # imports Lightning: first the cheap checks
+    from lit_fedbabu.personal import external  # imports Lightning: first the cheap checks
 
-    if federation.config.task:
-        return [Results(own_newcomer.finetune(federation, configs[0], request.data, request.save_to), request.save_to)]
     what = request.data, request.label_column, request.save_to, bool(request.running_statistics)
-    return [Results(newcomer.finetune(federation, configs[0], *what), request.save_to)]
+    return [Results(external.finetune(federation, configs[0], *what), request.save_to)]
 
 
 def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[Results]:
@@ -212,7 +209,8 @@ def _in_settings(
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
     experiment = federation.experiment(configs[0])
-    _check(experiment, federation, checkpoint)
+    experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
+    experiment.check()
     facts = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
         "source": system.source_digest(),
@@ -262,23 +260,6 @@ def _in_settings(
 
 def _shown(value: float | None, score: Score) -> str:
     return "not finite" if value is None else f"{score.shown(value):>6}{score.unit}"
-
-
-def _check(experiment: Any, federation: Federation, checkpoint: Path) -> None:
-    """Raise InputError where the clients' data are not what the fine-tuning needs, or not those of the federation."""
-    if federation.config.task:
-        experiment.check()
-        return
-    found = ", ".join(experiment.task.source.class_names)
-    expected = ", ".join(federation.class_names)
-    if found != expected:
-        remedy = f"has the classes {found}, and the federation's had {expected}; for images of your own there is --data"
-        raise InputError("dataset", experiment.config.dataset, remedy)
-    experiment.check()
-    dealt = checkpoint.resolve().parent.parent / PARTITION
-    if dealt.is_file() and dealt.read_text() != experiment.task.class_counts():
-        remedy = f"is dealt otherwise than {dealt} says, and clients would get others' images; give it as it was"
-        raise InputError("dataset", experiment.config.dataset, remedy)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,101 @@
 """What options must fulfil together."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import key_of
+from lit_fedbabu.files import dataset_folder
+from lit_fedbabu.options import OF_TASKS, TRAINER, key_of
 
 RATES = ("learning_rate", "finetune_learning_rate")
 """Fields of learning rates, which a task's module has its own of."""
 
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of task: what it makes of options, and where its code is, which commands that only name it do not import.
+
+    Args:
+        task: the import path of its class, as of ``tasks.protocol.AnyTask``.
+        saved: the folder and the module that reads its checkpoints, as of ``checkpoint.Saved``.
+        model: the field that names what is trained.
+        trainer: arguments of Lightning's Trainer that pass through, and their types.
+        has_own_rates: whether its modules bring learning rates, which stand where the options give none.
+        check: raises InputError where the options do not fit to it.
+        short_name: what it learns, for the name of a run's folder.
+        site: keys of the node-config of a site, and an example of each.
+        unread: options of ``finetune`` that it does not read.
+        by_options: whether options make its model, so that a folder of weights and options is a whole model.
+    """
+
+    task: str
+    saved: str
+    model: str
+    trainer: Mapping[str, type]
+    has_own_rates: bool
+    check: Callable[[Any], None]
+    short_name: Callable[[Any], str]
+    site: Mapping[str, str]
+    unread: tuple[str, ...]
+    by_options: bool
+
+
+def _check_images(config: Any) -> None:
+    if config.on_sites and len(config.classes) < 2:
+        remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
+        raise InputError("class-names", config.class_names, remedy)
+    if config.on_sites and config.normalization == "data":
+        remedy = "no one sees the images of all sites; take imagenet"
+        raise InputError("normalization", config.normalization, remedy)
+
+
+def _check_custom(config: Any) -> None:
+    if config.validation_fraction:
+        remedy = "is for images; the data of a task make a validation split of their own"
+        raise InputError("validation-fraction", config.validation_fraction, remedy)
+    if config.cohort_size > 1:
+        raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
+
+
+def _name_of_dataset(config: Any) -> str:
+    place = dataset_folder(config.dataset)
+    return place[0].resolve().name if place else Path(config.dataset).name
+
+
+IMAGES = Kind(
+    task="lit_fedbabu.tasks.images.task:ImageClassification",
+    saved="lit_fedbabu.tasks.images:saved",
+    model="model_name",
+    trainer=TRAINER,
+    has_own_rates=False,
+    check=_check_images,
+    short_name=_name_of_dataset,
+    site={"client-id": "0", "data-path": '"/data/images"'},
+    unread=(),
+    by_options=True,
+)
+CUSTOM = Kind(
+    task="lit_fedbabu.tasks.custom.task:CustomTask",
+    saved="lit_fedbabu.tasks.custom:saved",
+    model="task",
+    trainer={**TRAINER, **OF_TASKS},
+    has_own_rates=True,
+    check=_check_custom,
+    short_name=lambda config: str(config.task.replace(":", "-")),
+    site={"client-id": "0"},
+    unread=("augmentation", "dataset", "label_column", "running_statistics"),
+    by_options=False,
+)
+
+
+def kind_of(task: str) -> Kind:
+    """The kind of a task by its import path: one of the user's own, or if that is empty images."""
+    return CUSTOM if task else IMAGES
 
 
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
@@ -34,7 +119,7 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
             raise InputError(key, place, "has a NUL in it, which no path has")
     for field in (each for each in dataclasses.fields(config) if each.name in RATES):
         rate = getattr(config, field.name)
-        if rate < 0 or not (rate or config.task):
+        if rate < 0 or not (rate or config.kind.has_own_rates):
             raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
     if config.pretrained and not config.model_name.startswith("timm:"):
         remedy = "is for networks of timm, as model-name=timm:resnet18; others start from a file, initial-weights=PATH"
@@ -52,9 +137,7 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         raise InputError("num-new-clients", config.num_new_clients, "is for simulated clients; a new site has --data")
     if config.validation_fraction >= 1:
         raise InputError("validation-fraction", config.validation_fraction, "must be less than 1, as in 0.2")
-    if config.validation_fraction and config.task:
-        remedy = "is for images; the data of a task make a validation split of their own"
-        raise InputError("validation-fraction", config.validation_fraction, remedy)
+    config.kind.check(config)
     if config.trainer and config.cohort_size > 1:
         remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"
         raise InputError("trainer-options", config.trainer_options, remedy)
@@ -67,17 +150,9 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         raise InputError("trainer.accumulate_grad_batches", count, "pfedme takes a step for each batch; leave it out")
     if config.server_optimizer != "none" and config.algorithm == "local":
         raise InputError("server-optimizer", config.server_optimizer, "local shares nothing with a server; take none")
-    if config.task and config.cohort_size > 1:
-        raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
     if config.noise_multiplier and not config.clipping_norm:
         raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
-    if config.on_sites and not config.task and len(config.classes) < 2:
-        remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
-        raise InputError("class-names", config.class_names, remedy)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")
-    if config.on_sites and not config.task and config.normalization == "data":
-        remedy = "no one sees the images of all sites; take imagenet"
-        raise InputError("normalization", config.normalization, remedy)
     if config.clipping_norm and config.norm == "batch-running":
         raise InputError("clipping-norm", config.clipping_norm, 'would spoil running statistics; take norm="batch"')

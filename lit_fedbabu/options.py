@@ -169,16 +169,18 @@ def with_trainer(run_config: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError("trainer", table, "must be a table of Trainer arguments, as in trainer.gradient_clip_val=1")
     given = {**table, **{key.removeprefix("trainer."): run_config[key] for key in run_config if key[:8] == "trainer."}}
     if given:
-        own["trainer-options"] = json.dumps({**read_trainer(own.get("trainer-options", ""), True), **given})
+        own["trainer-options"] = json.dumps(
+            {**read_trainer(own.get("trainer-options", ""), {**TRAINER, **OF_TASKS}), **given}
+        )
     return own
 
 
-def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
+def read_trainer(text: str, allowed: Mapping[str, type]) -> dict[str, Any]:
     """Arguments of Lightning's Trainer, written as JSON; empty: none.
 
     Args:
         text: of the option ``trainer-options``.
-        of_task: whether they are for the module of a task.
+        allowed: those that pass through, and their types.
 
     Raises:
         InputError: it is no JSON, or an argument does not pass through or has a value of another type.
@@ -191,7 +193,6 @@ def read_trainer(text: str, of_task: bool) -> dict[str, Any]:
         raise InputError(
             "trainer-options", text, f'must be a JSON object, as in {{"gradient_clip_val": 1}}; {error}'
         ) from None
-    allowed = {**TRAINER, **OF_TASKS} if of_task else TRAINER
     for name, value in given.items():
         if name not in allowed:
             instead = (

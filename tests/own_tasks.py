@@ -459,6 +459,25 @@ fails = Task(Fails, Sensors, score="test_f1")
 head_only = Task(HeadOnly, Sensors, score="test_f1")
 not_logged = Task(Windows, Sensors, score="test_accuracy")
 no_task = Windows
+
+
+class AsObject:
+    """A task that is no ``Task``, and imports nothing of this package."""
+
+    score, higher_is_better, body = "test_f1", True, ("body",)
+
+    def module(self):
+        return Windows()
+
+    def data(self, client, num_clients, seed):
+        return Sensors(client, num_clients, seed)
+
+
+class Half:
+    module, score = Windows, "test_f1"
+
+
+as_object, half = AsObject(), Half()
 plain = Task(Plain, Sensors, score="test_f1")
 by_hand = Task(ByHand, Sensors, score="test_f1")
 sparse = Task(Bags, Sensors, score="test_f1")

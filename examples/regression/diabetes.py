@@ -7,8 +7,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics import R2Score
 
-from lit_fedbabu import Task
-
 
 class Progression(L.LightningModule):
     def __init__(self, width=16, lr=0.01):
@@ -56,4 +54,16 @@ class Clinic(L.LightningDataModule):
         return DataLoader(self.test, batch_size=100)
 
 
-task = Task(Progression, Clinic, score="test_r2")
+class Diabetes:
+    """The task, as an object: a module, data for each client, and the metric that clients are compared by."""
+
+    score = "test_r2"
+
+    def module(self):
+        return Progression()
+
+    def data(self, client, num_clients, seed):
+        return Clinic(client, num_clients, seed)
+
+
+task = Diabetes()

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.participation import CohortRound, needed, participation
-from lit_fedbabu.experiment import Data, Experiment, Module
-from lit_fedbabu.learning import trainer
-from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.tasks.evaluation import Measured, Personalization
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.evaluation import Measured, Personalization
+from lit_fedbabu.learning.seeding import seeded
+from lit_fedbabu.learning.state import Learner
+from lit_fedbabu.tasks.protocol import Data
 
 
 class TrainedClient(NamedTuple):
@@ -93,7 +93,7 @@ def cohort_update(
 
 def own_module(
     experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None
-) -> Module:
+) -> Learner:
     """The client's model when a round is over: what is evaluated, and what fine-tuning starts from.
 
     Raises:
@@ -108,7 +108,7 @@ def generic_modules(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None,
-) -> list[Module]:
+) -> list[Learner]:
     """Of each client the model that is measured as ``initial``; empty if that is its own one."""
     hook = experiment.algorithm.generic_model
     found = [hook(participation(experiment, client, server_round, received, memories)) for client in clients]
@@ -117,7 +117,7 @@ def generic_modules(
 
 def personal_model(
     experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
-) -> tuple[Module, Personalization]:
+) -> tuple[Learner, Personalization]:
     """A client's own model after a round, fine-tuned as ``finetune-*`` and ``num-finetune-epochs`` say.
 
     Randomness depends on (seed, client) alone.
@@ -131,17 +131,18 @@ def personal_models(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None = None,
-) -> list[tuple[Module, Personalization]]:
+) -> list[tuple[Learner, Personalization]]:
     """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
     modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
     with seeded(experiment.config.derived_seed("finetuning-draws", *clients)):
-        personalized = experiment.learner.personalize(
+        personalized = experiment.task.personalize(
             modules, finetuning_data(experiment, clients), **finetuning_of(experiment)
         )
     if generic := generic_modules(experiment, clients, server_round, received, memories):
         with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
-            data, options = finetuning_data(experiment, clients), {**finetuning_of(experiment), "epochs": 0}
-            measured = experiment.learner.personalize(generic, data, **options)
+            options = finetuning_of(experiment)
+            options["epochs"] = 0
+            measured = experiment.task.personalize(generic, finetuning_data(experiment, clients), **options)
         personalized = [own.beside(each) for own, each in zip(personalized, measured, strict=True)]
     return list(zip(modules, personalized, strict=True))
 
@@ -158,13 +159,10 @@ def initial_evaluations(
         own_module(experiment, client, server_round, received, memories) for client in clients
     ]
     with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
-        found: list[Measured] = experiment.learner.evaluate(modules, finetuning_data(experiment, clients))
-        return found
+        return list(experiment.task.evaluate(modules, finetuning_data(experiment, clients)))
 
 
-def with_running_statistics(
-    experiment: Experiment, client: int, module: LitFedBABU
-) -> tuple[LitFedBABU, dict[str, float]]:
+def with_running_statistics(experiment: Experiment, client: int, module: Learner) -> tuple[Learner, dict[str, float]]:
     """The client's model with running statistics of its training images, and what they change.
 
     Returns:
@@ -173,10 +171,10 @@ def with_running_statistics(
     """
     data, alone = finetuning_data(experiment, [client]), finetuning_data(experiment, [client], test_batch_size=1)
     with seeded(experiment.config.derived_seed("statistics-draws", client)):
-        fixed = trainer.with_running_statistics(module, data[0])
+        fixed = experiment.classifier.with_running_statistics(module, data[0])
         return fixed, {
-            "running_statistics_accuracy": trainer.evaluate([fixed], data)[0].accuracy,
-            "one_by_one_accuracy": trainer.evaluate([module], alone)[0].accuracy,
+            "running_statistics_accuracy": experiment.task.evaluate([fixed], data)[0].score,
+            "one_by_one_accuracy": experiment.task.evaluate([module], alone)[0].score,
         }
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Combined, Received, Server, Update
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.own_module import view_of
-from lit_fedbabu.learning.state import Learner
+from lit_fedbabu.learning.state import Learner, view_of
 
 LENGTHS = "lengths"
 """The extra array of a client: eta ||a_i||_1 of every weight, in the order of ``Server.weights``."""

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.steps import STEPS
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Data, Experiment, Module
+from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.state import Learner, state_of
+from lit_fedbabu.tasks.protocol import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Participation:
         """The experiment's."""
         return self.experiment.config
 
-    def module(self, *states: Mapping[str, Tensor]) -> Module:
+    def module(self, *states: Mapping[str, Tensor]) -> Learner:
         """A new module with the initial weights, over which the weights of states are laid, one after the other.
 
         Entries of states that are no weights of the model are left out.
@@ -78,8 +78,7 @@ class CohortRound:
     @property
     def class_counts(self) -> Sequence[Tensor]:
         """Of each client its training images by class (C,); for images alone."""
-        classes = len(self.experiment.task.class_names)
-        return [torch.bincount(torch.as_tensor(each.train_set.labels), minlength=classes) for each in self.data]
+        return [each.class_counts for each in self.data]
 
     def step(self, name: str, modules: Sequence[Learner]) -> list[L.Callback]:
         """Callbacks for how a mini-batch moves weights, by a name of ``STEPS``; it may be pulled to the modules."""
@@ -96,11 +95,16 @@ class CohortRound:
         """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
         epochs, steps = self.config.length(field)
         rate = self.learning_rate
-        own = {"losses": losses} if losses else {}
-        found: list[float] = self.experiment.learner.fit(
-            modules, self.data, mode=part, epochs=epochs, steps=steps, learning_rate=rate, callbacks=callbacks, **own
+        return self.experiment.task.fit(
+            modules,
+            self.data,
+            mode=part,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=rate,
+            callbacks=callbacks,
+            losses=losses,
         )
-        return found
 
     def shared(self, module: Learner) -> dict[str, Tensor]:
         """The weights of a module that travel."""

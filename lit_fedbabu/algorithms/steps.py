@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.learning.own_module import view_of
+from lit_fedbabu.learning.state import view_of
 
 
 class Proximal(L.Callback):

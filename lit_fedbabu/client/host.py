@@ -1,6 +1,5 @@
 """Where a node's clients have their images and memories: dealt to simulated nodes, a real node's own."""
 
-import dataclasses
 import os
 import platform
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import from_home
 from lit_fedbabu.printing import say
-from lit_fedbabu.tasks.own import task_of_site
+from lit_fedbabu.tasks.protocol import class_of
 
 
 class Host(NamedTuple):
@@ -54,7 +53,7 @@ class Hosts:
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
-        self._asked: tuple[Config, int | None] | None = None
+        self._asked: tuple[Config, int | None, str] | None = None
 
     def of(self, context: Context) -> Host:
         """The node that a message has come to.
@@ -72,17 +71,14 @@ class Hosts:
             place, nodes = int(node["partition-id"]), int(node["num-partitions"])
             state = Path(str(node["state-path"])).expanduser() if "state-path" in node else None
             return Host(place, nodes, self._built(config), state)
-        if config.task:
-            _need(node, "client-id", example="client-id=0")
-        else:
-            _need(node, "client-id", "data-path", example='client-id=0 data-path="/data/images"')
+        keys = config.kind.site
+        _need(node, *keys, example=" ".join(f"{key}={example}" for key, example in keys.items()))
         client, name = node["client-id"], f"client-id {node['client-id']} on {platform.node()}"
         if not isinstance(client, int) or client not in range(config.num_clients):
             highest = config.num_clients - 1
             raise ValueError(f"{name}: there are {config.num_clients} clients, so it must be 0 to {highest}")
         try:
-            images = config.dataset if config.task else str(node["data-path"])
-            experiment = self._built(dataclasses.replace(config, dataset=images), client)
+            experiment = self._built(config, client, str(node.get("data-path", "")))
             experiment.check()
             for note in experiment.task.notes:
                 say(f"note: {note}")
@@ -91,9 +87,11 @@ class Hosts:
         state = from_home(str(node.get("state-path", state_folder())))
         return Host(client, config.num_clients, experiment, state, client)
 
-    def _built(self, config: Config, site: int | None = None) -> Experiment:
-        if self._experiment is None or self._asked != (config, site):
-            self._experiment, self._asked = Experiment(config, task_of_site(config, site)), (config, site)
+    def _built(self, config: Config, site: int | None = None, data_path: str = "") -> Experiment:
+        if self._experiment is None or self._asked != (config, site, data_path):
+            task = None if site is None else class_of(config).of_site(config, site, data_path)
+            self._experiment = Experiment(config if task is None else task.config, task)
+            self._asked = config, site, data_path
         return self._experiment
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,16 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.files import whole
 from lit_fedbabu.learning import pretrained
-from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
-from lit_fedbabu.learning.own_state import users_state
 from lit_fedbabu.learning.parts import PARTS, REST, select
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
+from lit_fedbabu.option_rules import Kind, kind_of
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.module import LitFedBABU
-    from lit_fedbabu.learning.own_module import OwnModule
+    from lit_fedbabu.learning.state import Learner
 
+OUTSIDE = "lit_fedbabu_rest"
+"""Where a checkpoint has what the module leaves out of its state, as buffers that are not persistent."""
 KINDS = ("federation", "personal", "newcomer")
 """A federation's shared model; the personal model of one of its clients; the model of someone who had no part in it."""
 
@@ -57,9 +57,9 @@ class Checkpoint:
         return _task_of(self.provenance)
 
     @property
-    def image_size(self) -> int:
-        """Height and width in pixels of the images that the model takes."""
-        return _size(self.hyper_parameters)
+    def of(self) -> Kind:
+        """The kind of task whose module this is."""
+        return kind_of(self.task)
 
     def config(self) -> Config:
         """The configuration of the federation.
@@ -75,15 +75,36 @@ class Checkpoint:
 
     def build(self) -> nn.Module:
         """The model with its weights, in evaluation mode."""
-        options = self.hyper_parameters
-        dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
-        model = in_format(_new_model(options), dtype)
+        model, _ = _saved(self.provenance).model(self.provenance, self.hyper_parameters, self.state)
         load_state(model, self.state)
         model.eval()
         return model
 
 
-def save(module: LitFedBABU | OwnModule, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
+class Saved(Protocol):
+    """What a module of a task's folder says of the task's checkpoints. It does not import Lightning until it must."""
+
+    NEEDED: frozenset[str]
+    """Keys of the provenance, beside those that every checkpoint has."""
+    OPTIONS: frozenset[str]
+    """Keys of the hyper-parameters."""
+
+    def problem(self, provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+        """What it says that no model can have, by its key; empty: nothing."""
+
+    def names(self, provenance: Mapping[str, Any], options: Mapping[str, Any]) -> Sequence[str]:
+        """The model, by every name that the checkpoint has for it."""
+
+    def is_code(self, name: str) -> bool:
+        """Whether a name is an import path of the user's own, which is not imported unless it is trusted."""
+
+    def model(
+        self, provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]
+    ) -> tuple[nn.Module, dict[str, Tensor]]:
+        """A new model, and the entries of the checkpoint's state by the names there."""
+
+
+def save(module: Learner, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
     """Write a Lightning checkpoint, whole or not at all. ``load_from_checkpoint(path)`` of the module reads it too.
 
     Args:
@@ -122,14 +143,10 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     try:
         content = pretrained.read(path) if path.is_dir() else _of_file(path)
         provenance, options = content["lit_fedbabu"], content.get("hyper_parameters", {})
-        task = _task_of(provenance)
-        missing = (
-            {"config", "round"} if task else {"config", "round", "class_names", "mean", "std"}
-        ) - provenance.keys()
-        missing |= set() if task else {"model_name", "num_classes", "norm", "channels"} - options.keys()
-        state = users_state(content)
+        saved = _saved(provenance)
+        missing = ({"config", "round", *saved.NEEDED} - provenance.keys()) | (saved.OPTIONS - options.keys())
+        state: dict[str, Tensor] = {**content.get(OUTSIDE, {}), **content["state_dict"]}
         kind = provenance.get("kind") or _kind_of_0_1(provenance)
-        size = provenance.get("config", {}).get("image-size", 32)
     except Exception as error:  # a damaged file can make the reader raise anything
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError("checkpoint", str(path), f"is not one that lit_fedbabu wrote ({reason})") from None
@@ -139,19 +156,16 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     if kind not in KINDS:
         remedy = f"was written by another version of lit_fedbabu: its kind is {kind}, not one of {', '.join(KINDS)}"
         raise InputError("checkpoint", str(path), remedy)
-    if wrong := "" if task else _wrong(provenance, options):
+    if wrong := saved.problem(provenance, options):
         raise InputError("checkpoint", str(path), wrong)
-    if not task and size != _size(options):
-        remedy = f"is of a model for images of {_size(options)} pixels, and its configuration has image-size={size}"
-        raise InputError("checkpoint", str(path), remedy)
-    model_name = task or options["model_name"]
-    for name in (model_name, str(provenance["config"].get("model-name", ""))):
-        if ":" in name and not is_timm(name) and name != trusted and not (task and name != task):
-            key = "task" if task else "model-name"
+    of, names = kind_of(_task_of(provenance)), saved.names(provenance, options)
+    for name in names:
+        if saved.is_code(name) and name != trusted:
+            key = of.model.replace("_", "-")
             raise InputError(key, name, f"is code that the checkpoint names; give --{key} to trust it")
-    model, state = _of_task(task, state) if task else (_new_model(options), _without_prefix(state))
+    model, state = saved.model(provenance, options, state)
     if wrong := _mismatch(model, state):
-        raise InputError("checkpoint", str(path), f"has weights of another model than {model_name}: {wrong}")
+        raise InputError("checkpoint", str(path), f"has weights of another model than {names[0]}: {wrong}")
     if broken := not_finite(select(state, PARTS)):
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
@@ -168,33 +182,6 @@ def load(path: Path, trusted: str = "") -> LitFedBABU:
     load_state(module.model, checkpoint.state)
     module.provenance = checkpoint.provenance
     return module.eval()
-
-
-def _wrong(provenance: dict[str, Any], options: dict[str, Any]) -> str:
-    """What a checkpoint of images says that no model can have, by its key; empty: nothing."""
-    names, channels = provenance["class_names"], options["channels"]
-    fits = {
-        "model_name": isinstance(options["model_name"], str),
-        "num_classes": type(options["num_classes"]) is int and options["num_classes"] > 0,
-        "norm": options["norm"] in NORMS if isinstance(options["norm"], str) else False,
-        "channels": type(channels) is int and channels in (1, 3),
-        "dtype": options.get("dtype", "float32") in ("float32", "float64"),
-        "image_size": type(_size(options)) is int and _size(options) > 0,
-    }
-    for key in (key for key, fit in fits.items() if not fit):
-        return f"has {key} = {json.dumps(options.get(key), default=str)}, which no model has"
-    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
-        return "has class_names that are no list of names"
-    if len(names) != options["num_classes"]:
-        return f"has {len(names)} class_names, and num_classes = {options['num_classes']}"
-    for key in ("mean", "std"):
-        values = provenance[key]
-        numbers = isinstance(values, list | tuple) and all(type(each) in (int, float) for each in values)
-        if not numbers or len(values) != channels or not all(map(math.isfinite, values)):
-            return (
-                f"has {key} = {json.dumps(values, default=str)}, which must be a number for each of {channels} channels"
-            )
-    return ""
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -214,28 +201,9 @@ def _task_of(provenance: dict[str, Any]) -> str:
     return str(provenance["config"].get("task", ""))
 
 
-def _of_task(path: str, state: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A new module of a task, seen as body and head, and the entries of a checkpoint's state by the names there."""
-    from lit_fedbabu.learning.own_module import initial_module  # imports Lightning, which takes seconds
-    from lit_fedbabu.tasks.own import OwnTask
-
-    module = initial_module(OwnTask(Config(task=path)), 0)
-    return module.model, module.seen(state)
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("model."): value for name, value in state.items()}
-
-
-def _new_model(options: dict[str, Any]) -> nn.Module:
-    model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
-    return build_model(model_name, options["num_classes"], 0, norm, channels, _size(options))
-
-
-def _size(options: dict[str, Any]) -> int:
-    """Height and width of the images; of version 0.1, which did not say it, 32."""
-    size: int = options.get("image_size", 32)
-    return size
+def _saved(provenance: dict[str, Any]) -> Saved:
+    """What reads checkpoints of this kind of task."""
+    return cast(Saved, import_module(kind_of(_task_of(provenance)).saved.replace(":", ".")))
 
 
 def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:

@@ -140,6 +140,16 @@ class LitFedBABU(PartModule):
         return copy.deepcopy(self)
 
     @property
+    def named(self) -> nn.Module:
+        """The model of body and head."""
+        return self.model
+
+    @property
+    def own_rate(self) -> float:
+        """None: the run says at which rate it trains."""
+        return 0.0
+
+    @property
     def rest(self) -> dict[str, Tensor]:
         """What it has in neither part: nothing."""
         return {}

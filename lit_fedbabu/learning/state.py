@@ -1,11 +1,18 @@
 """A model's state, in which tied weights are one tensor."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+if TYPE_CHECKING:
+    import lightning as L
 
 NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Normalization layers; ``_NormBase`` is every batch and instance norm."""
@@ -13,11 +20,43 @@ NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 NEAR = 1e-4
 """Relative difference of weights that the same code makes: threads and the type of CPU may change the last bits."""
 
+VIEWS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+"""Of users' modules that are trained: each as a body and a head."""
+
 
 class Learner(Protocol):
     """What is trained: its ``model`` has the weights, under names that begin with ``body.`` or ``head.``."""
 
     model: nn.Module
+    provenance: dict[str, Any]
+    """Where the weights come from, and what inputs and outputs mean. It travels in checkpoints."""
+
+    @property
+    def named(self) -> nn.Module:
+        """The module by whose names a file of initial weights has them."""
+
+    @property
+    def own_rate(self) -> float:
+        """The learning rate that it brings; 0: none."""
+
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """What it has in no part, by names behind ``rest.``."""
+
+    def copy(self) -> Self:
+        """Another one with the same weights."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Lay a state, or some of it, over its own; raises ValueError where it is of another model."""
+
+    def with_provenance(self) -> AbstractContextManager[L.LightningModule]:
+        """The LightningModule that a checkpoint is written of, which while the block lasts adds the provenance."""
+
+
+def view_of(module: nn.Module) -> nn.Module:
+    """The body and head of a module that a Trainer is given: of a user's module as its task says."""
+    seen = VIEWS.get(module)
+    return module.get_submodule("model") if seen is None else seen
 
 
 def aliases(model: nn.Module) -> dict[str, str]:

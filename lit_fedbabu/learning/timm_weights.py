@@ -5,8 +5,8 @@ from pathlib import Path
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.files import whole
+from lit_fedbabu.learning import cache, reach
 from lit_fedbabu.learning.backbones import PREFIX, known, network
-from lit_fedbabu.tasks import cache, reach
 
 WAYS_OUT = "three ways out: a network, initial-weights=PATH with a file of them, or pretrained=false for random weights"
 

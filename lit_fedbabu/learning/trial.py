@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.parts import PARTS, select
+from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import aliases, load_state, state_of
-from lit_fedbabu.tasks.seeding import seeded
 
 FLOATS = (torch.float16, torch.float32, torch.float64)
 """Types of weights that can be averaged and sent."""

@@ -11,6 +11,7 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import new_folder
+from lit_fedbabu.option_rules import Kind
 from lit_fedbabu.options import ARTICLES
 from lit_fedbabu.printing import say
 from lit_fedbabu.records.federation import Federation, find_checkpoint
@@ -91,7 +92,8 @@ class Request:
         Raises:
             InputError: its models have them already, or are of a task.
         """
-        if not self.running_statistics and (self.running_statistics is not None or config.task):
+        unread = "running_statistics" in config.kind.unread
+        if not self.running_statistics and (self.running_statistics is not None or unread):
             return self
         if self.running_statistics and config.norm == "batch-running":
             raise InputError("--running-statistics", True, "the model has them already")
@@ -99,9 +101,9 @@ class Request:
         statistics = self.running_statistics or (saves and config.norm == "batch")
         return dataclasses.replace(self, running_statistics=statistics)
 
-    def refuse_of_images(self) -> None:
-        """Raise InputError where an option is given that a task does not read."""
-        for name in ("augmentation", "dataset", "label_column", "running_statistics"):
+    def refuse_unread_by(self, kind: Kind) -> None:
+        """Raise InputError where an option is given that the federation's task does not read."""
+        for name in kind.unread:
             if (value := getattr(self, name)) not in (None, ""):
                 key = f"--{name.replace('_', '-')}"
                 raise InputError(key, value, "is for federations of images, and this one is of a task; leave it out")
@@ -126,7 +128,7 @@ class Request:
         Raises:
             InputError: an option is outside its limits, or the checkpoint names an augmentation that is code.
         """
-        if ":" in config.augmentation and self.augmentation is None and not config.task:
+        if ":" in config.augmentation and self.augmentation is None and "augmentation" not in config.kind.unread:
             remedy = "is code that the checkpoint names; give --augmentation to trust it, or another one"
             raise InputError("augmentation", config.augmentation, remedy)
         parts = self.part.split(",") if self.part else [config.finetune_part]

@@ -24,10 +24,10 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.files import append_json_line, read_json_lines, write_json, write_whole
-from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.models import by_batch
-from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.state import not_finite
+from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.records import tensorboard
 from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import Federation
@@ -36,6 +36,7 @@ from lit_fedbabu.records.results import everyone, named, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.records.saved import checkpoint_of
 from lit_fedbabu.system import available_cores
+from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm
 
@@ -102,22 +103,19 @@ class Personalizer:
     def show(self, place: int, outcome: dict[str, Any]) -> None:
         """Write what TensorBoard shows: curve, confusions of the worst and the best client, features of the body."""
         experiment = self.experiments[place]
-        names = experiment.task.class_names
+        names, task = experiment.task.class_names, experiment.task
         folder = self.tunings[place].folder
-        if not names:
+        if not isinstance(task, Classifies):
             tensorboard.write_finetuning(folder, outcome)
             return
         finite = [row for row in outcome["clients"] if row["personalized_accuracy"] is not None]
         rows = sorted(finite, key=lambda row: row["personalized_accuracy"])
 
-        def of_test_images(module: LitFedBABU, client: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            (own,) = trainer.predictions([module], finetuning_data(experiment, [client]))
-            return own[1]
-
         confusions = {}
         for title, row in (("worst", rows[0]), ("best", rows[-1])):
             module, _ = personal_model(experiment, row["client"], *self.received)
-            _, logits, labels = of_test_images(module, row["client"])
+            ((_, of_test, *_),) = task.predictions([module], finetuning_data(experiment, [row["client"]]))
+            _, logits, labels = of_test
             matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
             confusions[title] = (f"client {row['client']}, the {title}", matrix)
         clients = (row["client"] for row in finite)
@@ -146,7 +144,7 @@ def sweep(
     groups = [
         (place, cohort)
         for place, pairs in groupby(todo, key=itemgetter(0))
-        for cohort in trainer.cohorts(tunings[place].config, [client for _, client in pairs])
+        for cohort in cohorts(tunings[place].config, [client for _, client in pairs])
     ]
     progress.begin("fine-tuning", len(todo))
     for place, rows in _personalized(personalizer, federation, groups, warm, progress):

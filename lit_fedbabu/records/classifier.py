@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.files import write_whole
-from lit_fedbabu.learning import checkpoint, pretrained
+from lit_fedbabu.learning import checkpoint, pretrained, reach
 from lit_fedbabu.learning.checkpoint import Checkpoint
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.records import model_card
-from lit_fedbabu.tasks import reach
-from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, to_array, with_channels
+from lit_fedbabu.tasks.preprocessing import Pixels, normalize, read_images, size_of, to_array, with_channels
 
 FILES = [pretrained.CONFIG, pretrained.WEIGHTS, model_card.NAME]
 """Of a saved model."""
@@ -40,7 +39,7 @@ class Classifier(nn.Module, ModelHubMixin):
 
     def __init__(self, saved: Checkpoint) -> None:
         super().__init__()
-        if saved.task:
+        if not saved.of.by_options:
             remedy = f"is of the task {saved.task}; load it with load_from_checkpoint of its own LightningModule"
             raise InputError("checkpoint", str(saved.path), remedy)
         self._saved = saved
@@ -49,7 +48,7 @@ class Classifier(nn.Module, ModelHubMixin):
         self.class_names: tuple[str, ...] = tuple(saved.provenance["class_names"])
         self.normalizes_by_batch = bool(by_batch(self.model))
         self.kind = saved.kind
-        self.image_size = saved.image_size
+        self.image_size = size_of(saved.hyper_parameters)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(saved.provenance[name], dtype=torch.float32)[:, None, None])
         self.eval()

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.state import Learner
 
 CLIENTS_SHOWN, IMAGES_SHOWN = 20, 25
 """Clients in the PROJECTOR tab, the first ones, and test images of each."""
 
 
-def features_of(experiment: Experiment, models: Iterable[tuple[int, LitFedBABU]]) -> tuple[Tensor, list[str]]:
+def features_of(experiment: Experiment, models: Iterable[tuple[int, Learner]]) -> tuple[Tensor, list[str]]:
     """What bodies make of test images of their clients: features (N, F), and the class of each image.
 
     Args:
@@ -21,10 +21,7 @@ def features_of(experiment: Experiment, models: Iterable[tuple[int, LitFedBABU]]
     """
     names, features, classes = experiment.task.class_names, [], []
     for (client, module), _ in zip(models, range(CLIENTS_SHOWN), strict=False):
-        data = experiment.client_data(client, 0)
-        images, labels = data.test_set.tensors
-        with torch.inference_mode():  # all images as one batch, whose statistics batch norm may use
-            found = module.eval().model.get_submodule("body")(data.prepare(images, None)).flatten(1)
+        found, labels = experiment.classifier.features(module, experiment.client_data(client, 0))
         features.append(found[:IMAGES_SHOWN].float())
         classes += [names[label] for label in labels[:IMAGES_SHOWN].tolist()]
     return torch.cat(features), classes

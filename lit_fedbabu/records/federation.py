@@ -82,17 +82,19 @@ class Federation:
     def experiment(self, config: Config) -> Experiment:
         """The experiment of this configuration, with the federation's initial model."""
         from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
-        from lit_fedbabu.tasks.own import task_of_site
+        from lit_fedbabu.tasks.protocol import class_of
 
-        return Experiment(config, task_of_site(config, self.site), self.initial)
+        task = None if self.site is None else class_of(config).of_site(config, self.site, config.dataset)
+        return Experiment(config, task, self.initial)
 
     def refuse_other_start(self, experiment: Experiment) -> None:
         """Raise InputError where a run would go on from another initial model than it was begun with."""
         config = experiment.config
-        key, value = ("task", config.task) if config.task else ("model-name", config.model_name)
         if name := first_other(self.initial, experiment.start()):
             remedy = "begins otherwise than when the run was begun; put back what it is read from, as a file"
-            raise InputError(key, value, f"its {name.removeprefix(f'{REST}.')} {remedy}")
+            raise InputError(
+                config.kind.model.replace("_", "-"), config.trusted, f"its {name.removeprefix(f'{REST}.')} {remedy}"
+            )
 
     @property
     def server_round(self) -> int:
@@ -138,7 +140,7 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         remedy = "is code that the checkpoint names; give --algorithm to trust it"
         raise InputError("algorithm", config.algorithm, remedy)
     if content.kind != "federation":
-        if not content.task:
+        if content.of.by_options:
             config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
         return Federation(config, [], content.state, provenance, kind=content.kind)
     method = algorithm_of(config)
@@ -177,7 +179,7 @@ def resumable(config: Config) -> Federation | None:
     seal.check_checkpoints(folder)
     if not (folder / LAST_CHECKPOINT).exists():
         return None
-    federation = read_federation(folder / LAST_CHECKPOINT, config.task or config.model_name, algorithm=config.algorithm)
+    federation = read_federation(folder / LAST_CHECKPOINT, config.trusted, algorithm=config.algorithm)
     begun = federation.config.experiment()
     for key, value in _with_rounds(config, federation.config).experiment().items():
         if value != begun[key]:

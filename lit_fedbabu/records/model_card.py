@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.algorithms.table import shared_of, title_of
 from lit_fedbabu.files import dataset_folder, write_whole
+from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
+from lit_fedbabu.option_rules import Kind, kind_of
 from lit_fedbabu.printing import in_code, in_markdown
 from lit_fedbabu.records.results import measures, score_of
-from lit_fedbabu.tasks.evaluation import STAGES
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -85,15 +86,16 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
 
     config = provenance["config"]
     method = in_markdown(title_of(config["algorithm"]))
-    what, use = _of_task(config, path) if config.get("task") else _of_images(config, provenance, path)
-    keys = [key for key in SETTINGS if key in config and not (config.get("task") and key in OF_IMAGES)]
+    of = _kind(provenance)
+    what, use = _of_images(config, provenance, path) if of.by_options else _of_task(config, path)
+    keys = [key for key in SETTINGS if key in config and (of.by_options or key not in OF_IMAGES)]
     made: ModelCard = ModelCard.from_template(
         _metadata(title, provenance, outcome),
         template_str=TEMPLATE,
         title=title,
         what=f"{what[0]}, by {method}{what[1]}",
         use=use,
-        dataset=in_code(config.get("task") or config["dataset"]),
+        dataset=in_code(_learned(config)),
         provenance=provenance,
         settings={key: in_markdown(str(config[key])) for key in keys},
         trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
@@ -117,17 +119,17 @@ def _metadata(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, A
     from huggingface_hub import ModelCardData
 
     config = provenance["config"]
-    task, data = config.get("task"), _data(provenance)
+    classifies, data = _kind(provenance).by_options, _data(provenance)
     found = _scores(provenance, outcome) if outcome else []
     return ModelCardData(
         license=LICENSE,
         library_name="lit_fedbabu",
         tags=["federated-learning", "personalized-federated-learning", config["algorithm"], "pytorch-lightning"],
-        metrics=[provenance["score"]["name"] if task else "accuracy"],
+        metrics=["accuracy" if classifies else provenance["score"]["name"]],
         model_name=title,
         ignore_metadata_errors=False,
-        pipeline_tag=None if task else "image-classification",
-        datasets=[data.partition(":")[0]] if not task and _is_hub_name(data) else None,
+        pipeline_tag="image-classification" if classifies else None,
+        datasets=[data.partition(":")[0]] if classifies and _is_hub_name(data) else None,
         eval_results=found or None,
     )
 
@@ -141,7 +143,7 @@ def _scores(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[E
     place = dataset_folder(data)
     return [
         EvalResult(
-            task_type="other" if provenance["config"].get("task") else "image-classification",
+            task_type="image-classification" if _kind(provenance).by_options else "other",
             dataset_type=data if _is_hub_name(data) else "own",
             dataset_name=place[0].name if place else data,
             metric_type=score.name,
@@ -153,7 +155,7 @@ def _scores(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[E
 
 
 def _results(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, str]:
-    if provenance["kind"] != "newcomer" or provenance["config"].get("task"):
+    if provenance["kind"] != "newcomer" or not _kind(provenance).by_options:
         return measures(outcome)
     return {
         name.replace("_", " "): f"{100 * value:.2f} %"
@@ -165,7 +167,7 @@ def _results(provenance: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[
 def _data(provenance: Mapping[str, Any]) -> str:
     """What the results are measured on: a newcomer's data, or the federation's."""
     config = provenance["config"]
-    return str(provenance.get("data") or config.get("task") or config["dataset"])
+    return str(provenance.get("data") or _learned(config))
 
 
 def _of_images(config: Mapping[str, Any], provenance: Mapping[str, Any], path: str) -> tuple[tuple[str, str], str]:
@@ -221,6 +223,15 @@ model = type(task.module()).load_from_checkpoint("{path}", weights_only=True)
 
 A federation's checkpoint has the head as it was before the first round unless the head is shared.""",
     )
+
+
+def _kind(provenance: Mapping[str, Any]) -> Kind:
+    return kind_of(provenance["config"].get("task", ""))
+
+
+def _learned(config: Mapping[str, Any]) -> str:
+    """What names the data: a task or a dataset."""
+    return str(config.get("task") or config["dataset"])
 
 
 def _began(config: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lit_fedbabu.files import write_whole
+from lit_fedbabu.learning.evaluation import ACCURACY, Score
 from lit_fedbabu.records.results import rate_words, scaled
-from lit_fedbabu.tasks.evaluation import ACCURACY, Score
 
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

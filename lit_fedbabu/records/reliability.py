@@ -9,8 +9,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lit_fedbabu.learning.evaluation import BINS, STAGES
 from lit_fedbabu.records.plots import COLUMN, MARKERS, look_of
-from lit_fedbabu.tasks.evaluation import BINS, STAGES
 
 LEAST = 10
 """Images of a bin that is drawn: of fewer, the share of right ones says little."""

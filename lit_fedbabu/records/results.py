@@ -12,8 +12,8 @@ import numpy as np
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, RunError, some
 from lit_fedbabu.files import read_json_lines
+from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.run_folder import COSTS, RESULTS, read_environment
-from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
 """The keys of every results.json."""

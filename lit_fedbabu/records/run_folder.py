@@ -9,7 +9,7 @@ import tomli_w
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, dataset_folder, from_home, new_folder, write_whole
+from lit_fedbabu.files import append_json_line, from_home, new_folder, write_whole
 from lit_fedbabu.options import read_toml
 from lit_fedbabu.system import versions
 
@@ -35,8 +35,7 @@ def default_run_name(config: Config) -> str:
 
     Characters of the dataset's name that a folder's name should not have become ``-``.
     """
-    place = dataset_folder(config.dataset) if not config.task else None
-    name = place[0].resolve().name if place else (config.task.replace(":", "-") or Path(config.dataset).name)
+    name = config.kind.short_name(config)
     dataset = "".join(each if each.isprintable() else "-" for each in name).lstrip(".")[:60] or "data"
     return f"{dataset}-{config.algorithm}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 

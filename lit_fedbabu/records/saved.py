@@ -11,8 +11,6 @@ from lit_fedbabu.system import shipped_bodies
 
 PERSONAL = "personal"
 """The folder of clients' models, in that of a fine-tuning's results."""
-NEWCOMER = "personal.ckpt"
-"""The module of a task, in a folder of someone who had no part in the federation."""
 
 
 def checkpoint_of(folder: Path, client: int) -> Path:

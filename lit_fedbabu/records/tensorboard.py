@@ -12,11 +12,11 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.printing import in_markdown
 from lit_fedbabu.records import plots, reliability
 from lit_fedbabu.records.loggers import Loggers
 from lit_fedbabu.records.results import MEASURES, curve, score_of, spread, table
-from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 BAND = "band"
 """The group of the edges mean ± std, which the CUSTOM SCALARS tab draws as a band around the mean; of accuracies within

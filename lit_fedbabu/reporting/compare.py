@@ -10,10 +10,10 @@ from typing import Any
 from lit_fedbabu.algorithms.table import is_pooled, place_of
 from lit_fedbabu.derived import OF_DATA
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.evaluation import Score
 from lit_fedbabu.records.run_folder import read_config
 from lit_fedbabu.reporting.names import method_names, run_names, setting_names
 from lit_fedbabu.reporting.runs import Run, Unfinished, read_run, unfinished
-from lit_fedbabu.tasks.evaluation import Score
 
 DATA = (*OF_DATA, "validation-fraction", "data", "clients", "round")
 """Always part of the setting: which data the clients have, and of a fine-tuning its data, clients and round."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.evaluation import BINS, STAGES, Score
 from lit_fedbabu.records.results import best_round, curve, score_of, spread
-from lit_fedbabu.tasks.evaluation import BINS, STAGES, Score
 
 Row = Mapping[str, Any]
 """Of a client in results.json."""

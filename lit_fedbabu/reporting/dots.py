@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 
+from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.differences import Comparison, Ranking, comparisons
 from lit_fedbabu.reporting.panels import Drawing, Panel, look
 from lit_fedbabu.reporting.tables import calibration
-from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 ROWS = 24
 """In a panel; more of them make another one."""

@@ -9,13 +9,13 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.records.results import rate_words
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings
 from lit_fedbabu.reporting.costs import Cost
 from lit_fedbabu.reporting.facts import splits
 from lit_fedbabu.reporting.panels import GREY, Drawing, Panel, look
 from lit_fedbabu.reporting.runs import Partition, Run
-from lit_fedbabu.tasks.evaluation import STAGES
 
 BESIDE = 6
 """Methods in colour beside the reference in a panel."""

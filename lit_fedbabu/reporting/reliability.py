@@ -2,11 +2,11 @@
 
 from matplotlib.axes import Axes
 
+from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.records.reliability import LEAST, draw_ideal, pooled
 from lit_fedbabu.reporting.compare import Cell, Study
 from lit_fedbabu.reporting.figures import Line, panels_of
 from lit_fedbabu.reporting.panels import Drawing, Panel
-from lit_fedbabu.tasks.evaluation import STAGES
 
 
 def reliability(study: Study) -> Drawing | None:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
+from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records.results import Results, curve, read_results, scaled, score_of
 from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment
 from lit_fedbabu.reporting.costs import Cost, cost_of
 from lit_fedbabu.reporting.damage import refuse_damaged
-from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 
 @dataclasses.dataclass(frozen=True)

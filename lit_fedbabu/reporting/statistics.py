@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from lit_fedbabu.tasks.evaluation import ACCURACY, Score
+from lit_fedbabu.learning.evaluation import ACCURACY, Score
 
 LEVEL = 0.95
 """Of every interval, and 1 minus the level of significance of the critical difference."""

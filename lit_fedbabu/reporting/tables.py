@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records.results import MEASURES, measure, rate_words, scaled, spread
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
 from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
-from lit_fedbabu.tasks.evaluation import STAGES, Score
 
 EPOCHS = (0, 1, 2, 3, 5, 10)
 """Columns of the table of fine-tunings, where they were reached."""

@@ -14,6 +14,7 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.handshake import Code
+from lit_fedbabu.learning.evaluation import ACCURACY, Score
 from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
@@ -22,7 +23,6 @@ from lit_fedbabu.server.sampling import participants, substitutes
 from lit_fedbabu.server.server_state import received
 from lit_fedbabu.server.spent import note_asked
 from lit_fedbabu.tasks.entries import row_problem
-from lit_fedbabu.tasks.evaluation import ACCURACY, Score
 from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Order, TrainReply
 
 SITE_PAUSE_S = 30
@@ -42,6 +42,7 @@ class Exchange:
         rate_in: the learning rate of a round.
         sizes: training and test samples of clients, where they are known.
         score: what clients are compared by.
+        classifies: whether that is an accuracy, of which the other measures are known too.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Exchange:
         rate_in: Callable[[int], float],
         sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
         score: Score = ACCURACY,
+        classifies: bool = True,
     ) -> None:
         self.config, self._algorithm = config, algorithm_of(config)
         self.nodes = nodes
@@ -63,7 +65,7 @@ class Exchange:
         self.failures = failures
         self.say = say
         self._rate_in = rate_in
-        self._sizes, self._score = sizes, score
+        self._sizes, self._score, self._classifies = sizes, score, classifies
         self.refused: set[int] = set()
         """Clients whose last answer to an evaluation could not be true."""
         self.bytes_down = self.bytes_up = 0
@@ -196,7 +198,7 @@ class Exchange:
             for row in reply.rows:
                 client: int = row["client"]
                 num_test = self._sizes.get(client, (None, None))[1]
-                if reason := row_problem(row, self._score, not self.config.task, epochs, num_test):
+                if reason := row_problem(row, self._score, self._classifies, epochs, num_test):
                     self.refused.add(client)
                     self._record(client, reason)
                 else:

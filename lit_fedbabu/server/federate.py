@@ -29,6 +29,7 @@ from lit_fedbabu.server.spent import privacy_facts
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.stops import settle
 from lit_fedbabu.system import LOG_MARK
+from lit_fedbabu.tasks.protocol import Classifies
 
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
@@ -85,7 +86,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     say(f"run folder {folder}")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
-    if config.task and not experiment.rate_in(1):
+    if not experiment.rate_in(1):
         none = "note: the task's module has no hyper-parameter learning_rate or lr that is a number"
         say(f"{none}; its own rate stands in every round")
     for note in () if config.on_sites else experiment.task.notes:
@@ -236,7 +237,8 @@ def _save_round(
 def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]] | None:
     """What a shared body makes of clients' test images, where the server has them and the body is whole."""
     config, algorithm = experiment.config, experiment.algorithm
-    if config.task or config.on_sites or algorithm.private or "body" not in parts_of(algorithm.shared):
+    nowhere = config.on_sites or algorithm.private or "body" not in parts_of(algorithm.shared)
+    if nowhere or not isinstance(experiment.task, Classifies):
         return None
     clients = range(config.num_clients)
     return features_of(experiment, ((client, experiment.received_module(received)) for client in clients))

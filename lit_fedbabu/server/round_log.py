@@ -10,10 +10,10 @@ from typing import Any
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.files import append_json_line
+from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.results import spread
 from lit_fedbabu.records.run_folder import COSTS
 from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.tasks.evaluation import ACCURACY, STAGES, Score
 
 HINT_AFTER, NEAR_CHANCE = 5, 0.99
 """Rounds, all of them with a loss above this share of that of guessing, after which a hint is given."""

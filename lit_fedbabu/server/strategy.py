@@ -21,6 +21,7 @@ from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
 from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.server.server_state import ServerRounds
+from lit_fedbabu.tasks.protocol import Classifies
 
 
 class SharedParts(Strategy):
@@ -63,7 +64,16 @@ class SharedParts(Strategy):
         self.log = RoundLog(config, folder, board, progress.say, rounds, classes, score, experiment.rate_in)
         failures = FailureLog(folder, board, progress.say, () if config.on_sites else experiment.task.client_names)
         self.exchange = Exchange(
-            config, nodes, memory, folder, failures, progress.say, experiment.rate_in, sizes, score
+            config,
+            nodes,
+            memory,
+            folder,
+            failures,
+            progress.say,
+            experiment.rate_in,
+            sizes,
+            score,
+            classifies=isinstance(experiment.task, Classifies),
         )
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
@@ -80,7 +90,7 @@ class SharedParts(Strategy):
         config = self.config
         drawn = f"{len(participants(config, 1))} of {config.num_federated} clients each"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
-        what = config.task or f"{config.dataset} by {config.partitioner}"
+        what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
         self.progress.say(
             f"{config.algorithm}: {config.num_server_rounds} rounds, {who},"

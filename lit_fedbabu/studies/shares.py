@@ -9,7 +9,6 @@ from lit_fedbabu.engines.resources import worker_environments
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.studies.plan import Study
 from lit_fedbabu.system import available_memory
-from lit_fedbabu.tasks.data import ImageClassification
 
 OWN_MB = 500
 """Mebibytes that a worker has of its own beside weights and batches. docs/performance.md has what was measured."""
@@ -51,9 +50,10 @@ def need_of(experiment: Experiment) -> int:
     model = experiment.new_module().model
     weights: int = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     batches = 0
-    if isinstance(experiment.task, ImageClassification) and not torch.cuda.is_available():
-        train, test = experiment.task.batch_sizes(experiment.algorithm.pooled)
-        images = torch.zeros(TRIED, *experiment.task.image_shape, dtype=next(model.parameters()).dtype)
+    known = experiment.task.batches(experiment.algorithm.pooled)
+    if known is not None and not torch.cuda.is_available():
+        train, test, shape = known
+        images = torch.zeros(TRIED, *shape, dtype=next(model.parameters()).dtype)
         batches = max(
             2 * max(train) * max(config.cohort_size, 1) * _kept_by_training(model, images) // TRIED,  # with gradients
             max(test) * _largest_of_evaluation(model, images) // TRIED,

@@ -85,7 +85,7 @@ def is_done(config: Config) -> bool:
     folder = Path(config.output_dir) / config.run_name
     if not (folder / RESULTS).exists() or not (folder / LAST_CHECKPOINT).exists():
         return False
-    done: int = checkpoint.read(folder / LAST_CHECKPOINT, config.task or config.model_name).provenance["round"]
+    done: int = checkpoint.read(folder / LAST_CHECKPOINT, config.trusted).provenance["round"]
     return done >= config.num_server_rounds
 
 

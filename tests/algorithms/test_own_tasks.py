@@ -9,8 +9,8 @@ import torch
 from lit_fedbabu.algorithms.client_update import client_update, own_module, personal_model
 from lit_fedbabu.config import Config
 from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import state_of
-from lit_fedbabu.tasks.seeding import seeded
 from tests.own_tasks import Regression, Sensors, Windows
 
 
@@ -152,7 +152,7 @@ def test_one_part_trains_as_in_a_plain_loop_while_the_other_stands_still(task, p
     experiment = experiment_of(task)
     module, initial = experiment.new_module(), state_of(experiment.new_module().model)
     with seeded(experiment.config.derived_seed("draws", 1, 0)):
-        experiment.learner.fit(
+        experiment.task.fit(
             [module], [experiment.client_data(0, 0)], mode=part, epochs=2, learning_rate=experiment.rate_in(1)
         )
     expected = by_hand(experiment, 0, 1, initial, [part])
@@ -202,7 +202,7 @@ def test_the_given_learning_rate_reaches_the_module():
     )
     module = experiment.new_module()
     data = experiment.client_data(0, 0)
-    experiment.learner.fit([module], [data], mode="full", epochs=1, learning_rate=0.5)
+    experiment.task.fit([module], [data], mode="full", epochs=1, learning_rate=0.5)
     assert module.lightning.hparams.lr == 0.5
     own = experiment_of()
     assert (own.rate_in(1), own.rate_in(2), own.finetuning_rate) == (0.01, 0.001, 0.001)
@@ -214,9 +214,9 @@ def test_trainer_arguments_reach_the_trainer():
     data = clipped.client_data(0, 0)
     before = state_of(module.copy().model)
     with seeded(0):
-        clipped.learner.fit([module], [data], mode="head", epochs=1, learning_rate=0.0)
+        clipped.task.fit([module], [data], mode="head", epochs=1, learning_rate=0.0)
     with seeded(0):
-        clipped.learner.fit([free], [experiment_of().client_data(0, 0)], mode="head", epochs=1, learning_rate=0.0)
+        clipped.task.fit([free], [experiment_of().client_data(0, 0)], mode="head", epochs=1, learning_rate=0.0)
     assert int(module.lightning.trainer.global_step) == 1
     assert int(free.lightning.trainer.global_step) == 3
     assert not torch.equal(state_of(module.model)["head.weight"], before["head.weight"])
@@ -297,7 +297,7 @@ def test_weights_that_are_computed_from_others_are_trained():
 def test_the_last_of_a_curve_is_that_of_the_trained_module():
     experiment = experiment_of("averages", num_finetune_epochs=2)
     module, outcome = personal_model(experiment, 0, 2, experiment.initial_shared())
-    assert experiment.learner.evaluate([module], [experiment.client_data(0, 0)]) == [outcome.personalized]
+    assert experiment.task.evaluate([module], [experiment.client_data(0, 0)]) == [outcome.personalized]
     assert len(outcome.curve) == 3
 
 
@@ -309,6 +309,6 @@ def test_an_epoch_of_several_loaders_has_the_batches_of_the_longest():
 def test_a_rate_that_is_a_whole_number_reaches_attributes_too():
     module = experiment_of().new_module()
     module.lightning.hparams.lr = module.lightning.lr = 1
-    assert module.rate == 1
+    assert module.own_rate == 1
     module.set_rate(0.5)
     assert module.lightning.lr == module.lightning.hparams.lr == 0.5

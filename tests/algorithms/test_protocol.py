@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.config import Config
-from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.words import parse_words
 from tests.support import (
     BALANCED,
@@ -115,8 +115,8 @@ def test_test_images_are_normalized_by_their_own_batch():
     assert torch.equal(in_training, in_evaluation)
     assert not torch.allclose(in_evaluation, halves, atol=1e-3)
     whole, cut = (client_data(dataclasses.replace(config, test_batch_size=size), 0, 0) for size in (1000, 3))
-    assert trainer.evaluate([module], [whole])[0].loss != pytest.approx(
-        trainer.evaluate([module], [cut])[0].loss, rel=1e-3
+    assert learner.evaluate([module], [whole])[0].loss != pytest.approx(
+        learner.evaluate([module], [cut])[0].loss, rel=1e-3
     )
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from lit_fedbabu import data
 from lit_fedbabu.config import Config
+from lit_fedbabu.learning import cache
 from lit_fedbabu.records.plots import fonts_for
 from lit_fedbabu.records.run_folder import default_run_name
-from lit_fedbabu.tasks import cache
 from lit_fedbabu.tasks.images.task import ImageClassification
 
 run = importlib.import_module("lit_fedbabu.run")

@@ -9,8 +9,8 @@ import torch
 
 from lit_fedbabu import doctor, system
 from lit_fedbabu.errors import RunError
+from lit_fedbabu.learning import reach
 from lit_fedbabu.system import program
-from lit_fedbabu.tasks import reach
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import resumable
+from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import client_data, partition, tiny_config
 
@@ -61,7 +62,7 @@ def test_files_get_the_classes_and_probabilities_of_the_evaluation(tmp_path, cap
     saved_model, config = saved(tmp_path)
     paths = write_test_images(config, tmp_path)
     module = LitFedBABU.load_from_checkpoint(saved_model)
-    evaluation = trainer.evaluate([module], [client_data(config, CLIENT, 0)])[0]
+    evaluation = learner.evaluate([module], [client_data(config, CLIENT, 0)])[0]
     rows = predicted(capsys, saved_model, *paths)
     names = Experiment(config).task.source.class_names
     labels = [names[label] for label in Experiment(config).task.source.test.labels[partition(config).test[CLIENT]]]
@@ -104,7 +105,7 @@ def test_running_statistics_are_those_of_the_training_images(tmp_path):
     layer = fixed.model.body[0][1]
     torch.testing.assert_close(layer.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert measured["running_statistics_accuracy"] == trainer.evaluate([fixed], [data])[0].accuracy
+    assert measured["running_statistics_accuracy"] == learner.evaluate([fixed], [data])[0].accuracy
     with torch.no_grad():
         images, labels = data.test_set.tensors
         alone = [module(normalize(image[None], *data.constants)).argmax().item() for image in images]
@@ -171,7 +172,7 @@ def test_a_clients_model_saved_by_finetune_predicts_alone_with_running_statistic
     (row,) = results.read_results(place)["clients"]
     module = LitFedBABU.load_from_checkpoint(saved_model)
     assert module.hparams.norm == "batch-running" and module.provenance["client"] == CLIENT
-    evaluation = trainer.evaluate([module], [client_data(tiny_config(), CLIENT, 0)])[0]
+    evaluation = learner.evaluate([module], [client_data(tiny_config(), CLIENT, 0)])[0]
     assert evaluation.accuracy == row["running_statistics_accuracy"]
     assert "running statistics accuracy" in (place / "README.md").read_text()
     capsys.readouterr()

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from lit_fedbabu import places
-from lit_fedbabu.tasks import cache
+from lit_fedbabu.learning import cache
 
 
 @pytest.fixture

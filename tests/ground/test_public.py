@@ -62,7 +62,9 @@ def test_arguments_of_other_types_are_refused_in_a_line(call, told):
     "modules",
     [
         "typer",
-        pytest.param("flwr.cli.app, lit_fedbabu.learning.trainer, lit_fedbabu.tasks.loaders", marks=pytest.mark.slow),
+        pytest.param(
+            "flwr.cli.app, lit_fedbabu.learning.trainer, lit_fedbabu.tasks.custom.loaders", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_warnings_as_errors_are_the_users_own_and_none_of_libraries(modules):

@@ -13,9 +13,9 @@ from lit_fedbabu.algorithms import client_update
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.records.run_folder import RESULTS
+from lit_fedbabu.tasks.images import learner
 from tests.support import client_data, state_digest, tiny, tiny_config
 
 TINY = {"timm:test_resnet": 96, "timm:test_vit": 64, "timm:test_convnext": 64, "timm:test_efficientnet": 256}
@@ -58,7 +58,7 @@ def test_what_does_not_train_stays_bitwise_with_its_statistics(norm):
     for mode in ("head", "body"):
         module, data = Experiment(config).new_module(), client_data(config, 2, 0)
         before = {name: value.clone() for name, value in module.model.state_dict().items()}
-        trainer.fit([module], [data], mode=mode, epochs=1, learning_rate=0.1)
+        learner.fit([module], [data], mode=mode, epochs=1, learning_rate=0.1)
         for name, value in module.model.state_dict().items():
             if not torch.equal(value, before[name]):
                 assert name.startswith(mode), name

@@ -110,7 +110,7 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(tmp_path, monkeyp
         Path(path).touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.L.Trainer, "save_checkpoint", full)
+    monkeypatch.setattr(trainer.ClientTrainer, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(module, tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
@@ -121,8 +121,8 @@ def test_a_checkpoint_knows_the_size_of_its_images(tmp_path):
     facts = {"round": 1, "class_names": list("abcdefghij"), "mean": [0.5] * 3, "std": [0.2] * 3}
     module.provenance = {"kind": "personal", "config": {"image-size": 16}, **facts}
     checkpoint.save(module, tmp_path / "model.ckpt")
-    assert checkpoint.read(tmp_path / "model.ckpt").image_size == load_model(tmp_path / "model.ckpt").image_size == 16
-    assert checkpoint.read(OLD / "personal.ckpt", MODEL).image_size == 32, "0.1 did not say it"
+    assert load_model(tmp_path / "model.ckpt").image_size == 16
+    assert load_model(OLD / "personal.ckpt", MODEL).image_size == 32, "0.1 did not say it"
     module.provenance["config"]["image-size"] = 48
     checkpoint.save(module, tmp_path / "other.ckpt")
     with pytest.raises(

@@ -15,6 +15,7 @@ from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.models import MODELS, NORMS
 from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.tasks.images import learner
 from tests.support import NARROW, tiny, tiny_config
 
 TOGETHER = [name for name, row in ALGORITHMS.items() if row.in_cohorts and not row.pooled]
@@ -98,7 +99,7 @@ def test_what_a_mode_leaves_alone_is_bitwise_the_same_in_every_client():
     modules = [experiment.new_module() for _ in range(5)]
     before = {name: value.clone() for name, value in modules[0].model.state_dict().items()}
     data = [experiment.client_data(client, client) for client in range(5)]
-    trainer.fit(modules, data, mode="body", epochs=1, learning_rate=0.1)
+    learner.fit(modules, data, mode="body", epochs=1, learning_rate=0.1)
     for module in modules:
         for name, value in module.model.state_dict().items():
             assert torch.equal(value, before[name]) == name.startswith("head."), name

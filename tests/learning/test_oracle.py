@@ -17,7 +17,7 @@ from lit_fedbabu.algorithms.memory import recall
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.learning.seeding import seeded
 from tests import oracle_tasks
 
 CLIENT = 1

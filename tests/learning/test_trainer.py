@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.learning import trainer
+from lit_fedbabu.learning.evaluation import Evaluation
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
-from lit_fedbabu.tasks.evaluation import Evaluation
+from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.measures import auroc
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import client_data, state_digest, tiny_config
@@ -30,10 +30,10 @@ def test_running_statistics_move_with_their_part(mode):
     module = new_module(config)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     curve: list[Evaluation] = []
-    trainer.fit([module], [client_data(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1, curves=[curve])
+    learner.fit([module], [client_data(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1, curves=[curve])
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in select(before, parts_of(mode))), name
-    assert curve[-1] == trainer.evaluate([module], [client_data(config, 0, seed=1)])[0]
+    assert curve[-1] == learner.evaluate([module], [client_data(config, 0, seed=1)])[0]
 
 
 @pytest.mark.parametrize("mode", ["body", "head", "full"])
@@ -41,7 +41,7 @@ def test_only_the_mode_trains_and_the_rest_stays_bitwise(mode):
     config = tiny_config(weight_decay=0.1, momentum=0.9)
     module = new_module(config)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    trainer.fit([module], [client_data(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1)
+    learner.fit([module], [client_data(config, 0, seed=1)], mode=mode, epochs=2, learning_rate=0.1)
     trained = select(before, parts_of(mode)).keys()
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in trained), name
@@ -54,7 +54,7 @@ def test_accuracy_and_loss_are_those_of_the_whole_test_set():
     config = tiny_config(test_batch_size=1000, normalization="imagenet")
     module = new_module(config)
     data = client_data(config, 2, seed=1)
-    evaluation = trainer.evaluate([module], [data])[0]
+    evaluation = learner.evaluate([module], [data])[0]
     images, labels = data.test_set.tensors
     raw = (images.permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
         [0.229, 0.224, 0.225]
@@ -70,11 +70,11 @@ def test_mixed_precision_trains_float32_weights():
     config = tiny_config(precision="bf16-mixed")
     module = new_module(config)
     before = state_digest(module.model.state_dict())
-    (loss,) = trainer.fit([module], [client_data(config, 0, seed=1)], mode="full", epochs=1, learning_rate=0.01)
+    (loss,) = learner.fit([module], [client_data(config, 0, seed=1)], mode="full", epochs=1, learning_rate=0.01)
     full = new_module(config)
     in_float32 = client_data(tiny_config(precision="32-true"), 0, seed=1)
     assert [loss] == pytest.approx(
-        trainer.fit([full], [in_float32], mode="full", epochs=1, learning_rate=0.01), rel=0.05
+        learner.fit([full], [in_float32], mode="full", epochs=1, learning_rate=0.01), rel=0.05
     )
     assert {value.dtype for value in module.model.state_dict().values()} == {torch.float32}
     assert len({before, state_digest(module.model.state_dict()), state_digest(full.model.state_dict())}) == 3
@@ -84,7 +84,7 @@ def test_predictions_and_measures_of_mixed_precision_are_float32():
     config = tiny_config(precision="bf16-mixed")
     module, data = Experiment(config).new_module(), client_data(config, 2, 0)
     images, labels = data.test_set.tensors
-    (own,) = trainer.predictions([module], [data])
+    (own,) = learner.predictions([module], [data])
     assert {(features.dtype, logits.dtype) for features, logits, _ in own} == {(torch.float32, torch.float32)}
     logits = own[1][1]
     torch.testing.assert_close(logits, module(normalize(images, *data.constants)), rtol=0.05, atol=0.05)
@@ -97,13 +97,13 @@ def test_predictions_and_measures_of_mixed_precision_are_float32():
     )
     for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
         metric.reset()
-    assert trainer.evaluate([module], [data]) == [expected]
+    assert learner.evaluate([module], [data]) == [expected]
 
 
 def test_reach_is_nearest_templates_and_a_look_at_other_classes():
     config = tiny_config()
     module, data = Experiment(config).new_module(), client_data(config, 2, 0)
-    found = trainer.probe([module], [data])[0]
+    found = learner.probe([module], [data])[0]
     (images, labels), (test_images, test_labels) = (
         (normalize(part.tensors[0], *data.constants), part.tensors[1]) for part in (data.train_set, data.test_set)
     )
@@ -118,7 +118,7 @@ def test_reach_is_nearest_templates_and_a_look_at_other_classes():
     with torch.no_grad():
         module.model.head.bias[other_labels[0]] = 1e6  # says this class, whatever it sees
     expected = (other_labels == other_labels[0]).double().mean().item()
-    assert trainer.probe([module], [data])[0].other_classes_accuracy == expected > 0
+    assert learner.probe([module], [data])[0].other_classes_accuracy == expected > 0
 
 
 def test_f1_and_auroc_are_those_of_scikit_learn():
@@ -127,7 +127,7 @@ def test_f1_and_auroc_are_those_of_scikit_learn():
     images, labels = data.test_set.tensors
     with torch.no_grad():
         module.model.head.bias[labels.unique()] += 10  # it takes images for both classes
-    found = trainer.probe([module], [data])[0]
+    found = learner.probe([module], [data])[0]
     with torch.no_grad():
         logits = module(normalize(images, *data.constants))
     probabilities = logits.softmax(1).numpy()
@@ -140,7 +140,7 @@ def test_f1_and_auroc_are_those_of_scikit_learn():
 
 def test_a_client_of_all_classes_has_no_other_ones():
     config = tiny_config(partitioner="iid", num_clients=1)
-    found = trainer.probe([Experiment(config).new_module()], [client_data(config, 0, 0)])[0]
+    found = learner.probe([Experiment(config).new_module()], [client_data(config, 0, 0)])[0]
     assert np.isnan(found.other_classes_accuracy) and found.template_accuracy > 0
 
 
@@ -156,7 +156,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
         (bins == each).double().mean() * abs(hits[bins == each].double().mean() - confidence[bins == each].mean())
         for each in bins.unique()
     )
-    assert trainer.evaluate([module], [data])[0].calibration_error == pytest.approx(float(expected), abs=1e-6)
+    assert learner.evaluate([module], [data])[0].calibration_error == pytest.approx(float(expected), abs=1e-6)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import torch
 from lit_fedbabu.algorithms import client_update
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.learning import checkpoint, trainer
+from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.results import read_results, table
+from lit_fedbabu.tasks.images import learner
 from tests.support import NARROW, tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_core")
 @pytest.fixture
 def diverging(monkeypatch):
     """Let the fine-tuning of client 3 end in weights that are not numbers."""
-    personalize = trainer.fit
+    personalize = learner.fit
 
     def fit(modules, data, **options):
         losses = personalize(modules, data, **options)
@@ -30,7 +31,7 @@ def diverging(monkeypatch):
                     module.model.head.weight[0, 0] = math.nan
         return losses
 
-    monkeypatch.setattr(trainer, "fit", fit)
+    monkeypatch.setattr(learner, "fit", fit)
 
 
 def test_a_run_leaves_out_a_client_whose_model_diverged(diverging, federate, capsys):

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.learning.trainer import evaluate
 from lit_fedbabu.personal.sweep import Personalizer
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.tasks.images.learner import evaluate
 from tests.support import MEASURES, NARROW, client_data, finetuned, partition, tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")

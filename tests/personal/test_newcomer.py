@@ -9,7 +9,7 @@ from PIL import Image
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.personal import newcomer
+from lit_fedbabu.personal import external
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.report import main as report
 from lit_fedbabu.system import program
@@ -124,7 +124,7 @@ def test_epochs_are_told_as_they_end_and_a_stop_tells_the_command(finished, tmp_
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(newcomer, "results", stopped)
+    monkeypatch.setattr(external, "results", stopped)
     command = [str(finished), "--data", str(paint(tmp_path / "my photos"))]
     capsys.readouterr()
     assert finetune(command) == 130

@@ -9,8 +9,7 @@ from huggingface_hub import ModelCard
 from lit_fedbabu import Classifier, load_model
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.learning import checkpoint, pretrained
-from lit_fedbabu.tasks import reach
+from lit_fedbabu.learning import checkpoint, pretrained, reach
 from tests.support import tiny_config
 
 

@@ -6,10 +6,10 @@ import torch
 from matplotlib.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_fedbabu.learning.evaluation import BINS, STAGES
 from lit_fedbabu.records import plots, run_folder
 from lit_fedbabu.records.reliability import diagram, pooled
 from lit_fedbabu.reporting.reliability import reliability
-from lit_fedbabu.tasks.evaluation import BINS, STAGES
 from lit_fedbabu.tasks.images.measures import by_confidence
 from tests.reporting.made_up import change, made_up_run, study_of
 

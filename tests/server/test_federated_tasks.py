@@ -18,7 +18,7 @@ from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main
 from lit_fedbabu.run import main as run_main
-from lit_fedbabu.tasks import loaders
+from lit_fedbabu.tasks.custom import loaders
 from tests import own_tasks
 from tests.support import FakeGrid, curves, files_that_decide
 
@@ -138,7 +138,8 @@ def test_a_newcomer_gets_a_model_of_its_own(windows, tmp_path, capsys):
 
 REFUSED = [
     ("nowhere:task", "import path of a lit_fedbabu.Task"),
-    ("tests.own_tasks:no_task", "it is a type"),
+    ("tests.own_tasks:no_task", "it is a type, Windows"),
+    ("tests.own_tasks:half", "it is a Half without data"),
     ("tests.own_tasks:headless", "Headless has no head, which is to be its head"),
     ("tests.own_tasks:tied", "is in body and head at once"),
     ("tests.own_tasks:extra", "its weight temperature is in neither body nor head"),
@@ -169,6 +170,16 @@ REFUSED = [
     ("tests.own_tasks:endless", "a loader does not end within"),
     ("tests.own_tasks:drops", "the training loader of client 2 gives no batch of its 24 samples"),
 ]
+
+
+def test_an_object_with_a_tasks_methods_is_one(windows, federate):
+    folder, _ = federate(config_of("as_object"))
+    saved = [
+        read_federation(each / LAST_CHECKPOINT, f"tests.own_tasks:{name}")
+        for each, name in ((folder, "as_object"), (windows, "windows"))
+    ]
+    assert saved[0].shared.keys() == saved[1].shared.keys()
+    assert all(torch.equal(value, saved[1].shared[name]) for name, value in saved[0].shared.items())
 
 
 @pytest.mark.parametrize(("task", "told"), REFUSED, ids=[task for task, _ in REFUSED])

@@ -59,7 +59,7 @@ def test_the_need_of_a_run_is_of_its_largest_batch():
     experiment = tiny(model_name=NARROW, test_batch_size=1000, batch_size=2)
     weights = sum(value.numel() * value.element_size() for value in experiment.new_module().model.state_dict().values())
     least = shares.OWN_MB * 2**20 + weights * (shares.COPIES + experiment.config.clients_per_round)
-    _, (largest, smallest) = experiment.task.batch_sizes()
+    _, (largest, smallest) = experiment.task.batches(False)[:2]
     assert largest > smallest and shares.need_of(experiment) == least + largest * layer
     together = tiny(model_name=NARROW, test_batch_size=1, batch_size=2, cohort_size=1000)
     assert shares.need_of(together) > least + 2 * 2 * 1000 * layer, "and all that is in memory at once for gradients"

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.tasks.images import sources
+from lit_fedbabu.tasks.images import learner, sources
 from tests.support import client_data, partition, tiny_config
 
 
@@ -33,7 +32,7 @@ def test_an_epoch_takes_one_draw_however_it_ends(batch_size, monkeypatch):
     module_data = client_data(config, 1, 5)
     seen = []
     monkeypatch.setattr(LitFedBABU, "on_train_batch_start", lambda module, batch, index: seen.append(batch[1].clone()))
-    trainer.fit([LitFedBABU()], [module_data], mode="head", epochs=3, learning_rate=0.1)
+    learner.fit([LitFedBABU()], [module_data], mode="head", epochs=3, learning_rate=0.1)
     generator = torch.Generator().manual_seed(5)
     orders = [torch.randperm(len(module_data.train_set), generator=generator) for _ in range(3)]
     assert torch.equal(torch.cat(seen), module_data.train_set.tensors[1][torch.cat(orders)])

@@ -12,9 +12,8 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.learning import trainer
-from lit_fedbabu.tasks import cache, reach
-from lit_fedbabu.tasks.images import hub, sources
+from lit_fedbabu.learning import cache, reach
+from lit_fedbabu.tasks.images import hub, learner, sources
 from lit_fedbabu.tasks.images.transforms import normalize
 from tests.support import tiny, tiny_config
 
@@ -134,7 +133,7 @@ def test_hub_datasets_say_their_channels_classes_and_normalization(
     torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(channels), rtol=0, atol=1e-5)
     module = experiment.new_module()
     assert module(normalized).shape == (num_classes, num_classes)
-    assert trainer.fit([module], [experiment.client_data(0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
+    assert learner.fit([module], [experiment.client_data(0, 1)], mode="full", epochs=1, learning_rate=0.1)[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ class ClientData(L.LightningDataModule):
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
 
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images by class (C,)."""
+        return torch.bincount(torch.as_tensor(self.train_set.labels), minlength=len(self.task.class_names))
+
     def allow(self, epochs: float, steps: int) -> int:
         """Give no more training batches than ``length.steps_of`` says; returns how many epochs these begin."""
         batches = math.ceil(len(self.train_set) / self.config.batch_size)

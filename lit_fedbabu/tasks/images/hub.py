@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.tasks import reach
+from lit_fedbabu.learning import reach
 
 SUBSETS = {"ufldl-stanford/svhn": "cropped_digits"}
 """The subset that a hub dataset is read from, where the name does not say it as in "owner/name:subset"."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
 
-from lit_fedbabu.tasks.evaluation import BINS, FeatureProbe
+from lit_fedbabu.learning.evaluation import BINS, FeatureProbe
 
 Predicted = tuple[Tensor, Tensor, Tensor]
 """Features (N, F), logits (N, num_classes) and labels (N,) of N images."""

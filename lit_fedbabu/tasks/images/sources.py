@@ -13,7 +13,7 @@ from PIL import Image
 
 from lit_fedbabu.errors import InputError, RunError, some
 from lit_fedbabu.files import dataset_folder, from_home
-from lit_fedbabu.tasks import cache
+from lit_fedbabu.learning import cache
 from lit_fedbabu.tasks.images.arrays import ImageFiles
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, hidden_images

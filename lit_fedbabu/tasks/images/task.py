@@ -1,19 +1,37 @@
-"""Image classification as a task: its dataset, its split, and the data of each client."""
+"""Image classification as a task: its dataset, its split, the data of each client, and how models learn from them."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.learning import pretrained
+from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalization
+from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
+from lit_fedbabu.learning.module import LitFedBABU
+from lit_fedbabu.learning.parts import select
+from lit_fedbabu.learning.state import Learner
+from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.options import imported
-from lit_fedbabu.tasks.evaluation import ACCURACY
+from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
+from lit_fedbabu.tasks.protocol import Batches, Data
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_fedbabu.algorithms.algorithm import Algorithm
+    from lit_fedbabu.tasks.images.measures import Predicted
 
 Constants = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation by channel, of images scaled to 0..1."""
@@ -34,6 +52,49 @@ class ImageClassification:
         self.config = config
         self._constants = constants
         self._classes = tuple(classes) or config.classes
+
+    @classmethod
+    def of_site(cls, config: Config, client: int, data_path: str) -> Self:
+        """The task on a machine with images of its own, in a folder or file."""
+        return cls(dataclasses.replace(config, dataset=data_path))
+
+    @classmethod
+    def of_external(cls, config: Config, data: str, label_column: str, saved: Mapping[str, Any], further: bool) -> Self:
+        """The images of someone who had no part: a folder, a hub name or "digits", all of them of one client.
+
+        Raises:
+            InputError: they have one class, or where a model is tuned ``further`` one that it does not know.
+        """
+        config = dataclasses.replace(
+            config,
+            dataset=data,
+            label_column=label_column,
+            class_names="",
+            natural_id_column="",
+            normalization="data",
+            partitioner="iid",
+            num_clients=1,
+            num_new_clients=0,
+            min_clients_per_round=0,
+            validation_fraction=0.0,
+            min_client_images=1,
+        )
+        constants, classes = (saved["mean"], saved["std"]), tuple(saved["class_names"])
+        task = cls(config, constants)
+        found = task.class_names
+        if further and (unknown := [name for name in found if name not in classes]):
+            remedy = f"has the classes {some(unknown)}, and the model knows {some(classes)}"
+            raise InputError("--data", data, f"{remedy}; fine-tune a federation's body")
+        if further and tuple(found) != classes:
+            task = cls(config, constants, classes)
+        if len(task.class_names) < 2:
+            raise InputError("--data", data, f"has one class, {found[0]}; give two or more")
+        return task
+
+    @property
+    def title(self) -> str:
+        """Dataset and partitioner."""
+        return f"{self.config.dataset} by {self.config.partitioner}"
 
     @cached_property
     def source(self) -> Source:
@@ -109,23 +170,49 @@ class ImageClassification:
         """What natural-id names the clients, by their numbers; empty for others."""
         return client_names(self.source, self.partition) if self.config.partitioner == "natural-id" else ()
 
-    def client_data(self, client: int, seed: int, **options: Any) -> ClientData:
-        """The data of a client; options as of ``ClientData``."""
-        return ClientData(self, client, seed, **options)
+    def client_data(
+        self, client: int, seed: int, pooled: bool = False, test_batch_size: int | None = None
+    ) -> ClientData:
+        """The images of a client; arguments as of ``ClientData``."""
+        return ClientData(self, client, seed, pooled, test_batch_size)
 
-    def check(self) -> None:
-        """Read and deal the dataset, and try the user's own augmentation.
+    def check(self, algorithm: Algorithm, made: Callable[[], Learner], with_data: bool) -> None:
+        """Read and deal the dataset, and try the user's own model and augmentation.
 
         Raises:
-            InputError: the dataset is not what the configuration needs, or the augmentation fails.
+            InputError: the dataset is not what the configuration needs, or the model or the augmentation fails.
         """
+        config = self.config
+        refuse_unfit_size(config.model_name, config.image_size)
+        if with_data:
+            self._check_data()
+        classes, seed = len(self.class_names), config.derived_seed("model")
+        model = build_model(config.model_name, classes, seed, config.norm, self.channels, config.image_size)
+        if config.model_name not in MODELS:
+            sizes = self.batches(algorithm.pooled)[:2] if with_data else ([config.batch_size], [1])
+            try_model(config.model_name, model, classes, self.image_shape, *sizes)
+            if algorithm.has_own_loss:
+                refuse_other_forward(config.model_name, model, self.image_shape)
+        algorithm.check_model(config.model_name, model)
+
+    def _check_data(self) -> None:
         self.augmentation  # noqa: B018 - imported before the dataset is read
         if self.config.normalization == "imagenet" and self.source.channels != 3:
             remedy = "is of colour images; the dataset's are grey: take data"
             raise InputError("normalization", self.config.normalization, remedy)
         self.partition  # noqa: B018 - dealt once, here
         if callable(self.augmentation):
-            try_augmentation(self.config.augmentation, self.augmentation, self.image_shape, self.batch_sizes()[0])
+            try_augmentation(self.config.augmentation, self.augmentation, self.image_shape, self.batches(False).train)
+
+    def refuse_other(self, saved: Mapping[str, Any], split: Path) -> None:
+        """Raise InputError where classes or split are not those of a federation."""
+        found, expected = ", ".join(self.source.class_names), ", ".join(saved["class_names"])
+        if found != expected:
+            remedy = f"has the classes {found}, and the federation's had {expected}"
+            raise InputError("dataset", self.config.dataset, f"{remedy}; for images of your own there is --data")
+        if split.is_file() and split.read_text() != self.class_counts():
+            remedy = f"is dealt otherwise than {split} says, and clients would get others' images; give it as it was"
+            raise InputError("dataset", self.config.dataset, remedy)
 
     @property
     def sizes(self) -> dict[int, tuple[int, int]]:
@@ -138,17 +225,14 @@ class ImageClassification:
         """Of an image as the model takes it: channels, height and width."""
         return self.channels, self.config.image_size, self.config.image_size
 
-    def batch_sizes(self, pooled: bool = False) -> tuple[list[int], list[int]]:
-        """Images of the largest and the smallest batch that a client trains on, and of those that it is evaluated on.
-
-        Args:
-            pooled: whether one participant trains on the images of all clients.
-        """
+    def batches(self, pooled: bool) -> Batches:
+        """The batches of all clients, or of one participant that trains on the images of all."""
         config, parts = self.config, self.partition
         train = [len(images) for images in parts.train]
-        return (
+        return Batches(
             _extremes([sum(train[: config.num_federated])] if pooled else train, config.batch_size),
             _extremes([*train, *(len(images) for images in parts.test)], config.test_batch_size),
+            self.image_shape,
         )
 
     def summary(self) -> str:
@@ -160,6 +244,75 @@ class ImageClassification:
     def class_counts(self) -> str:
         """The split as CSV: for every client and split, the number of images of each class."""
         return class_counts(self.config, self.source, self.partition)
+
+    def initial(self, seed: int) -> LitFedBABU:
+        """A classifier with its first weights."""
+        config = self.config
+        return LitFedBABU(
+            model_name=config.model_name,
+            num_classes=len(self.class_names),
+            norm=config.norm,
+            channels=self.channels,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            model_seed=seed,
+            dtype="float64" if config.precision == "64-true" else "float32",
+            image_size=config.image_size,
+        )
+
+    def fit(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[float]:
+        """Train classifiers; arguments as of ``learner.fit``."""
+        return learner.fit(_classifiers(modules), _images(data), **options)
+
+    def evaluate(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[Evaluation]:
+        """Loss, accuracy and calibration error."""
+        return learner.evaluate(_classifiers(modules), _images(data))
+
+    def personalize(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[Personalization]:
+        """Fine-tune classifiers; arguments as of ``learner.personalize``."""
+        return learner.personalize(_classifiers(modules), _images(data), **options)
+
+    def predictions(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[list[Predicted]]:
+        """Of every client's training images, test images, and test images of other classes."""
+        return learner.predictions(_classifiers(modules), _images(data))
+
+    def features(self, module: Learner, data: Data) -> tuple[Tensor, Tensor]:
+        """What a body makes of all test images as one batch (N, F), and their classes (N,)."""
+        return learner.features(_classifiers([module])[0], _images([data])[0])
+
+    def with_running_statistics(self, module: Learner, data: Data) -> LitFedBABU:
+        """A copy whose batch norm uses statistics of the client's training images, and not those of the batch."""
+        return learner.with_running_statistics(_classifiers([module])[0], _images([data])[0])
+
+    def external_start(
+        self, initial: Mapping[str, Tensor], shared: Mapping[str, Tensor], further: bool
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """A body under a fresh head, for the classes are others; of a model that is tuned ``further`` all weights."""
+        if not further and not select(shared, ["body"]):
+            raise ValueError("shares no body that others could make their own")
+        start = {**initial, **shared}
+        return {}, start if further else select(start, ["body"])
+
+    def described(self, data: Data) -> str:
+        """Numbers of images and classes, and their size."""
+        images, size = f"{data.num_train} training and {data.num_test} test images", self.config.image_size
+        return f"{images} of {len(self.class_names)} classes, resized to {size} x {size}"
+
+    def save(self, module: Learner, folder: Path) -> Sequence[str]:
+        """Write weights and options in the form of model hubs."""
+        (saved,) = _classifiers([module])
+        pretrained.write(folder, saved.provenance, saved.hparams, saved.model.state_dict())
+        return [pretrained.WEIGHTS, pretrained.CONFIG]
+
+
+def _classifiers(modules: Sequence[Learner]) -> Sequence[LitFedBABU]:
+    """Modules that ``initial`` has made, or copies of them."""
+    return cast(Sequence[LitFedBABU], modules)
+
+
+def _images(data: Sequence[Data]) -> Sequence[ClientData]:
+    """Data that ``client_data`` has made."""
+    return cast(Sequence[ClientData], data)
 
 
 def _extremes(counts: Sequence[int], batch_size: int) -> list[int]:

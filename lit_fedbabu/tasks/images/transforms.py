@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.learning.seeding import seeded
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -86,7 +86,7 @@ class Measured(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnEvaluation:
+class LoggedEvaluation:
     """What a module of the user's own logged in ``test_step``.
 
     Args:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.client_trainer import ClientTrainer
-from lit_fedbabu.learning.own_logger import Dropped
-from lit_fedbabu.learning.own_module import OwnModule
-from lit_fedbabu.learning.own_watch import Watch
 from lit_fedbabu.learning.trainer import new_trainer
-from lit_fedbabu.tasks.own_data import OwnData, foreign
+from lit_fedbabu.tasks.custom.data import CustomData, foreign
+from lit_fedbabu.tasks.custom.logger import Dropped
+from lit_fedbabu.tasks.custom.module import CustomModule
+from lit_fedbabu.tasks.custom.watch import Watch
 
 LEFT_OUT = (Checkpoint, ProgressBar, ModelSummary)
 """Callbacks that a run does without: it saves its own checkpoints and shows its own progress."""
@@ -27,7 +27,11 @@ LEFT_OUT = (Checkpoint, ProgressBar, ModelSummary)
 
 @contextmanager
 def trainer_of(
-    module: OwnModule, own: OwnData, before: Sequence[L.Callback] = (), after: Sequence[L.Callback] = (), **options: Any
+    module: CustomModule,
+    own: CustomData,
+    before: Sequence[L.Callback] = (),
+    after: Sequence[L.Callback] = (),
+    **options: Any,
 ) -> Iterator[ClientTrainer]:
     """A Trainer for a user's module on a client's data, with the callbacks of the task, those of the module, and ours.
 
@@ -64,7 +68,9 @@ def trainer_of(
         del lightning.configure_callbacks
 
 
-def train(module: OwnModule, own: OwnData, watch: Watch, callbacks: Sequence[L.Callback] = (), **options: Any) -> None:
+def train(
+    module: CustomModule, own: CustomData, watch: Watch, callbacks: Sequence[L.Callback] = (), **options: Any
+) -> None:
     """Fit a user's module as a plain Trainer would, but for a part that is frozen.
 
     Args:
@@ -94,7 +100,7 @@ def train(module: OwnModule, own: OwnData, watch: Watch, callbacks: Sequence[L.C
             raise InputError("task", own.config.task, told)
 
 
-def _outside(module: OwnModule, inside: Collection[str]) -> dict[str, str]:
+def _outside(module: CustomModule, inside: Collection[str]) -> dict[str, str]:
     """Of the entries of the user's module that lie in no part their sums, which tell whether one has changed."""
     return {
         name: str(value.sum(dtype=torch.complex128 if value.is_complex() else torch.float64).item())

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.own_module import OwnModule
-from lit_fedbabu.learning.own_training import train, trainer_of
-from lit_fedbabu.learning.own_watch import Watch
+from lit_fedbabu.learning.evaluation import LoggedEvaluation, Personalization
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 from lit_fedbabu.length import steps_of
-from lit_fedbabu.tasks.evaluation import OwnEvaluation, Personalization
-from lit_fedbabu.tasks.own import short
-from lit_fedbabu.tasks.own_data import OwnData
+from lit_fedbabu.tasks.custom.data import CustomData
+from lit_fedbabu.tasks.custom.module import CustomModule
+from lit_fedbabu.tasks.custom.training import train, trainer_of
+from lit_fedbabu.tasks.custom.watch import Watch
+
+
+def short(metric: str) -> str:
+    """A metric's name in results.json: "f1" of "test_f1" and "test/f1"."""
+    return metric.removeprefix("test_").removeprefix("test/")
 
 
 def fit(
-    modules: Sequence[OwnModule],
-    data: Sequence[OwnData],
+    modules: Sequence[CustomModule],
+    data: Sequence[CustomData],
     *,
     mode: str,
     epochs: float,
     learning_rate: float,
     steps: int = 0,
-    curves: Sequence[list[OwnEvaluation]] = (),
+    curves: Sequence[list[LoggedEvaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
 ) -> list[float]:
     """Train a part of the one module in place, with the optimizer that it configures.
@@ -67,7 +71,7 @@ def fit(
     return [watch.mean_loss]
 
 
-def evaluate(modules: Sequence[OwnModule], data: Sequence[OwnData]) -> list[OwnEvaluation]:
+def evaluate(modules: Sequence[CustomModule], data: Sequence[CustomData]) -> list[LoggedEvaluation]:
     """What the one module logs of its client's test samples.
 
     Raises:
@@ -77,7 +81,7 @@ def evaluate(modules: Sequence[OwnModule], data: Sequence[OwnData]) -> list[OwnE
     return [tested(module, own)]
 
 
-def tested(module: OwnModule, own: OwnData, **options: Any) -> OwnEvaluation:
+def tested(module: CustomModule, own: CustomData, **options: Any) -> LoggedEvaluation:
     """What a user's module logs of a client's test samples, by a Trainer with these options.
 
     Raises:
@@ -95,16 +99,28 @@ def tested(module: OwnModule, own: OwnData, **options: Any) -> OwnEvaluation:
         if (first := names.setdefault(short(name), name)) != name:
             remedy = f"it logs {first} and {name}, which would both be {short(name)} in results.json; rename one"
             raise InputError("task", own.config.task, remedy)
-    return OwnEvaluation({short(name): value for name, value in logged.items()}, logged[score], own.num_test)
+    return LoggedEvaluation({short(name): value for name, value in logged.items()}, logged[score], own.num_test)
 
 
 def personalize(
-    modules: Sequence[OwnModule], data: Sequence[OwnData], *, part: str, epochs: int, learning_rate: float
+    modules: Sequence[CustomModule],
+    data: Sequence[CustomData],
+    *,
+    part: str,
+    epochs: int,
+    learning_rate: float,
+    say: Callable[[Sequence[LoggedEvaluation]], None] = lambda _: None,
 ) -> list[Personalization]:
-    """Fine-tune a part of the one module in place; evaluate before, and after every epoch."""
+    """Fine-tune a part of the one module in place; evaluate before, and after every epoch.
+
+    ``say`` is told of the evaluations until now.
+    """
     curve = evaluate(modules, data)
+    say(curve)
     fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=[curve])
     if not_finite(modules[0].model.state_dict()):  # what is measured of such a model means nothing
         nothing = dict.fromkeys(curve[0].measures, math.nan)
-        curve[-1] = OwnEvaluation(nothing, math.nan, curve[-1].count)
+        curve[-1] = LoggedEvaluation(nothing, math.nan, curve[-1].count)
+    for known in range(2, len(curve) + 1):
+        say(curve[:known])
     return [Personalization(tuple(curve), name=data[0].task.score.name)]

@@ -5,21 +5,37 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.evaluation import Score
+from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.options import imported
-from lit_fedbabu.tasks.evaluation import Score
-from lit_fedbabu.tasks.loaders import batches_of
-from lit_fedbabu.tasks.own_data import OwnData
+from lit_fedbabu.tasks.custom import learner
+from lit_fedbabu.tasks.custom.data import CustomData
+from lit_fedbabu.tasks.custom.learner import short
+from lit_fedbabu.tasks.custom.loaders import batches_of
+from lit_fedbabu.tasks.custom.module import CustomModule, initial_module
+from lit_fedbabu.tasks.custom.trial import try_task
+from lit_fedbabu.tasks.protocol import Batches, Data
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import Tensor
 
-REMEDY = "must be the import path of a lit_fedbabu.Task, as in my_module:task"
+    from lit_fedbabu.algorithms.algorithm import Algorithm
+    from lit_fedbabu.learning.evaluation import LoggedEvaluation, Personalization
+    from lit_fedbabu.learning.losses import Loss
+    from lit_fedbabu.learning.state import Learner
+
+REMEDY = "must be the import path of a lit_fedbabu.Task or of an object with its methods, as in my_module:task"
+MODEL = "personal.ckpt"
+"""The file of a module that ``save`` writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +68,6 @@ class Task:
         return Score(short(self.score), self.higher_is_better)
 
 
-def short(metric: str) -> str:
-    """A metric's name in results.json: "f1" of "test_f1" and "test/f1"."""
-    return metric.removeprefix("test_").removeprefix("test/")
-
-
 def read_task(path: str) -> Task:
     """The task at an import path.
 
@@ -64,12 +75,18 @@ def read_task(path: str) -> Task:
         InputError: there is none.
     """
     task = imported("task", path, REMEDY)
-    if not isinstance(task, Task):
-        raise InputError("task", path, f"{REMEDY}; it is a {type(task).__name__}")
-    return task
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, type):
+        raise InputError("task", path, f"{REMEDY}; it is a type, {task.__name__}")
+    fields = dataclasses.fields(Task)
+    needed = [field.name for field in fields if dataclasses.MISSING is field.default is field.default_factory]
+    if missing := [name for name in needed if not hasattr(task, name)]:
+        raise InputError("task", path, f"{REMEDY}; it is a {type(task).__name__} without {' and '.join(missing)}")
+    return Task(**{field.name: getattr(task, field.name) for field in fields if hasattr(task, field.name)})
 
 
-class OwnTask:
+class CustomTask:
     """The user's task of a configuration.
 
     Args:
@@ -100,6 +117,26 @@ class OwnTask:
         self.found: list[str] = []
         """What a trial has found that a user should know."""
 
+    @classmethod
+    def of_site(cls, config: Config, client: int, data_path: str) -> Self:
+        """The task on the machine of a client; its data are what the user's code gives there."""
+        return cls(config, clients=[client])
+
+    @classmethod
+    def of_external(cls, config: Config, data: str, label_column: str, saved: Mapping[str, Any], further: bool) -> Self:
+        """The data of someone who had no part: the import path of what makes a LightningDataModule.
+
+        Raises:
+            InputError: there is none.
+        """
+        make = imported("--data", data, "must be the import path of a LightningDataModule, as in my_module:MyData")
+        return cls(dataclasses.replace(config, num_clients=1, num_new_clients=0, min_clients_per_round=0), make)
+
+    @property
+    def title(self) -> str:
+        """Its import path."""
+        return self.config.task
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know before a run."""
@@ -123,9 +160,11 @@ class OwnTask:
             return self._data()
         return self.task.data(client=client, num_clients=self.config.num_clients, seed=self.config.seed)
 
-    def client_data(self, client: int, seed: int, **options: Any) -> OwnData:
+    def client_data(
+        self, client: int, seed: int, pooled: bool = False, test_batch_size: int | None = None
+    ) -> CustomData:
         """The data of a client; order and augmentation come from the generators that are seeded around training."""
-        return OwnData(self, client)
+        return CustomData(self, client)
 
     @cached_property
     def sizes(self) -> dict[int, tuple[int, int]]:
@@ -137,7 +176,7 @@ class OwnTask:
         return {client: self._sizes_of(client) for client in self.clients}
 
     def _sizes_of(self, client: int) -> tuple[int, int]:
-        data = OwnData(self, client)
+        data = CustomData(self, client)
         try:
             found = data.num_train, data.num_test
             batches = data.batches, batches_of(data.module.test_dataloader())
@@ -157,9 +196,67 @@ class OwnTask:
             raise InputError("task", self.config.task, f"the training loader of client {client} {remedy}")
         return found
 
-    def check(self) -> None:
-        """Make the data of ``clients`` once; raises InputError where they cannot be used."""
+    def check(self, algorithm: Algorithm, made: Callable[[], Learner], with_data: bool) -> None:
+        """Make the data of ``clients`` once, and try the module on them.
+
+        Raises:
+            InputError: they cannot be used, or not by the algorithm.
+        """
+        name, config = self.config.algorithm, self.config
+        if algorithm.pooled:
+            raise InputError("algorithm", name, "pools images; a task gives data client by client")
+        if algorithm.has_own_loss:
+            remedy = "has a loss of its own, for images and their classes, and a task's module brings one"
+            raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
+        (module,) = _own([made()])
         self.sizes  # noqa: B018 - counted once, here
+        algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)
+        modes = dict(algorithm.phases) | {config.finetune_part: ""}
+        needed = {f"{name} shares": parts_of(algorithm.shared), f"with {name} a client keeps": algorithm.kept}
+        module.refuse_empty({**needed, **{f"something trains ({mode})": parts_of(mode) for mode in modes}})
+        try_task(module, self, modes, lambda: _own([made()])[0], lambda each: algorithm.check_optimizer(name, each))
+
+    def batches(self, pooled: bool) -> Batches | None:
+        """Not known: loaders may give anything."""
+        return None
+
+    def refuse_other(self, saved: Mapping[str, Any], split: Path) -> None:
+        """Nothing to refuse: what the data are is the user's."""
+
+    def initial(self, seed: int) -> CustomModule:
+        """The user's module with its first weights."""
+        return initial_module(self, seed, self.config.precision == "64-true")
+
+    def fit(
+        self, modules: Sequence[Learner], data: Sequence[Data], *, losses: Sequence[Loss] = (), **options: Any
+    ) -> list[float]:
+        """Train a module, by the loss that it brings; arguments as of ``learner.fit``."""
+        return learner.fit(_own(modules), _of_clients(data), **options)
+
+    def evaluate(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[LoggedEvaluation]:
+        """What a module logs of its client's test samples."""
+        return learner.evaluate(_own(modules), _of_clients(data))
+
+    def personalize(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[Personalization]:
+        """Fine-tune a module; arguments as of ``learner.personalize``."""
+        return learner.personalize(_own(modules), _of_clients(data), **options)
+
+    def external_start(
+        self, initial: Mapping[str, Tensor], shared: Mapping[str, Tensor], further: bool
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """What the federation shares, over its initial weights."""
+        if not shared:
+            raise ValueError("shares nothing that others could make their own")
+        return initial, shared
+
+    def described(self, data: Data) -> str:
+        """Numbers of samples."""
+        return f"{data.num_train} training and {data.num_test} test samples"
+
+    def save(self, module: Learner, folder: Path) -> Sequence[str]:
+        """Write a checkpoint, which ``load_from_checkpoint`` of the user's module reads."""
+        checkpoint.save(module, folder / MODEL)
+        return [MODEL]
 
     def summary(self) -> str:
         """The split in one line."""
@@ -180,6 +277,11 @@ class OwnTask:
         return file.getvalue()
 
 
-def task_of_site(config: Config, site: int | None) -> OwnTask | None:
-    """The user's task on a machine that has the data of one client; None: it has everyone's, or images are learned."""
-    return OwnTask(config, clients=[site]) if config.task and site is not None else None
+def _own(modules: Sequence[Learner]) -> Sequence[CustomModule]:
+    """Modules that ``initial`` has made, or copies of them."""
+    return cast(Sequence[CustomModule], modules)
+
+
+def _of_clients(data: Sequence[Data]) -> Sequence[CustomData]:
+    """Data that ``client_data`` has made."""
+    return cast(Sequence[CustomData], data)

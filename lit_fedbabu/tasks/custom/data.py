@@ -8,16 +8,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.tasks.loaders import batches_of, samples_of
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.learning.seeding import seeded
+from lit_fedbabu.tasks.custom.loaders import batches_of, samples_of
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import Tensor
 
-    from lit_fedbabu.tasks.own import OwnTask
+    from lit_fedbabu.tasks.custom.task import CustomTask
 
 
-class OwnData:
+class CustomData:
     """A client's LightningDataModule, set up once.
 
     Python's, NumPy's and PyTorch's generators are seeded from (seed, client) while it is made and set up, so that a
@@ -28,7 +29,7 @@ class OwnData:
         client: its number.
     """
 
-    def __init__(self, task: OwnTask, client: int) -> None:
+    def __init__(self, task: CustomTask, client: int) -> None:
         self.config = task.config
         self.task = task
         self.client = client
@@ -55,7 +56,7 @@ class OwnData:
         return module
 
     @property
-    def members(self) -> Sequence[OwnData]:
+    def members(self) -> Sequence[CustomData]:
         """The clients whose data these are: one."""
         return [self]
 
@@ -64,6 +65,11 @@ class OwnData:
         """Training samples."""
         with self._aside():
             return samples_of(self.module.train_dataloader())
+
+    @property
+    def class_counts(self) -> Tensor:
+        """A user's data have samples, of which nobody knows the classes."""
+        raise ValueError("the data of a task are not counted by classes")
 
     @property
     def batches(self) -> int | None:

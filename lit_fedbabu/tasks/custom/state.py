@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_fedbabu.learning.checkpoint import OUTSIDE
 from lit_fedbabu.learning.parts import REST
-
-OUTSIDE = "lit_fedbabu_rest"
-"""Where a checkpoint has what the module leaves out of its state, as buffers that are not persistent."""
 
 
 def rest_of(module: nn.Module, parts: nn.Module) -> dict[str, Tensor]:
@@ -57,11 +55,6 @@ def add_rest(checkpoint: dict[str, Any], module: nn.Module) -> None:
     named, state = [*module.named_parameters(), *module.named_buffers()], checkpoint["state_dict"]
     if lacking := {name: value.detach().cpu() for name, value in named if name not in state}:
         checkpoint[OUTSIDE] = lacking
-
-
-def users_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """All weights and buffers in a checkpoint, by the names of the user's module."""
-    return {**checkpoint.get(OUTSIDE, {}), **checkpoint["state_dict"]}
 
 
 def kept(parameters: Mapping[str, Any]) -> dict[str, Any]:

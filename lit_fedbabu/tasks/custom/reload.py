@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError, told
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.own import tested
-from lit_fedbabu.learning.own_module import OwnModule
-from lit_fedbabu.learning.own_state import is_safe
+from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import first_other
-from lit_fedbabu.tasks.own import OwnTask
-from lit_fedbabu.tasks.own_data import OwnData
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.tasks.custom.data import CustomData
+from lit_fedbabu.tasks.custom.learner import tested
+from lit_fedbabu.tasks.custom.module import CustomModule
+from lit_fedbabu.tasks.custom.state import is_safe
+
+if TYPE_CHECKING:
+    from lit_fedbabu.tasks.custom.task import CustomTask
 
 Refuse = Callable[[str], InputError]
 
 
-def refuse_unrepeatable(first: OwnModule, second: OwnModule, refuse: Refuse) -> None:
+def refuse_unrepeatable(first: CustomModule, second: CustomModule, refuse: Refuse) -> None:
     """Refuse a module whose weights are others each time that it is made: server and clients make it each."""
     if name := first_other(whole_state(first.lightning), whole_state(second.lightning)):
         remedy = (
@@ -33,7 +35,9 @@ def refuse_unrepeatable(first: OwnModule, second: OwnModule, refuse: Refuse) -> 
         raise refuse(f"its {name} is another one each time that its module is made: {remedy}")
 
 
-def try_reading(trained: OwnModule, make: Callable[[], OwnModule], data: OwnData | None, task: OwnTask) -> None:
+def try_reading(
+    trained: CustomModule, make: Callable[[], CustomModule], data: CustomData | None, task: CustomTask
+) -> None:
     """Write a checkpoint of a trained module and read it, as fine-tuning and resuming will.
 
     Args:
@@ -72,7 +76,7 @@ def try_reading(trained: OwnModule, make: Callable[[], OwnModule], data: OwnData
         try:
             with seeded(0):
                 loaded = type(trained.lightning).load_from_checkpoint(path, map_location="cpu", weights_only=True)
-                other = first_other(before, _measured(OwnModule(loaded, task), data) if before else {})
+                other = first_other(before, _measured(CustomModule(loaded, task), data) if before else {})
             reason = f"{other} is another one then" if other else ""
         except Exception as error:  # whatever the user's __init__ raises without its arguments
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -109,13 +113,13 @@ def _unsafe(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, A
             yield from inner or [(f"{path}{key}", value)]
 
 
-def _repeated(module: OwnModule, data: OwnData | None) -> dict[str, float]:
+def _repeated(module: CustomModule, data: CustomData | None) -> dict[str, float]:
     """What a module logs of a batch, as far as it logs the same of it twice."""
     once, twice = _measured(module, data), _measured(module, data)
     return {name: value for name, value in once.items() if not first_other({name: value}, twice)}
 
 
-def _measured(module: OwnModule, data: OwnData | None) -> dict[str, float]:
+def _measured(module: CustomModule, data: CustomData | None) -> dict[str, float]:
     if data is None:
         return {}
     with seeded(0):

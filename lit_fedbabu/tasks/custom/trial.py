@@ -1,34 +1,39 @@
 """A task of the user's own, tried before a run on a client with the smallest last batch."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from types import CellType, FunctionType
+from typing import TYPE_CHECKING
 
 import lightning as L
 from torch import nn
 from torch.optim import Optimizer
 
 from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.learning import own_reload
-from lit_fedbabu.learning.own import tested
-from lit_fedbabu.learning.own_module import OwnModule
-from lit_fedbabu.learning.own_training import train
-from lit_fedbabu.learning.own_watch import Watch
 from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.trial import refuse_unsendable
 from lit_fedbabu.option_rules import RATES
-from lit_fedbabu.tasks.own import OwnTask
-from lit_fedbabu.tasks.own_data import OwnData
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.tasks.custom import reload
+from lit_fedbabu.tasks.custom.data import CustomData
+from lit_fedbabu.tasks.custom.learner import tested
+from lit_fedbabu.tasks.custom.module import CustomModule
+from lit_fedbabu.tasks.custom.training import train
+from lit_fedbabu.tasks.custom.watch import Watch
+
+if TYPE_CHECKING:
+    from lit_fedbabu.tasks.custom.task import CustomTask
 
 BATCHES = 50
 """Of an epoch that are tried."""
 
 
 def try_task(
-    module: OwnModule,
-    task: OwnTask,
+    module: CustomModule,
+    task: CustomTask,
     modes: Iterable[str],
-    make: Callable[[], OwnModule],
+    make: Callable[[], CustomModule],
     check: Callable[[Optimizer], None] = lambda _: None,
 ) -> None:
     """Train copies of the module for an epoch in each mode, test one for a batch, and write and read a checkpoint.
@@ -54,18 +59,18 @@ def try_task(
     refuse_unsendable(module.model, refuse)
     _refuse_uncopied(module, refuse)
     _check_rates(module, task)
-    own_reload.refuse_unrepeatable(module, make(), refuse)
+    reload.refuse_unrepeatable(module, make(), refuse)
     tried = module.copy()
     if not task.clients:
-        own_reload.try_reading(tried, make, None, task)
+        reload.try_reading(tried, make, None, task)
         return
     client = _client(task)
-    data = OwnData(task, client)
+    data = CustomData(task, client)
     for mode in modes:
         tried = module.copy()
         tried.set_mode(mode)
         watch, held = Watch(tried, mode, epochs=1), _Held(check)
-        setup = own_reload.Unset(tried.lightning)
+        setup = reload.Unset(tried.lightning)
         batches = min(BATCHES, data.batches or BATCHES)
         validated = task.config.trainer.get("limit_val_batches", 1)
         try:
@@ -86,7 +91,7 @@ def try_task(
             raise refuse(change)
         setup.refuse(refuse)
     copied = module.copy()
-    setup = own_reload.Unset(copied.lightning)
+    setup = reload.Unset(copied.lightning)
     try:
         with seeded(0):
             tested(copied, data, after=[setup], limit_test_batches=1)
@@ -95,21 +100,21 @@ def try_task(
     except Exception as error:
         raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
     setup.refuse(refuse)
-    own_reload.try_reading(tried, make, data, task)
+    reload.try_reading(tried, make, data, task)
 
 
-def _check_rates(module: OwnModule, task: OwnTask) -> None:
+def _check_rates(module: CustomModule, task: CustomTask) -> None:
     """Refuse a learning rate that the module cannot follow; note one that is in place of its own."""
     for name in RATES:
         key, rate = name.replace("_", "-"), getattr(task.config, name)
-        if rate and not module.rate:
+        if rate and not module.own_rate:
             remedy = "the task's module has no hyper-parameter learning_rate or lr that is a number; leave it out"
             raise InputError(key, rate, f"{remedy}, or with flwr run give {key}=0")
-        if rate not in (0, module.rate):
-            task.found.append(f"{key} = {rate:g} is in place of the module's own rate, {module.rate:g}")
+        if rate not in (0, module.own_rate):
+            task.found.append(f"{key} = {rate:g} is in place of the module's own rate, {module.own_rate:g}")
 
 
-def _refuse_uncopied(module: OwnModule, refuse: Callable[[str], InputError]) -> None:
+def _refuse_uncopied(module: CustomModule, refuse: Callable[[str], InputError]) -> None:
     try:
         copied = module.copy()
     except Exception as error:  # what the user's module holds, as an open file
@@ -131,15 +136,15 @@ def _bound(module: nn.Module, copied: nn.Module) -> str:
     return ""
 
 
-def _client(task: OwnTask) -> int:
+def _client(task: CustomTask) -> int:
     """The client whose last training batch is the smallest; the first where batches have no size that is known."""
-    size = getattr(OwnData(task, task.clients[0]).module.train_dataloader(), "batch_size", None)
+    size = getattr(CustomData(task, task.clients[0]).module.train_dataloader(), "batch_size", None)
     if not isinstance(size, int) or size < 1:
         return task.clients[0]
     return min(task.clients, key=lambda client: task.sizes[client][0] % size or size)
 
 
-def _lost(before: OwnModule, after: OwnModule) -> str:
+def _lost(before: CustomModule, after: CustomModule) -> str:
     """What an epoch has changed in a module in a way that no round can carry on; empty: nothing."""
     users = after.lightning.state_dict(keep_vars=True)
     places = {id(value): name for name, value in users.items()}

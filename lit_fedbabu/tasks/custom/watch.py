@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.learning.own_module import OwnModule
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import state_of
-from lit_fedbabu.tasks.loaders import samples_in
+from lit_fedbabu.tasks.custom.loaders import samples_in
+from lit_fedbabu.tasks.custom.module import CustomModule
 
 
 class Watch(L.Callback):
@@ -30,7 +30,7 @@ class Watch(L.Callback):
     """
 
     def __init__(
-        self, module: OwnModule, mode: str, epochs: int, batches: float = math.inf, keep: bool = False
+        self, module: CustomModule, mode: str, epochs: int, batches: float = math.inf, keep: bool = False
     ) -> None:
         self._module = module
         self.mode = mode

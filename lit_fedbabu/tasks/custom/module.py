@@ -7,28 +7,27 @@ import json
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.learning import own_state
 from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
-from lit_fedbabu.learning.state import load_state, state_of
-from lit_fedbabu.tasks.own import OwnTask
-from lit_fedbabu.tasks.own_data import foreign
-from lit_fedbabu.tasks.seeding import seeded
+from lit_fedbabu.learning.seeding import seeded
+from lit_fedbabu.learning.state import VIEWS, load_state, state_of
+from lit_fedbabu.tasks.custom import state as outside
+from lit_fedbabu.tasks.custom.data import foreign
+
+if TYPE_CHECKING:
+    from lit_fedbabu.tasks.custom.task import CustomTask
 
 RATES = ("learning_rate", "lr")
 """Hyper-parameters of the user's module that a learning rate is written to."""
-VIEWS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
-"""Of users' modules that are trained: each as a body and a head."""
 
 
-class OwnModule:
+class CustomModule:
     """The user's LightningModule, seen as a body and a head.
 
     Args:
@@ -41,7 +40,7 @@ class OwnModule:
 
     provenance: dict[str, Any]
 
-    def __init__(self, lightning: L.LightningModule, task: OwnTask) -> None:
+    def __init__(self, lightning: L.LightningModule, task: CustomTask) -> None:
         self.lightning = lightning
         self.task = task
         self.provenance = {}
@@ -49,12 +48,17 @@ class OwnModule:
         self._given: dict[str, bool] = {}
         VIEWS[lightning] = self.model
 
-    def copy(self) -> OwnModule:
+    def copy(self) -> CustomModule:
         """Another one with the same weights."""
-        return OwnModule(copy.deepcopy(self.lightning), self.task)
+        return CustomModule(copy.deepcopy(self.lightning), self.task)
 
     @property
-    def rate(self) -> float:
+    def named(self) -> nn.Module:
+        """The user's module."""
+        return self.lightning
+
+    @property
+    def own_rate(self) -> float:
         """The learning rate among the module's own hyper-parameters; 0: it has none."""
         given = (self.lightning.hparams.get(key) for key in RATES)
         return next((float(value) for value in given if _is_number(value)), 0.0)
@@ -77,8 +81,8 @@ class OwnModule:
 
         def add(checkpoint: dict[str, Any]) -> None:
             users(checkpoint)
-            checkpoint["hyper_parameters"] = own_state.kept(checkpoint.get("hyper_parameters", {}))
-            own_state.add_rest(checkpoint, self.lightning)
+            checkpoint["hyper_parameters"] = outside.kept(checkpoint.get("hyper_parameters", {}))
+            outside.add_rest(checkpoint, self.lightning)
             checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
 
         self.lightning.on_save_checkpoint = add  # type: ignore[method-assign]
@@ -89,8 +93,8 @@ class OwnModule:
 
     @property
     def rest(self) -> dict[str, Tensor]:
-        """What it has in neither part, as of ``own_state.rest_of``."""
-        return own_state.rest_of(self.lightning, self.model)
+        """What it has in neither part, as of ``outside.rest_of``."""
+        return outside.rest_of(self.lightning, self.model)
 
     def seen(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a state of the user's module by their names in body, head and ``rest``."""
@@ -103,7 +107,7 @@ class OwnModule:
         """Lay a state, as of ``seen``, over its own; raises ValueError where it is of another module."""
         rest = select(state, [REST])
         load_state(self.model, {**state_of(self.model), **without(state, rest)})
-        own_state.load_rest(self.lightning, rest)
+        outside.load_rest(self.lightning, rest)
 
     def refuse_empty(self, needed: Mapping[str, Sequence[str]]) -> None:
         """Raise InputError where something is done with parts of which the task says that they are empty.
@@ -138,13 +142,7 @@ def _detach(module: nn.Module) -> None:
         vars(layer).update({name: value.detach() for name, value in computed.items()})
 
 
-def view_of(module: L.LightningModule) -> nn.Module:
-    """The body and head of a module that a Trainer is given: of a user's module as its task says."""
-    seen = VIEWS.get(module)
-    return module.get_submodule("model") if seen is None else seen
-
-
-def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
+def initial_module(task: CustomTask, seed: int, double: bool = False) -> CustomModule:
     """The user's module with its first weights, which follow from the seed.
 
     Raises:
@@ -164,14 +162,14 @@ def initial_module(task: OwnTask, seed: int, double: bool = False) -> OwnModule:
             remedy = f"has no {hook}" + ("; add one that logs the score" if hook == "test_step" else "")
             raise InputError("task", task.config.task, f"its {type(lightning).__name__} {remedy}")
     _detach(lightning)
-    return OwnModule(lightning.double() if double else lightning, task)
+    return CustomModule(lightning.double() if double else lightning, task)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)  # also a number of NumPy
 
 
-def _view(lightning: L.LightningModule, task: OwnTask) -> nn.Module:
+def _view(lightning: L.LightningModule, task: CustomTask) -> nn.Module:
     """A module whose ``body`` and ``head`` hold the weights of the user's module, and are not copies of them."""
     view = nn.Module()
     for part in PARTS:
@@ -219,7 +217,7 @@ def _hang(held: nn.Module, name: str, found: nn.Module | nn.Parameter) -> None:
         held.add_module(last, found)
 
 
-def _refuse_outside(lightning: L.LightningModule, view: nn.Module, task: OwnTask) -> None:
+def _refuse_outside(lightning: L.LightningModule, view: nn.Module, task: CustomTask) -> None:
     """Refuse weights that lie in neither part, or in both."""
     body, head = ({id(weight) for weight in view.get_submodule(part).parameters()} for part in PARTS)
     for name, weight in lightning.named_parameters(remove_duplicate=False):

@@ -1,0 +1,70 @@
+"""What a checkpoint of images says: classes, normalization, and the options that its model is made by."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
+
+NEEDED = frozenset({"class_names", "mean", "std"})
+OPTIONS = frozenset({"model_name", "num_classes", "norm", "channels"})
+
+
+def problem(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """What it says that no model can have, by its key; empty: nothing."""
+    names, channels = provenance["class_names"], options["channels"]
+    fits = {
+        "model_name": isinstance(options["model_name"], str),
+        "num_classes": type(options["num_classes"]) is int and options["num_classes"] > 0,
+        "norm": options["norm"] in NORMS if isinstance(options["norm"], str) else False,
+        "channels": type(channels) is int and channels in (1, 3),
+        "dtype": options.get("dtype", "float32") in ("float32", "float64"),
+        "image_size": type(size_of(options)) is int and size_of(options) > 0,
+    }
+    for key in (key for key, fit in fits.items() if not fit):
+        return f"has {key} = {json.dumps(options.get(key), default=str)}, which no model has"
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+        return "has class_names that are no list of names"
+    if len(names) != options["num_classes"]:
+        return f"has {len(names)} class_names, and num_classes = {options['num_classes']}"
+    for key in ("mean", "std"):
+        values = provenance[key]
+        numbers = isinstance(values, list | tuple) and all(type(each) in (int, float) for each in values)
+        if not numbers or len(values) != channels or not all(map(math.isfinite, values)):
+            return (
+                f"has {key} = {json.dumps(values, default=str)}, which must be a number for each of {channels} channels"
+            )
+    size = provenance["config"].get("image-size", size_of({}))
+    if size != size_of(options):
+        return f"is of a model for images of {size_of(options)} pixels, and its configuration has image-size={size}"
+    return ""
+
+
+def names(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The model, also as the configuration calls it."""
+    return [options["model_name"], str(provenance["config"].get("model-name", ""))]
+
+
+def is_code(name: str) -> bool:
+    """Whether a model's name is an import path of the user's own."""
+    return ":" in name and not is_timm(name)
+
+
+def model(
+    provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A new model, and the weights by their names there."""
+    model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
+    made = build_model(model_name, options["num_classes"], 0, norm, channels, size_of(options))
+    dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
+    return in_format(made, dtype), {name.removeprefix("model."): value for name, value in state.items()}
+
+
+def size_of(options: Mapping[str, Any]) -> int:
+    """Height and width of the images in pixels; of version 0.1, which did not say it, 32."""
+    size: int = options.get("image_size", 32)
+    return size
