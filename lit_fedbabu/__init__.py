@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Combined, Participant, Update
+    from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Participant, Update
     from lit_fedbabu.algorithms.steps import trained_weights
     from lit_fedbabu.algorithms.table import ALGORITHMS
     from lit_fedbabu.client.numpy_client import FedBABUClient
@@ -33,6 +33,7 @@ _HOME = {
     "ALGORITHMS": "algorithms.table",
     "Algorithm": "algorithms.algorithm",
     "Batch": "learning.losses",
+    "Beginning": "algorithms.algorithm",
     "Classifier": "records.classifier",
     "ClientData": "tasks.images.datamodule",
     "Cohort": "algorithms.algorithm",
@@ -58,9 +59,10 @@ _HOME = {
 """The file that each public name lives in."""
 
 __all__ = [
-    "ALGORITHMS", "Algorithm", "Batch", "Classifier", "ClientData", "Cohort", "Combined", "Config", "Experiment",
-    "FedBABUClient", "InputError", "LitFedBABU", "Participant", "Results", "RunError", "SharedParts", "Task", "Update",
-    "__version__", "as_columns", "finetune", "load_model", "read_results", "run", "trained_weights",
+    "ALGORITHMS", "Algorithm", "Batch", "Beginning", "Classifier", "ClientData", "Cohort", "Combined", "Config",
+    "Experiment", "FedBABUClient", "InputError", "LitFedBABU", "Participant", "Results", "RunError", "SharedParts",
+    "Task", "Update", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
+    "trained_weights",
 ]  # fmt: skip
 
 

@@ -133,8 +133,8 @@ class Experiment:
     @cached_property
     def extras(self) -> Extras:
         """What travels besides the shared weights."""
-        algorithm, weights = self.algorithm, self.shared_weights()
-        return Extras(dict(algorithm.broadcast(algorithm.server_state(weights))), dict(algorithm.sends(weights)))
+        algorithm = self.algorithm
+        return Extras(dict(algorithm.broadcast(algorithm.server_state(self))), dict(algorithm.sends(self)))
 
     @cached_property
     def down_names(self) -> tuple[str, ...]:
@@ -160,10 +160,15 @@ class Experiment:
         if unknown := [key for key in update.kept if key not in self.names and not key.startswith(state)]:
             raise ValueError(f"{name} keeps {unknown[0]}, which is no weight and not declared in its state")
 
-    def shared_weights(self) -> dict[str, Tensor]:
+    @property
+    def weights(self) -> dict[str, Tensor]:
         """The shared weights before the first round, without buffers, as running statistics are."""
         weights = {name for name, _ in self._initial.model.named_parameters()}
         return {name: value for name, value in self.initial_shared().items() if name in weights}
+
+    def other(self, number: int) -> dict[str, Tensor]:
+        """The shared weights and buffers of another random model, by its number from 1."""
+        return self.shared(state_of(self.task.initial(self.config.derived_seed("model", number)).model))
 
     def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that travel."""

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu import Algorithm, Cohort, Combined, Config, InputError, Update, trained_weights
+from lit_fedbabu import Algorithm, Beginning, Cohort, Combined, Config, InputError, Update, trained_weights
 
 BODY, FULL = (("body", "num_local_epochs"),), (("full", "num_local_epochs"),)
 
@@ -36,14 +36,14 @@ class Scaffold(Algorithm):
         if config.momentum and not config.task:
             raise InputError("momentum", config.momentum, "SCAFFOLD's controls are of plain SGD; take 0")
 
-    def server_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    def server_state(self, start: Beginning) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(weight) for name, weight in start.weights.items()}
 
     def broadcast(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return state
 
-    def sends(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.server_state(weights)
+    def sends(self, start: Beginning) -> dict[str, Tensor]:
+        return self.server_state(start)
 
     def callbacks(self, cohort: Cohort, modules: Sequence[Any]) -> list[L.Callback]:
         (client,) = cohort.participants

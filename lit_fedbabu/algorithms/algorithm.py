@@ -69,6 +69,21 @@ class Combined(NamedTuple):
     state: Mapping[str, Tensor]
 
 
+class Beginning(Protocol):
+    """What is known before the first round."""
+
+    @property
+    def config(self) -> Config:
+        """The experiment."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The shared weights, without buffers."""
+
+    def other(self, number: int) -> Mapping[str, Tensor]:
+        """The shared weights and buffers of another random model, by its number from 1."""
+
+
 class Server(Protocol):
     """The server in a round."""
 
@@ -271,16 +286,12 @@ class Algorithm:
         """What ``initial`` measures are of when a round is over, where it is another than ``own_model``."""
         return None
 
-    def sends(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What a client sends besides, as examples of names, shapes and types.
-
-        Args:
-            weights: the shared weights before the first round, without buffers.
-        """
+    def sends(self, start: Beginning) -> Mapping[str, Tensor]:
+        """What a client sends besides, as examples of names, shapes and types."""
         return {}
 
-    def server_state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the server keeps before the first round; the argument is as of ``sends``."""
+    def server_state(self, start: Beginning) -> Mapping[str, Tensor]:
+        """What the server keeps before the first round."""
         return {}
 
     def broadcast(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
 from lit_fedbabu.algorithms.steps import Proximal, stepped
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -49,8 +49,8 @@ class FedDyn(Algorithm):
             remedy = f"with {name} a client keeps the sum of its updates as they were before; take another algorithm"
             raise InputError("clipping-norm", config.clipping_norm, remedy)
 
-    def server_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    def server_state(self, start: Beginning) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in start.weights.items()}
 
     def callbacks(self, cohort: Cohort, modules: Sequence[Learner]) -> list[L.Callback]:
         (client,), prefix = cohort.participants, f"{GRADIENT}."

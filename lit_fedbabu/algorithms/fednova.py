@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import Learner, view_of
@@ -48,8 +48,8 @@ class FedNova(Algorithm):
             remedy = f"is of steps of torch.optim.SGD, and the task's module takes those of {kind}; take fedavg"
             raise InputError("algorithm", name, remedy)
 
-    def sends(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {LENGTHS: torch.zeros(len(weights), dtype=torch.float64)}
+    def sends(self, start: Beginning) -> dict[str, Tensor]:
+        return {LENGTHS: torch.zeros(len(start.weights), dtype=torch.float64)}
 
     def callbacks(self, cohort: Cohort, modules: Sequence[Learner]) -> list[L.Callback]:
         cohort.notes[LENGTHS] = counted = Counted(self, cohort.config.algorithm)

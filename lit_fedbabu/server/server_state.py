@@ -40,9 +40,9 @@ class ServerRounds:
         self.experiment = experiment
         self._place = folder / SERVER
         kept = memory.recall_from(self._place, resumed_after, "the server") if resumed_after else {}
-        weights = experiment.shared_weights()
+        weights = experiment.weights
         self.weights = tuple(weights)
-        start = experiment.algorithm.server_state(weights)
+        start = experiment.algorithm.server_state(experiment)
         own = _of(STATE, kept)
         self.state: Mapping[str, Tensor] = own if resumed_after else dict(start)
         if self.state.keys() != start.keys():

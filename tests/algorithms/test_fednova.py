@@ -178,7 +178,7 @@ def test_a_length_is_the_way_of_a_weight_whose_gradient_is_1(options, accumulate
 def test_a_client_sends_a_length_for_every_shared_weight():
     experiment = Experiment(unequal(algorithm="fednova-babu", norm="batch-running", num_local_steps=4, momentum=0.0))
     update = client_update(experiment, 0, 1, experiment.initial_shared(), 0.05)
-    assert set(update.extras) == {LENGTHS} and len(experiment.shared_weights()) == 4 < len(experiment.shared_names)
+    assert set(update.extras) == {LENGTHS} and len(experiment.weights) == 4 < len(experiment.shared_names)
     assert torch.allclose(update.extras[LENGTHS], torch.full((4,), 0.2, dtype=torch.float64))
 
 
