@@ -21,8 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, local or centralized; or the import path"
-        " of a lit_fedbabu.Algorithm of your own, such as my_module:method",
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, local or centralized; or the"
+        " import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -146,6 +146,7 @@ class Config(Derived):
     dynamic_alpha: float = option(
         0.01, "alpha, the weight of the term that pulls to the received model", read_by="feddyn, feddyn-babu", low=0
     )
+    num_clusters: int = option(2, "shared models, of which each client takes the best for it", read_by="ifca", low=1)
     aggregator: str = option(
         "mean",
         "what makes one model of the clients': their mean, weighted by training samples; median, trimmed-mean, krum,"

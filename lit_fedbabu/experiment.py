@@ -27,10 +27,12 @@ class Extras(NamedTuple):
     Args:
         down: from the server to clients.
         up: from a client to the server.
+        after: from the server to clients, when a round is over.
     """
 
     down: dict[str, Tensor]
     up: dict[str, Tensor]
+    after: dict[str, Tensor]
 
 
 class Experiment:
@@ -133,13 +135,20 @@ class Experiment:
     @cached_property
     def extras(self) -> Extras:
         """What travels besides the shared weights."""
-        algorithm = self.algorithm
-        return Extras(dict(algorithm.broadcast(algorithm.server_state(self))), dict(algorithm.sends(self)))
+        algorithm, state = self.algorithm, self.algorithm.server_state(self)
+        return Extras(
+            dict(algorithm.broadcast(state)), dict(algorithm.sends(self)), dict(algorithm.broadcast_after(state))
+        )
 
     @cached_property
     def down_names(self) -> tuple[str, ...]:
         """Names of the arrays that ask a client to train: shared weights, and what is sent besides."""
         return (*self.shared_names, *(EXTRA + name for name in self.extras.down))
+
+    @cached_property
+    def after_names(self) -> tuple[str, ...]:
+        """Names of the arrays that ask a client to evaluate, likewise."""
+        return (*self.shared_names, *(EXTRA + name for name in self.extras.after))
 
     @cached_property
     def up_names(self) -> tuple[str, ...]:

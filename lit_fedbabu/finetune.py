@@ -18,7 +18,7 @@ from lit_fedbabu.files import alone_in
 from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.records import seal
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS, SERVER
 from lit_fedbabu.stops import STOPS
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -189,8 +189,8 @@ def _finetuned(request: Request) -> list[Results]:
 def _clients(request: Request, federation: Federation, checkpoint: Path) -> list[Results]:
     """Fine-tune the federation's own clients in every setting."""
     clients = request.chosen_clients(federation)
-    if federation.memories is not None and checkpoint.name == LAST_CHECKPOINT.name:
-        seal.check_memories(federation.memories.parent, federation.server_round)
+    if (federation.memories or federation.extras) and checkpoint.name == LAST_CHECKPOINT.name:
+        seal.check_memories(checkpoint.resolve().parent.parent, federation.server_round)
     configs = list(request.configs(federation.config))
     with Warm("lit_fedbabu.personal.sweep:prepare", environment=threads(configs[0].num_threads)) as warm:
         if len(clients) > 1:
@@ -211,6 +211,9 @@ def _in_settings(
     experiment = federation.experiment(configs[0])
     experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
     experiment.check()
+    if federation.extras.keys() != experiment.extras.after.keys():
+        remedy = f"{experiment.config.algorithm} needs the run's folder {SERVER}/ beside it"
+        raise InputError("checkpoint", str(checkpoint), remedy)
     facts = {
         "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16],
         "source": system.source_digest(),

@@ -25,6 +25,9 @@ EPOCHS = "num_local_epochs"
 EXTRA = "extra:"
 """How the names of extra arrays begin in messages, where they stand beside shared weights."""
 
+STATE = "state."
+"""How the names of what the algorithm keeps on the server begin in the server's file."""
+
 
 class Update(NamedTuple):
     """What a client made of a round.
@@ -132,13 +135,16 @@ class Participant(Protocol):
 
     @property
     def extras(self) -> Mapping[str, Tensor]:
-        """What the server sent besides, as of ``Algorithm.broadcast``; empty after a round."""
+        """What the server sent besides, as of ``Algorithm.broadcast``; after a round as of ``broadcast_after``."""
 
     def module(self, *states: Mapping[str, Tensor]) -> Learner:
         """A new module with the initial weights, over which the weights of states are laid, one after the other.
 
         Entries of states that are no weights of the model are left out.
         """
+
+    def training_loss(self, *states: Mapping[str, Tensor]) -> float:
+        """The mean loss of such a module over the client's training data, as in training, but without a step."""
 
 
 class Cohort(Protocol):
@@ -297,6 +303,23 @@ class Algorithm:
     def broadcast(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What of the server's state is sent to the clients of a round."""
         return {}
+
+    def broadcast_after(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What of the server's state clients need when a round is over, to be evaluated and fine-tuned."""
+        return {}
+
+    @property
+    def needs_server(self) -> bool:
+        """Whether a client's own model is made of more than shared weights and what it keeps."""
+        return type(self).broadcast_after is not Algorithm.broadcast_after
+
+    @property
+    def alike(self) -> bool:
+        """Whether a client whose update is far longer than those of the others has failed.
+
+        Where clients keep parts of their own, as heads in FedRep, lengths say nothing: a head that fits moves little.
+        """
+        return not self.kept
 
     def problem(self, update: Received) -> str:
         """Why the extras of a client, which are finite, cannot be true, so that it has failed; empty if they can."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.participation import CohortRound, needed, participation
+from lit_fedbabu.algorithms.participation import CohortRound, Participation, needed, participation
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.evaluation import Measured, Personalization
 from lit_fedbabu.learning.seeding import seeded
@@ -51,7 +51,7 @@ def client_update(
         received: the shared weights.
         learning_rate: of this round.
         memories: folder of what clients keep; only algorithms that keep something need it.
-        extras: what the server sent besides.
+        extras: what the server sent besides; None: as in the first round.
     """
     return cohort_update(experiment, [client], server_round, received, learning_rate, memories, extras)[0]
 
@@ -74,6 +74,7 @@ def cohort_update(
         experiment.client_data(client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
         for client in clients
     ]
+    extras = experiment.extras.down if extras is None else extras
     participants = [
         participation(experiment, client, server_round - 1, received, memories, extras) for client in clients
     ]
@@ -91,15 +92,33 @@ def cohort_update(
     return [TrainedClient(update.shared, own.num_train, loss, update.extras) for update, own, loss in pairs]
 
 
+def _after(
+    experiment: Experiment,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None,
+    extras: Mapping[str, Tensor] | None,
+) -> Participation:
+    """A client when a round is over; ``extras`` are None before the first one."""
+    sent = experiment.extras.after if extras is None else extras
+    return participation(experiment, client, server_round, received, memories, sent)
+
+
 def own_module(
-    experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None
+    experiment: Experiment,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> Learner:
     """The client's model when a round is over: what is evaluated, and what fine-tuning starts from.
 
     Raises:
         ValueError: what was received is not exactly what the algorithm shares.
     """
-    return experiment.algorithm.own_model(participation(experiment, client, server_round, received, memories))
+    return experiment.algorithm.own_model(_after(experiment, client, server_round, received, memories, extras))
 
 
 def generic_modules(
@@ -108,21 +127,27 @@ def generic_modules(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> list[Learner]:
     """Of each client the model that is measured as ``initial``; empty if that is its own one."""
     hook = experiment.algorithm.generic_model
-    found = [hook(participation(experiment, client, server_round, received, memories)) for client in clients]
+    found = [hook(_after(experiment, client, server_round, received, memories, extras)) for client in clients]
     return [each for each in found if each is not None]
 
 
 def personal_model(
-    experiment: Experiment, client: int, server_round: int, received: Mapping[str, Tensor], memories: Path | None = None
+    experiment: Experiment,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    memories: Path | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> tuple[Learner, Personalization]:
     """A client's own model after a round, fine-tuned as ``finetune-*`` and ``num-finetune-epochs`` say.
 
     Randomness depends on (seed, client) alone.
     """
-    return personal_models(experiment, [client], server_round, received, memories)[0]
+    return personal_models(experiment, [client], server_round, received, memories, extras)[0]
 
 
 def personal_models(
@@ -131,14 +156,15 @@ def personal_models(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> list[tuple[Learner, Personalization]]:
     """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
-    modules = [own_module(experiment, client, server_round, received, memories) for client in clients]
+    modules = [own_module(experiment, client, server_round, received, memories, extras) for client in clients]
     with seeded(experiment.config.derived_seed("finetuning-draws", *clients)):
         personalized = experiment.task.personalize(
             modules, finetuning_data(experiment, clients), **finetuning_of(experiment)
         )
-    if generic := generic_modules(experiment, clients, server_round, received, memories):
+    if generic := generic_modules(experiment, clients, server_round, received, memories, extras):
         with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
             options = finetuning_of(experiment)
             options["epochs"] = 0
@@ -153,10 +179,11 @@ def initial_evaluations(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> list[Measured]:
     """Measures of each client's model after a round, as it is, on the client's test images."""
-    modules = generic_modules(experiment, clients, server_round, received, memories) or [
-        own_module(experiment, client, server_round, received, memories) for client in clients
+    modules = generic_modules(experiment, clients, server_round, received, memories, extras) or [
+        own_module(experiment, client, server_round, received, memories, extras) for client in clients
     ]
     with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
         return list(experiment.task.evaluate(modules, finetuning_data(experiment, clients)))

@@ -14,6 +14,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
+from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner, state_of
 from lit_fedbabu.tasks.protocol import Data
 
@@ -48,6 +49,26 @@ class Participation:
         """
         names = self.experiment.names
         return self.experiment.new_module(*({name: each[name] for name in names & each.keys()} for each in states))
+
+    def training_loss(self, *states: Mapping[str, Tensor]) -> float:
+        """The mean loss of such a module over the client's training data, as in training, but without a step.
+
+        Order, augmentation and random layers draw the same numbers for every module and round.
+        """
+        experiment, config = self.experiment, self.config
+        data = experiment.client_data(self.client, config.derived_seed("loss", self.client))
+        with seeded(config.derived_seed("loss-draws", self.client)):
+            (loss,) = experiment.task.fit(
+                [self.module(*states)], [data], mode="full", epochs=1, learning_rate=0.0, callbacks=[_Still()]
+            )
+        return float(loss)
+
+
+class _Still(L.Callback):
+    """Leaves every weight as it is: optimizers do not move one without a gradient."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +142,7 @@ def participation(
     server_round: int,
     received: Mapping[str, Tensor],
     memories: Path | None,
-    extras: Mapping[str, Tensor] | None = None,
+    extras: Mapping[str, Tensor],
 ) -> Participation:
     """A client with what it had kept at the end of a round.
 
@@ -131,7 +152,7 @@ def participation(
     experiment.check_received(received)
     kept = bool(experiment.algorithm.kept)
     remembered = memory.recall(needed(memories, experiment), client, server_round) if kept else {}
-    return Participation(experiment, client, received, remembered, extras or {})
+    return Participation(experiment, client, received, remembered, extras)
 
 
 def needed(memories: Path | None, experiment: Experiment) -> Path:

@@ -41,7 +41,7 @@ def _asked(message: Message, context: Context, host: Host) -> tuple[FedBABUClien
             f"this is one of {host.nodes} nodes for num-clients = {experiment.config.num_clients}; Flower's own"
             " strategies know one client per node, so start as many nodes as clients"
         )
-    if experiment.extras.up or experiment.extras.down:
+    if any(experiment.extras):
         name = experiment.config.algorithm
         raise ValueError(f"{name} sends more than weights, which Flower's own strategies do not; use lit-fedbabu run")
     order, arrays = plain.read(message.content, experiment.rate_in)

@@ -75,7 +75,7 @@ def evaluate(message: Message, context: Context) -> Message:
     host = HOSTS.of(context)
     if is_plain(message.content):
         return alone.evaluate(message, context, host)
-    for participants, received, order in _asked(message, host, host.experiment.shared_names):
+    for participants, received, order in _asked(message, host, host.experiment.after_names):
         if host.experiment.config.on_sites and order.personalize:
             participants[0].save(received, order.server_round)
         for participant, outcome in _each(participants, _evaluation(received, order)):

@@ -8,15 +8,17 @@ import numpy.typing as npt
 import torch
 from flwr.client import NumPyClient
 
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.algorithms.client_update import cohort_update, initial_evaluations, personal_models
 from lit_fedbabu.algorithms.privacy import protect
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, SERVER
 from lit_fedbabu.wire import Order
 
 Parameters = list[npt.NDArray[Any]]
-"""Arrays in the order of ``Experiment.shared_names``; in training followed by those of ``Experiment.extras``."""
+"""Arrays in the order of ``Experiment.shared_names``; followed by those of ``Experiment.extras``."""
 FitReply = tuple[Parameters, int, dict[str, Any]]
 Evaluated = tuple[float, int, dict[str, Any]]
 
@@ -54,7 +56,7 @@ class FedBABUClient(NumPyClient):
         """Evaluate what was received and, where "personalize" is set, the personal model made from it.
 
         Args:
-            parameters: the shared arrays, as the server holds them.
+            parameters: the shared arrays, as the server holds them, and what it sends besides.
             config: "server-round" and "personalize".
 
         Returns:
@@ -69,10 +71,16 @@ class FedBABUClient(NumPyClient):
         facts = {"round": server_round, "rounds": rounds, "client": self.client}
         module.provenance = self.experiment.provenance("federation", **facts)
         checkpoint.save(module, self.memories.parent / LAST_CHECKPOINT)
+        if extras := self.besides(parameters, self.experiment.extras.after):
+            memory.keep_in(self.memories.parent / SERVER, server_round, {EXTRA + name: extras[name] for name in extras})
 
     def received(self, parameters: Parameters) -> dict[str, torch.Tensor]:
         """Shared arrays under their names in the model's state."""
-        named = zip(self.experiment.shared_names, parameters, strict=True)
+        return {name: torch.tensor(array) for name, array in zip(self.experiment.shared_names, parameters)}  # noqa: B905 - extras follow
+
+    def besides(self, parameters: Parameters, extras: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Arrays that follow the shared ones, under their names."""
+        named = zip(extras, parameters[len(self.experiment.shared_names) :], strict=True)
         return {name: torch.tensor(array) for name, array in named}
 
 
@@ -82,8 +90,7 @@ def fit_together(
     """What ``FedBABUClient.fit`` returns, of several participants of one experiment, which are trained together."""
     first, clients, order = participants[0], [each.client for each in participants], Order.from_config(config)
     experiment, shared = first.experiment, parameters[: len(first.experiment.shared_names)]
-    besides = zip(experiment.extras.down, parameters[len(shared) :], strict=True)
-    extras = {name: torch.tensor(array) for name, array in besides}
+    extras = first.besides(parameters, experiment.extras.down)
     received = first.received(shared)
     updates = cohort_update(
         experiment, clients, order.server_round, received, order.learning_rate, first.memories, extras
@@ -105,7 +112,8 @@ def evaluate_together(
 ) -> list[Evaluated]:
     """What ``FedBABUClient.evaluate`` returns, of several participants of one experiment."""
     first, clients, order = participants[0], [each.client for each in participants], Order.from_config(config)
-    what = first.experiment, clients, order.server_round, first.received(parameters), first.memories
+    extras = first.besides(parameters, first.experiment.extras.after)
+    what = first.experiment, clients, order.server_round, first.received(parameters), first.memories, extras
     if order.personalize:
         outcomes = [outcome for _, outcome in personal_models(*what)]
         return [(outcome.initial.loss, outcome.initial.count, outcome.as_row()) for outcome in outcomes]

@@ -71,7 +71,7 @@ class Personalizer:
     """
 
     def __init__(self, base: Experiment, federation: Federation, tunings: Sequence[Tuning]) -> None:
-        self.received = federation.server_round, federation.shared, federation.memories
+        self.received = federation.server_round, federation.shared, federation.memories, federation.extras
         self.tunings = tunings
         self.experiments = [
             base.with_finetuning(each.finetune_part, each.num_finetune_epochs, each.finetune_learning_rate)

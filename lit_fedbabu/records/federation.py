@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lit_fedbabu.algorithms import memory
+from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -23,6 +25,7 @@ from lit_fedbabu.records.run_folder import (
     LAST_CHECKPOINT,
     MEMORY,
     RESULTS,
+    SERVER,
     read_config,
     read_environment,
     refuse_other_options,
@@ -45,6 +48,7 @@ class Federation:
         rounds: its history, one entry for each round.
         shared: the weights that its clients share.
         initial: those that they do not, as they were before the first round.
+        extras: what clients need of the server's state to be evaluated.
         provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
@@ -59,6 +63,7 @@ class Federation:
     site: int | None = None
     kind: str = "federation"
     initial: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -158,7 +163,24 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         memories if memories.is_dir() else None,
         provenance.get("client"),
         initial=without(content.state, shared),  # so that no file which they came from is needed any more
+        extras=_extras(path, method, provenance["round"]),
     )
+
+
+def _extras(path: Path, method: Algorithm, server_round: int) -> dict[str, Tensor]:
+    """What clients need of the server's state after a round: of what it kept, or of what a site got of it."""
+    if not method.needs_server:
+        return {}
+    place = path.resolve().parent.parent / SERVER
+    try:
+        kept = memory.recall_from(place, server_round, "the server")
+    except LookupError as error:
+        raise InputError("checkpoint", str(path), f"{error}; take the last one") from None
+    parts = {
+        prefix: {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
+        for prefix in (EXTRA, STATE)
+    }
+    return parts[EXTRA] or dict(method.broadcast_after(parts[STATE]))
 
 
 def _memories_on_nodes(folder: Path) -> bool:

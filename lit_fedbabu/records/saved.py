@@ -65,7 +65,7 @@ def _of_federation(run: Path, client: int | None) -> tuple[Path, str]:
     if not (run / CONFIG).is_file():
         raise InputError("MODEL", str(run), "has no saved model in it")
     algorithm = ALGORITHMS.get(read_config(run).algorithm)
-    whole = algorithm is not None and algorithm.shared == "full" and not algorithm.private
+    whole = algorithm is not None and algorithm.shared == "full" and not (algorithm.private or algorithm.needs_server)
     if not whole or client is not None or not (run / LAST_CHECKPOINT).is_file():
         command = shlex.join(["lit-fedbabu", "finetune", str(run), "--clients", str(client or 0), "--save"])
         remedy = f"has no saved personal model; make some: {command}"

@@ -177,10 +177,9 @@ class Exchange:
     def _ordinary(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """The updates without those that are too long to be averaged with the others; these have failed.
 
-        Where clients keep parts of their own, as heads in FedRep, lengths say nothing: a head that fits moves little.
         Aggregators other than the mean have rules of their own.
         """
-        if self._algorithm.kept or self.config.aggregator != "mean":
+        if not self._algorithm.alike or self.config.aggregator != "mean":
             return updates
         shared = {name: array for name, array in self.arrays.items() if not name.startswith(EXTRA)}
         far = outliers(updates, shared, per_sample=not self.config.num_local_steps)

@@ -14,15 +14,15 @@ from lit_fedbabu.aggregation.aggregator import Trained
 from lit_fedbabu.aggregation.optimizer import ServerOptimizer
 from lit_fedbabu.aggregation.table import aggregator_of
 from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.algorithm import EXTRA, Received
+from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Received
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import RunError
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records.run_folder import SERVER
 from lit_fedbabu.wire import ClientUpdate
 
-STATE, OF_AGGREGATOR = "state.", "aggregator."
-"""How the names of what the algorithm and the aggregator keep begin in the server's file."""
+OF_AGGREGATOR = "aggregator."
+"""How the names of what the aggregator keeps begin in the server's file."""
 
 
 class ServerRounds:
@@ -64,14 +64,15 @@ class ServerRounds:
 
     def sent(self, arrays: ArrayRecord) -> ArrayRecord:
         """The shared weights, and what the algorithm sends besides."""
-        extras = {
-            EXTRA + name: _array(value) for name, value in self.experiment.algorithm.broadcast(self.state).items()
-        }
-        return ArrayRecord({**arrays, **extras})
+        return _beside(arrays, self.experiment.algorithm.broadcast(self.state))
 
-    def expected(self, arrays: ArrayRecord) -> dict[str, Array]:
+    def sent_after(self, arrays: ArrayRecord) -> ArrayRecord:
+        """The same when a round is over."""
+        return _beside(arrays, self.experiment.algorithm.broadcast_after(self.state))
+
+    def expected(self, arrays: ArrayRecord) -> ArrayRecord:
         """What a client answers with, as examples of shapes and types."""
-        return {**arrays, **{EXTRA + name: _array(value) for name, value in self.experiment.extras.up.items()}}
+        return _beside(arrays, self.experiment.extras.up)
 
     def combine(
         self, server_round: int, arrays: ArrayRecord, updates: Sequence[ClientUpdate]
@@ -121,6 +122,10 @@ def received(update: ClientUpdate) -> Received:
 
 def _of(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
+
+
+def _beside(arrays: ArrayRecord, extras: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({**arrays, **{EXTRA + name: _array(value) for name, value in extras.items()}})
 
 
 def _numpy(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:

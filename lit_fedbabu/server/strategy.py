@@ -123,7 +123,7 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         if not self._is_evaluated(server_round):
             return []
-        self.exchange.begin(server_round, arrays, grid)
+        self.exchange.begin(server_round, self.server.sent_after(arrays), grid)
         last = self._is_last(server_round)
         self._kept = incomplete.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
         clients = self._to_evaluate(last)

@@ -42,7 +42,9 @@ PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not r
 
 @pytest.mark.parametrize("algorithm", PLAIN)
 def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm, tmp_path):
-    experiment = tiny(algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, augmentation="crop-flip")
+    experiment = tiny(
+        algorithm=algorithm, num_local_epochs=2, num_head_epochs=1, num_clusters=1, augmentation="crop-flip"
+    )
     model, state = model_by_hand(experiment), experiment.initial_shared()
     for server_round, rate in ((1, 0.1), (2, 0.01)):
         state, *_ = update.client_update(experiment, 3, server_round, state, rate, tmp_path)

@@ -24,6 +24,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "fednova-babu": ({"body"}, {"body"}, set()),
     "feddyn": ({"body", "head"}, {"body", "head"}, {"gradient"}),
     "feddyn-babu": ({"body"}, {"body"}, {"gradient"}),
+    "ifca": ({"body", "head"}, {"body", "head"}, set()),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }
