@@ -21,8 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, local or centralized; or the"
-        " import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, local or centralized; or"
+        " the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -147,6 +147,12 @@ class Config(Derived):
         0.01, "alpha, the weight of the term that pulls to the received model", read_by="feddyn, feddyn-babu", low=0
     )
     num_clusters: int = option(2, "shared models, of which each client takes the best for it", read_by="ifca", low=1)
+    dbe_kappa: float = option(
+        50.0, "kappa, the weight of the term that draws mean features to those of all clients", read_by="feddbe", low=0
+    )
+    dbe_momentum: float = option(
+        1.0, "mu, the share of a batch in the running mean of features", read_by="feddbe", above=0, high=1
+    )
     aggregator: str = option(
         "mean",
         "what makes one model of the clients': their mean, weighted by training samples; median, trimmed-mean, krum,"

@@ -251,8 +251,8 @@ class Algorithm:
     def check_optimizer(self, name: str, optimizer: Optimizer) -> None:
         """Raise InputError where its equations do not hold for an optimizer of a task's module, which is its own."""
 
-    def drawn(self, clients: list[int]) -> list[int]:
-        """The clients that train in a round, of those that were drawn for it."""
+    def drawn(self, config: Config, server_round: int, clients: list[int]) -> list[int]:
+        """The clients that train in a round: those that were drawn for it."""
         return clients
 
     def start(self, client: Participant) -> Learner:
@@ -367,5 +367,5 @@ class Centralized(Algorithm):
     def pooled(self) -> bool:
         return True
 
-    def drawn(self, clients: list[int]) -> list[int]:
+    def drawn(self, config: Config, server_round: int, clients: list[int]) -> list[int]:
         return [0]

@@ -74,6 +74,35 @@ class Decoupled(nn.Module):
         return functional.cross_entropy(logits + prior, batch.labels) + own
 
 
+class Debiased(nn.Module):
+    """Cross-entropy of a head on features moved by a vector, and a term that draws mean features to those of all.
+
+    Args:
+        head: the model's, which trains with it.
+        own: (F,), the vector, which is trained.
+        everyone: (F,), mean features of all clients.
+        kappa: weight of the term; None: there is neither term nor vector, and mean features are measured.
+        momentum: share of a batch in the running mean of features.
+    """
+
+    def __init__(self, head: nn.Module, own: Tensor, everyone: Tensor, kappa: float | None, momentum: float) -> None:
+        super().__init__()
+        self.own = nn.Parameter(own.clone())
+        self.register_buffer("everyone", everyone)
+        self.register_buffer("mean", torch.zeros_like(everyone))
+        self._head = (head,)  # a tuple, so that its weights are not weights of this module
+        self._kappa, self._momentum = kappa, momentum
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum of both over a batch, in nats."""
+        own = self.own if self._kappa is not None else torch.zeros_like(self.own)
+        loss = functional.cross_entropy(self._head[0](batch.features + own), batch.labels)
+        mean = self._momentum * _rows(batch.features).mean(0) + (1 - self._momentum) * self.get_buffer("mean")
+        self.mean = mean.detach()
+        away = (mean - self.get_buffer("everyone")).square().mean()
+        return loss + (self._kappa or 0.0) / 2 * away
+
+
 def _rows(features: Tensor) -> Tensor:
     """One vector for each image, in float32 at least, for cosines of half precision are coarse."""
     return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))

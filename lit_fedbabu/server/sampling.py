@@ -15,7 +15,7 @@ def participants(config: Config, server_round: int) -> list[int]:
     """
     rng = np.random.default_rng(config.derived_seed("sampling", server_round))
     drawn = sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
-    return algorithm_of(config).drawn(drawn)
+    return algorithm_of(config).drawn(config, server_round, drawn)
 
 
 def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:

@@ -88,7 +88,7 @@ class SharedParts(Strategy):
     def summary(self) -> None:
         """Say what is about to run."""
         config = self.config
-        drawn = f"{len(participants(config, 1))} of {config.num_federated} clients each"
+        drawn = f"{len(participants(config, config.num_server_rounds))} of {config.num_federated} clients each"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")

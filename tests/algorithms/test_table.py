@@ -25,6 +25,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "feddyn": ({"body", "head"}, {"body", "head"}, {"gradient"}),
     "feddyn-babu": ({"body"}, {"body"}, {"gradient"}),
     "ifca": ({"body", "head"}, {"body", "head"}, set()),
+    "feddbe": ({"body", "head"}, {"body", "head"}, {"own"}),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }

@@ -20,7 +20,7 @@ FLOORS = [
     {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"learning"},
     {"algorithms/algorithm", "algorithms/steps"},
-    {"algorithms/feddyn", "algorithms/fednova", "algorithms/fedrod", "algorithms/ifca",
+    {"algorithms/feddyn", "algorithms/fednova", "algorithms/feddbe", "algorithms/fedrod", "algorithms/ifca",
      "algorithms/moon"}, {"algorithms/table"},
     {"tasks"},
     {"experiment", "completion"}, {"algorithms"}, {"aggregation"}, {"records"},
