@@ -21,8 +21,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, local or centralized; or"
-        " the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, local or"
+        " centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",

@@ -143,6 +143,9 @@ class Participant(Protocol):
         Entries of states that are no weights of the model are left out.
         """
 
+    def features(self, *states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What such a module's body makes of the client's training images as they are (N, F), and their labels (N,)."""
+
     def training_loss(self, *states: Mapping[str, Tensor]) -> float:
         """The mean loss of such a module over the client's training data, as in training, but without a step."""
 
@@ -272,6 +275,11 @@ class Algorithm:
         """Whether it has a loss of its own, which a task's module, with the user's loss, cannot be given."""
         return type(self).losses is not Algorithm.losses
 
+    @property
+    def of_features(self) -> bool:
+        """Whether models of images must do no more than ``head(body(images))``."""
+        return self.has_own_loss
+
     def train(self, cohort: Cohort, modules: Sequence[Learner]) -> list[float]:
         """Train the modules in place, phase by phase; returns each one's mean loss in the last, in nats."""
         callbacks, own = self.callbacks(cohort, modules), self.losses(cohort, modules)
@@ -328,6 +336,17 @@ class Algorithm:
     def combine(self, server: Server, updates: Sequence[Received]) -> Combined:
         """What the server makes of a round. The updates are in the order of the clients' numbers."""
         return Combined(server.aggregate(updates), server.state)
+
+
+def refuse_other_head(name: str, model: nn.Module) -> None:
+    """Raise InputError for a model whose head is not one linear layer with a bias; the name is that of the option."""
+    from torch import nn
+
+    head = model.get_submodule("head")
+    if type(head) is not nn.Linear or head.bias is None:
+        kind = "Linear without a bias" if type(head) is nn.Linear else type(head).__name__
+        remedy = f"has a {kind} as its head, and this algorithm needs a torch.nn.Linear with a bias"
+        raise InputError("model-name", name, f"{remedy}; take another model or algorithm")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Combined, Update
+from lit_fedbabu.algorithms.algorithm import Algorithm, Combined, Update, refuse_other_head
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.losses import Debiased
 
@@ -50,11 +50,7 @@ class FedDbe(Algorithm):
             raise InputError("aggregator", config.aggregator, remedy)
 
     def check_model(self, name: str, model: nn.Module) -> None:
-        head = model.get_submodule("head")
-        if type(head) is not nn.Linear or head.bias is None:
-            kind = "Linear without a bias" if type(head) is nn.Linear else type(head).__name__
-            remedy = f"has a {kind} as its head, and this algorithm adds to the bias of a torch.nn.Linear"
-            raise InputError("model-name", name, f"{remedy}; take another model or algorithm")
+        refuse_other_head(name, model)
 
     def drawn(self, config: Config, server_round: int, clients: list[int]) -> list[int]:
         return list(range(config.num_federated)) if server_round == 1 else clients

@@ -16,7 +16,7 @@ from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner, state_of
-from lit_fedbabu.tasks.protocol import Data
+from lit_fedbabu.tasks.protocol import Classifies, Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,14 @@ class Participation:
         """
         names = self.experiment.names
         return self.experiment.new_module(*({name: each[name] for name in names & each.keys()} for each in states))
+
+    def features(self, *states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What such a module's body makes of the client's training images as they are (N, F), and their labels (N,)."""
+        task, data = self.experiment.task, self.experiment.client_data(self.client, 0)
+        if not isinstance(task, Classifies):
+            raise ValueError("features are of classes, which the task does not have")
+        (((features, _, labels), *_),) = task.predictions([self.module(*states)], [data])
+        return features.cpu(), labels.cpu()
 
     def training_loss(self, *states: Mapping[str, Tensor]) -> float:
         """The mean loss of such a module over the client's training data, as in training, but without a step.

@@ -74,6 +74,7 @@ _ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "feddyn-babu": of_file("feddyn", "FedDyn", "FedDyn+BABU", "body", BODY),  # the same of a FedBABU body
     "ifca": of_file("ifca", "Ifca", "IFCA", "full", FULL),  # Ghosh et al. 2020, Algorithm 1
     "feddbe": of_file("feddbe", "FedDbe", "FedDBE", "full", FULL, state=("own",)),  # Zhang et al. 2023, Algorithm 1
+    "pfedfda": of_file("pfedfda", "PFedFda", "pFedFDA", "full", BODY),  # McLaughlin and Su 2024, Algorithm 1
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }

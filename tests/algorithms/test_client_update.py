@@ -36,7 +36,7 @@ def round_by_hand(experiment, model, client, server_round, rate):
         sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
-OWN = ("ditto", "feddyn", "feddyn-babu", "centralized")
+OWN = ("pfedfda", "ditto", "feddyn", "feddyn-babu", "centralized")
 PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.has_own_loss and name not in OWN]
 
 

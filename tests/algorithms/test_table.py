@@ -26,6 +26,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "feddyn-babu": ({"body"}, {"body"}, {"gradient"}),
     "ifca": ({"body", "head"}, {"body", "head"}, set()),
     "feddbe": ({"body", "head"}, {"body", "head"}, {"own"}),
+    "pfedfda": ({"body", "head"}, {"body"}, set()),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }

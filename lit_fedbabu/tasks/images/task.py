@@ -191,7 +191,7 @@ class ImageClassification:
         if config.model_name not in MODELS:
             sizes = self.batches(algorithm.pooled)[:2] if with_data else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.image_shape, *sizes)
-            if algorithm.has_own_loss:
+            if algorithm.of_features:
                 refuse_other_forward(config.model_name, model, self.image_shape)
         algorithm.check_model(config.model_name, model)
 
