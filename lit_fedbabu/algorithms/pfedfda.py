@@ -65,9 +65,6 @@ class PFedFda(Algorithm):
 
     def check(self, config: Config) -> None:
         name = config.algorithm
-        if config.task:
-            remedy = "makes heads of the features of classes, for images, and a task has none; take another, as fedper"
-            raise InputError("algorithm", name, remedy)
         if config.aggregator != "mean" or config.server_optimizer != "none":
             key = "aggregator" if config.aggregator != "mean" else "server-optimizer"
             given, known = (config.aggregator, "mean") if key == "aggregator" else (config.server_optimizer, "none")

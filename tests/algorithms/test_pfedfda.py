@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(federate):
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        (lambda: of_task("pfedfda"), 'algorithm = "pfedfda": makes heads of the features of classes'),
+        (lambda: of_task("pfedfda"), 'algorithm = "pfedfda": is of features of images by their classes'),
         (
             lambda: config_of("pfedfda", model_name="tests.algorithms.test_feddbe:no_bias"),
             "has a Linear without a bias",

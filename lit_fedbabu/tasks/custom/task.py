@@ -208,6 +208,8 @@ class CustomTask:
         if algorithm.has_own_loss:
             remedy = "has a loss of its own, for images and their classes, and a task's module brings one"
             raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
+        if algorithm.of_features:
+            raise InputError("algorithm", name, "is of features of images by their classes; take another, as fedper")
         (module,) = _own([made()])
         self.sizes  # noqa: B018 - counted once, here
         algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)
