@@ -21,8 +21,9 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, local or"
-        " centralized; or the import path of a lit_fedbabu.Algorithm of your own, such as my_module:method",
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, scaffold,"
+        " scaffold-babu, apfl, fedala, fedas, local or centralized; or the import path of a lit_fedbabu.Algorithm of"
+        " your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -152,6 +153,19 @@ class Config(Derived):
     )
     dbe_momentum: float = option(
         1.0, "mu, the share of a batch in the running mean of features", read_by="feddbe", above=0, high=1
+    )
+    mixing_alpha: float = option(
+        0.5, "alpha, the part of a client's own model in its mixture at first", read_by="apfl", low=0, high=1
+    )
+    num_mixing_layers: int = option(
+        1, "p, the last layers, which begin a round as a mixture; all if there are fewer", read_by="fedala", low=1
+    )
+    num_mixing_epochs: int | float = option(
+        0.8, "epochs of a pass that learns the mixture; s of the paper as a fraction", read_by="fedala", low=0
+    )
+    mixing_learning_rate: float = option(1.0, "eta, of the mixture's weights", read_by="fedala", above=0)
+    num_alignment_epochs: int | float = option(
+        1, "epochs that fit the received body to the client's features, before others", read_by="fedas", low=0
     )
     aggregator: str = option(
         "mean",

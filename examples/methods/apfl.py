@@ -41,7 +41,7 @@ class Mix(L.Callback):
         slope = sum(((self.own[name] - w[name]) * gradient).sum().item() for name, gradient in gradients.items())
         for name, gradient in gradients.items():
             weights[name].data.copy_(w[name])
-            self.own[name] = self.own[name] - self.rate * self.a * gradient
+            self.own[name] = self.own[name].sub(self.a * gradient, alpha=self.rate)
         if self.is_first:
             self.a, self.is_first = min(max(self.a - self.rate * slope, 0.0), 1.0), False
 

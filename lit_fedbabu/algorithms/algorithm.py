@@ -190,6 +190,11 @@ class Cohort(Protocol):
     ) -> list[float]:
         """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
 
+    def show(
+        self, modules: Sequence[Learner], callbacks: Sequence[L.Callback] = (), losses: Sequence[Loss] = ()
+    ) -> list[float]:
+        """Give callbacks and losses an epoch of training batches, without a step: the modules stay as they are."""
+
     def shared(self, module: Learner) -> dict[str, Tensor]:
         """The weights of a module that travel."""
 

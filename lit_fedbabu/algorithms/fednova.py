@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.steps import Counted, refuse_but_sgd
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
-from lit_fedbabu.learning.state import Learner, view_of
+from lit_fedbabu.learning.state import Learner
 
 LENGTHS = "lengths"
 """The extra array of a client: eta ||a_i||_1 of every weight, in the order of ``Server.weights``."""
@@ -43,16 +43,13 @@ class FedNova(Algorithm):
             raise InputError("aggregator", config.aggregator, remedy)
 
     def check_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
-        if type(optimizer) is not torch.optim.SGD:
-            kind = type(optimizer).__name__
-            remedy = f"is of steps of torch.optim.SGD, and the task's module takes those of {kind}; take fedavg"
-            raise InputError("algorithm", name, remedy)
+        refuse_but_sgd(name, optimizer)
 
     def sends(self, start: Beginning) -> dict[str, Tensor]:
         return {LENGTHS: torch.zeros(len(start.weights), dtype=torch.float64)}
 
     def callbacks(self, cohort: Cohort, modules: Sequence[Learner]) -> list[L.Callback]:
-        cohort.notes[LENGTHS] = counted = Counted(self, cohort.config.algorithm)
+        cohort.notes[LENGTHS] = counted = Counted(cohort.config.algorithm)
         return [counted]
 
     def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:
@@ -85,34 +82,3 @@ def _scaled(server: Server, update: Received, factors: Sequence[float]) -> dict[
         before, after = server.shared[name].double(), update.shared[name]
         scaled[name] = after if factor == 1 else (before + factor * (after - before)).to(after.dtype)
     return scaled
-
-
-class Counted(L.Callback):
-    """Counts for every weight how often gradients are in its way from the first step to the last, times their rate.
-
-    Args:
-        method: which refuses other optimizers than SGD.
-        name: of the method, for an error.
-    """
-
-    def __init__(self, method: Algorithm, name: str) -> None:
-        self._method, self._name = method, name
-        self.lengths: dict[str, float] = {}
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        names = {id(weight): name for name, weight in view_of(module).named_parameters()}
-        velocity: dict[str, float] = {}  # gradients in the momentum, which starts from zero
-
-        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                for weight in group["params"]:
-                    if weight.grad is not None and (name := names.get(id(weight))):
-                        rho, added = group["momentum"], 1 - group["dampening"]
-                        velocity[name] = rho * velocity[name] + added if name in velocity else 1.0
-                        nesterov = 1 + rho * velocity[name] if group["nesterov"] else velocity[name]
-                        gradients = nesterov if rho else 1.0
-                        self.lengths[name] = self.lengths.get(name, 0.0) + float(group["lr"]) * gradients
-
-        for optimizer in trainer.optimizers:
-            self._method.check_optimizer(self._name, optimizer)
-            optimizer.register_step_post_hook(count)

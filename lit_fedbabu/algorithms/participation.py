@@ -9,13 +9,13 @@ import lightning as L
 from torch import Tensor
 
 from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.steps import STEPS
+from lit_fedbabu.algorithms.steps import STEPS, Still
 from lit_fedbabu.config import Config
 from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
-from lit_fedbabu.learning.state import Learner, state_of
+from lit_fedbabu.learning.state import Learner, load_state, state_of
 from lit_fedbabu.tasks.protocol import Classifies, Data
 
 
@@ -67,16 +67,9 @@ class Participation:
         data = experiment.client_data(self.client, config.derived_seed("loss", self.client))
         with seeded(config.derived_seed("loss-draws", self.client)):
             (loss,) = experiment.task.fit(
-                [self.module(*states)], [data], mode="full", epochs=1, learning_rate=0.0, callbacks=[_Still()]
+                [self.module(*states)], [data], mode="full", epochs=1, learning_rate=0.0, callbacks=[Still()]
             )
         return float(loss)
-
-
-class _Still(L.Callback):
-    """Leaves every weight as it is: optimizers do not move one without a gradient."""
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        optimizer.zero_grad(set_to_none=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +127,19 @@ class CohortRound:
             callbacks=callbacks,
             losses=losses,
         )
+
+    def show(
+        self, modules: Sequence[Learner], callbacks: Sequence[L.Callback] = (), losses: Sequence[Loss] = ()
+    ) -> list[float]:
+        """Give callbacks and losses an epoch of training batches, without a step: the modules stay as they are."""
+        states = [{name: value.clone() for name, value in state_of(module.model).items()} for module in modules]
+        rate, watching = self.learning_rate, [*callbacks, Still()]
+        found = self.experiment.task.fit(
+            modules, self.data, mode="full", epochs=1, learning_rate=rate, callbacks=watching, losses=losses
+        )
+        for module, state in zip(modules, states, strict=True):
+            load_state(module.model, state)
+        return found
 
     def shared(self, module: Learner) -> dict[str, Tensor]:
         """The weights of a module that travel."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import view_of
 
 
@@ -109,6 +110,56 @@ class MoreauEnvelope(L.Callback):
             pull = (weight.detach() - self.anchor[name]) * self.mu
             gradient = gradients[name]
             weight.data.sub_(pull if gradient is None else pull + gradient, alpha=self.rate)
+
+
+class Still(L.Callback):
+    """No step: optimizers leave a weight without a gradient alone, and its weight decay too."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+
+
+class Counted(L.Callback):
+    """Counts for every weight how often gradients are in its way from the first step to the last, times their rate.
+
+    Args:
+        name: of the method, which refuses other optimizers than SGD.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._gradients: dict[str, dict[float, float]] = {}
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """Of every weight that was moved: K eta after K steps at a rate eta without momentum."""
+        return {name: sum(rate * of[rate] for rate in of) for name, of in self._gradients.items()}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        names = {id(weight): name for name, weight in view_of(module).named_parameters()}
+        velocity: dict[str, float] = {}  # gradients in the momentum, which starts from zero
+
+        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None and (name := names.get(id(weight))):
+                        rho, added = group["momentum"], 1 - group["dampening"]
+                        velocity[name] = rho * velocity[name] + added if name in velocity else 1.0
+                        nesterov = 1 + rho * velocity[name] if group["nesterov"] else velocity[name]
+                        counted, rate = self._gradients.setdefault(name, {}), float(group["lr"])
+                        counted[rate] = counted.get(rate, 0.0) + (nesterov if rho else 1.0)
+
+        for optimizer in trainer.optimizers:
+            refuse_but_sgd(self._name, optimizer)
+            optimizer.register_step_post_hook(count)
+
+
+def refuse_but_sgd(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raise InputError for a method, by its name, whose equations are of SGD, for another optimizer of a task."""
+    if type(optimizer) is not torch.optim.SGD:
+        kind = type(optimizer).__name__
+        remedy = f"is of steps of torch.optim.SGD, and the task's module takes those of {kind}; take fedavg"
+        raise InputError("algorithm", name, remedy)
 
 
 def trained_weights(module: L.LightningModule) -> dict[str, Tensor]:

@@ -75,6 +75,11 @@ _ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "ifca": of_file("ifca", "Ifca", "IFCA", "full", FULL),  # Ghosh et al. 2020, Algorithm 1
     "feddbe": of_file("feddbe", "FedDbe", "FedDBE", "full", FULL, state=("own",)),  # Zhang et al. 2023, Algorithm 1
     "pfedfda": of_file("pfedfda", "PFedFda", "pFedFDA", "full", BODY),  # McLaughlin and Su 2024, Algorithm 1
+    "scaffold": of_file("scaffold", "Scaffold", "SCAFFOLD", "full", FULL),  # Karimireddy et al. 2020, Algorithm 1
+    "scaffold-babu": of_file("scaffold", "Scaffold", "SCAFFOLD+BABU", "body", BODY),  # the same of a FedBABU body
+    "apfl": of_file("apfl", "Apfl", "APFL", "full", FULL),  # Deng et al. 2020, Algorithm 1
+    "fedala": of_file("fedala", "FedAla", "FedALA", "full", FULL),  # Zhang et al. 2023, Algorithm 1
+    "fedas": of_file("fedas", "FedAs", "FedAS", "body", FULL),  # Yang et al. 2024, Algorithm 1
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }

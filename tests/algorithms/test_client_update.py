@@ -36,7 +36,7 @@ def round_by_hand(experiment, model, client, server_round, rate):
         sgd_by_hand(experiment.config, model, weights, more(getattr(experiment.config, epochs)), rate)
 
 
-OWN = ("pfedfda", "ditto", "feddyn", "feddyn-babu", "centralized")
+OWN = ("pfedfda", "ditto", "feddyn", "feddyn-babu", "scaffold", "scaffold-babu", "apfl", "fedas", "centralized")
 PLAIN = [name for name, row in ALGORITHMS.items() if row.step == "sgd" and not row.has_own_loss and name not in OWN]
 
 
@@ -58,7 +58,8 @@ def test_one_client_is_sgd_by_hand_with_fresh_momentum_in_every_round(algorithm,
 def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     experiment = tiny(algorithm=algorithm, num_head_epochs=1)
     before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
-    state, *_ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path)
+    extras = experiment.extras.down
+    state, *_ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path, extras)
     row = ALGORITHMS[algorithm]
     norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.private else set()
     assert len(norms) == (8 if row.private else 0), "weights and biases of four layers"
@@ -104,6 +105,11 @@ SAME = {
         {"algorithm": "fedavg", "partitioner": "linear"},
     ),
     "FedDyn+BABU without alpha is FedBABU": ({"algorithm": "feddyn-babu", "dynamic_alpha": 0.0}, {}),
+    "APFL shares what FedAvg shares": ({"algorithm": "apfl"}, {"algorithm": "fedavg"}),
+    "FedALA that does not learn to mix is FedAvg": (
+        {"algorithm": "fedala", "num_mixing_epochs": 0},
+        {"algorithm": "fedavg"},
+    ),
     "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
 }
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from lit_fedbabu import Task
 from lit_fedbabu.algorithms.algorithm import Received, Update
 from lit_fedbabu.algorithms.client_update import client_update, own_module
-from lit_fedbabu.algorithms.fednova import LENGTHS, Counted, FedNova
+from lit_fedbabu.algorithms.fednova import LENGTHS, FedNova
+from lit_fedbabu.algorithms.steps import Counted
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -163,7 +164,7 @@ def test_a_length_is_the_way_of_a_weight_whose_gradient_is_1(options, accumulate
         return  # Lightning accumulates nothing in steps by hand
     module = Line(**options).double()
     before = {name: value.item() for name, value in module.model.named_parameters()}
-    counted = Counted(ALGORITHMS["fednova"], "fednova")
+    counted = Counted("fednova")
     for times in (1, 2):  # a second fit has a momentum of its own
         trainer = L.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -103,7 +103,7 @@ def in_shell(words, tmp_path):
 def test_streams_that_are_closed_stop_no_command(streams, tmp_path):
     done = in_shell(f"configs {streams}", tmp_path)
     assert done.returncode == 0 and not done.stderr
-    assert done.stdout.startswith("centralized ") == (streams == "2>&-")
+    assert done.stdout.startswith("apfl ") == (streams == "2>&-")
 
 
 @pytest.mark.parametrize(

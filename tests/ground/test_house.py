@@ -20,8 +20,11 @@ FLOORS = [
     {"option_rules"}, {"derived"}, {"config"},
     {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"learning"},
     {"algorithms/algorithm", "algorithms/steps"},
-    {"algorithms/feddbe", "algorithms/feddyn", "algorithms/fednova", "algorithms/fedrod", "algorithms/ifca",
-     "algorithms/moon", "algorithms/pfedfda"},
+    {
+        "algorithms/apfl", "algorithms/fedala", "algorithms/fedas", "algorithms/feddbe", "algorithms/feddyn",
+        "algorithms/fednova", "algorithms/fedrod", "algorithms/ifca", "algorithms/moon", "algorithms/pfedfda",
+        "algorithms/scaffold",
+    },
     {"algorithms/table"},
     {"tasks"},
     {"experiment", "completion"}, {"algorithms"}, {"aggregation"}, {"records"},

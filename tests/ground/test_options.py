@@ -81,7 +81,7 @@ def test_a_shipped_configuration_is_named_without_a_path_and_later_words_win(mon
     demo = parse_words(["demo", "seed=7"])
     assert demo == {**read_toml(configs_folder() / "demo.toml"), "seed": 7}
     with pytest.raises(
-        InputError, match=r'argument = "dem": write a file NAME.toml, key=value, or .*: centralized, demo'
+        InputError, match=r'argument = "dem": write a file NAME.toml, key=value, or .*: apfl, centralized, demo'
     ):
         parse_words(["dem"])
 
