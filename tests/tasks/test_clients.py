@@ -89,14 +89,14 @@ def test_folders_that_do_not_say_who_has_what_are_refused_in_one_line(how, tmp_p
     for place in places.split():
         paint(tmp_path / place, 5)
     with pytest.raises(InputError, match=words) as caught:
-        task(tmp_path, column=column).check()
+        task(tmp_path, column=column).check_data()
     assert "\n" not in str(caught.value)
 
 
 def test_clients_in_folders_without_natural_id_are_told(tmp_path):
     fill(tmp_path, "client/class")
     with pytest.raises(InputError, match="if they are splits, name them .*; if clients, take partitioner=natural-id"):
-        task(tmp_path, partitioner="iid").check()
+        task(tmp_path, partitioner="iid").check_data()
 
 
 def test_a_failure_and_the_figures_say_whose_they_are(federate, tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def test_folders_in_a_class_are_told(tmp_path):
 
 
 NAMES = st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
-    lambda name: not name.startswith(".") and len(os.fsencode(name)) < 200
+    lambda name: not folders.is_hidden(name) and len(os.fsencode(name)) < 200
 )
 
 

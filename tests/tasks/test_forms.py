@@ -183,7 +183,7 @@ def check(pool, dataset):
         )
         task = ImageClassification(config)
         try:
-            task.check()
+            task.check_data()
         except InputError as error:  # a split of so few images may be refused, and a dataset may not
             assert error.key in ("num-clients", "partitioner"), error
             return "refused"

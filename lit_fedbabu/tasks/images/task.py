@@ -185,7 +185,7 @@ class ImageClassification:
         config = self.config
         refuse_unfit_size(config.model_name, config.image_size)
         if with_data:
-            self._check_data()
+            self.check_data()
         classes, seed = len(self.class_names), config.derived_seed("model")
         model = build_model(config.model_name, classes, seed, config.norm, self.channels, config.image_size)
         if config.model_name not in MODELS:
@@ -195,7 +195,8 @@ class ImageClassification:
                 refuse_other_forward(config.model_name, model, self.image_shape)
         algorithm.check_model(config.model_name, model)
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
+        """Read and deal the dataset, and try the user's own augmentation; raises InputError as ``check``."""
         self.augmentation  # noqa: B018 - imported before the dataset is read
         if self.config.normalization == "imagenet" and self.source.channels != 3:
             remedy = "is of colour images; the dataset's are grey: take data"
