@@ -14,6 +14,7 @@ from lit_fedbabu.records import run_folder
 from lit_fedbabu.report import main as report
 from lit_fedbabu.system import program
 from lit_fedbabu.tasks.images import sources
+from lit_fedbabu.tasks.images.task import ImageClassification
 from tests.support import NARROW, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -161,3 +162,10 @@ def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_p
     capsys.readouterr()
     assert finetune([str(run), "--data", str(paint(tmp_path / "good"))]) == 2
     assert "shares no body" in capsys.readouterr().err
+
+
+def test_a_federation_that_needs_several_clients_a_round_has_a_model_for_one():
+    config = tiny_config(fraction_train=0.5, min_clients_per_round=2)
+    saved = {"mean": [0.5], "std": [0.2], "class_names": ["cat", "dog"]}
+    task = ImageClassification.of_external(config, "digits", "", saved, False)
+    assert (task.config.num_clients, task.config.clients_per_round, task.config.min_clients_per_round) == (1, 1, 0)
