@@ -251,14 +251,15 @@ class Experiment:
         self.algorithm.check(config)
         if config.cohort_size > 1 and not self.algorithm.in_cohorts:
             raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
-        self.task.check(self.algorithm, self._made, images)
+        self.task.check(self.algorithm, lambda: self._initial, self._made, images)
         self.private  # noqa: B018 - refuses a model without what is to be private
-        self._check_protected(self._initial.model)
+        if config.clipping_norm:
+            self._check_protected(self._initial.model)
+        if config.initial_weights:
+            self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
 
     def _check_protected(self, model: nn.Module) -> None:
         """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""
-        if not self.config.clipping_norm:
-            return
         if self.extras.up:
             remedy = f"does not bound {', '.join(self.extras.up)}, which {self.config.algorithm} sends besides weights"
             raise InputError("clipping-norm", self.config.clipping_norm, f"{remedy}; take another algorithm")

@@ -343,6 +343,26 @@ class Algorithm:
         return Combined(server.aggregate(updates), server.state)
 
 
+def refuse_aggregator(config: Config, why: str) -> None:
+    """Raise InputError for an aggregator other than the mean; the reason follows the method's name."""
+    if config.aggregator != "mean":
+        raise InputError("aggregator", config.aggregator, f"{config.algorithm} {why}; take mean")
+
+
+def refuse_of_trainer(config: Config, keys: set[str], why: str) -> None:
+    """Raise InputError where one of these arguments of Lightning's Trainer is given."""
+    for key in keys & config.trainer.keys():
+        raise InputError(f"trainer.{key}", config.trainer[key], f"{why}; leave it out")
+
+
+def mean_extra(updates: Sequence[Received], name: str) -> Tensor:
+    """The mean of an extra array over clients, by training samples, in float64."""
+    import torch
+
+    total = sum(each.num_train for each in updates)
+    return torch.stack([each.num_train / total * each.extras[name].double() for each in updates]).sum(0)
+
+
 def refuse_other_head(name: str, model: nn.Module) -> None:
     """Raise InputError for a model whose head is not one linear layer with a bias; the name is that of the option."""
     from torch import nn

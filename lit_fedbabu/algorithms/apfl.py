@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Participant, Update
+from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Participant, Update, refuse_of_trainer
 from lit_fedbabu.algorithms.steps import refuse_but_sgd, trained_weights
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -40,9 +40,8 @@ class Apfl(Algorithm):
         return (*PARTS, *self.state)
 
     def check(self, config: Config) -> None:
-        for key in {"accumulate_grad_batches", "gradient_clip_val"} & config.trainer.keys():
-            remedy = f"{config.algorithm} trains a second model, which Lightning does not see; leave it out"
-            raise InputError(f"trainer.{key}", config.trainer[key], remedy)
+        why = f"{config.algorithm} trains a second model, which Lightning does not see"
+        refuse_of_trainer(config, {"accumulate_grad_batches", "gradient_clip_val"}, why)
 
     def check_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         refuse_but_sgd(name, optimizer)

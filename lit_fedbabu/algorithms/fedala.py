@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Cohort, Participant, Update
+from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Cohort, Participant, Update, refuse_of_trainer
 from lit_fedbabu.algorithms.steps import stepped
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -47,9 +47,8 @@ class FedAla(Algorithm):
         return ("num_mixing_epochs", EPOCHS)
 
     def check(self, config: Config) -> None:
-        for key in {"accumulate_grad_batches", "limit_train_batches"} & config.trainer.keys():
-            remedy = f"counts batches, of which {config.algorithm} takes a part to learn how to mix; leave it out"
-            raise InputError(f"trainer.{key}", config.trainer[key], remedy)
+        why = f"counts batches, of which {config.algorithm} takes a part to learn how to mix"
+        refuse_of_trainer(config, {"accumulate_grad_batches", "limit_train_batches"}, why)
 
     def check_steps(self, name: str, by_hand: bool) -> None:
         if by_hand:
@@ -62,28 +61,30 @@ class FedAla(Algorithm):
     def train(self, cohort: Cohort, modules: Sequence[Learner]) -> list[float]:
         (client,), (module,) = cohort.participants, modules
         mixed = Mixed(*_mixture(client, module), cohort.config.mixing_learning_rate)
+        mixed.is_learned = any(name.startswith(SHARES) for name in client.memory)
         cohort.notes[MIXING] = mixed
         if cohort.config.num_mixing_epochs and mixed.has_to_learn:
             mixed.lay_over(module)
-            self._learn(cohort, modules, mixed, once=any(name.startswith(SHARES) for name in client.memory))
+            self._learn(cohort, modules, mixed)
             state = state_of(module.model)
             for name, value in client.received.items():
                 state[name].copy_(value)
         mixed.lay_over(module)
         return super().train(cohort, modules)
 
-    def _learn(self, cohort: Cohort, modules: Sequence[Learner], mixed: Mixed, once: bool) -> None:
+    def _learn(self, cohort: Cohort, modules: Sequence[Learner], mixed: Mixed) -> None:
         losses: list[float] = []
-        while len(losses) < (1 if once else MOST) and not (len(losses) >= LAST and pstdev(losses[-LAST:]) < STEADY):
+        while len(losses) < (1 if mixed.is_learned else MOST) and not (
+            len(losses) >= LAST and pstdev(losses[-LAST:]) < STEADY
+        ):
             losses += cohort.fit(modules, "full", "num_mixing_epochs", [mixed])
         mixed.is_learned = True
 
     def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:
-        (client,), (module,), mixed = cohort.participants, modules, cohort.notes[MIXING]
+        (module,), mixed = modules, cohort.notes[MIXING]
         shared = cohort.shared(module)
         kept = {f"{LOCAL}{name}": shared[name] for name in mixed.shares}
-        known = mixed.is_learned or any(name.startswith(SHARES) for name in client.memory)
-        shares = {f"{SHARES}{name}": value for name, value in mixed.shares.items()} if known else {}
+        shares = {f"{SHARES}{name}": value for name, value in mixed.shares.items()} if mixed.is_learned else {}
         return [Update(shared, {**kept, **shares})]
 
     def own_model(self, client: Participant) -> Learner:

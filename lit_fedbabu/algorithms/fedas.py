@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Beginning,
+    Cohort,
+    Combined,
+    Received,
+    Server,
+    Update,
+    refuse_aggregator,
+    refuse_of_trainer,
+)
 from lit_fedbabu.algorithms.steps import stepped
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.parts import PARTS
 
 if TYPE_CHECKING:
@@ -54,12 +63,9 @@ class FedAs(Algorithm):
         return True
 
     def check(self, config: Config) -> None:
-        for key in {"accumulate_grad_batches", "limit_train_batches"} & config.trainer.keys():
-            remedy = f"{config.algorithm} measures on all of a client's batches, each by itself; leave it out"
-            raise InputError(f"trainer.{key}", config.trainer[key], remedy)
-        if config.aggregator != "mean":
-            remedy = f"{config.algorithm} weights clients by numbers that they send, of which one can be of any size"
-            raise InputError("aggregator", config.aggregator, f"{remedy}; take mean")
+        why = f"{config.algorithm} measures on all of a client's batches, each by itself"
+        refuse_of_trainer(config, {"accumulate_grad_batches", "limit_train_batches"}, why)
+        refuse_aggregator(config, "weights clients by numbers that they send, of which one can be of any size")
 
     def sends(self, start: Beginning) -> dict[str, Tensor]:
         return {TRACE: torch.zeros((), dtype=torch.float64)}

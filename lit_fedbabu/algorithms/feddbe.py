@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Combined, Update, refuse_other_head
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Combined,
+    Update,
+    mean_extra,
+    refuse_aggregator,
+    refuse_other_head,
+)  # fmt: skip
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.losses import Debiased
 
@@ -45,9 +52,7 @@ class FedDbe(Algorithm):
         if config.num_server_rounds < 2:
             remedy = f"{name} measures mean features in its first round and trains in those after it; take 2 or more"
             raise InputError("num-server-rounds", config.num_server_rounds, remedy)
-        if config.aggregator != "mean":
-            remedy = f"{name} takes a mean of features, which one client can move far; take mean"
-            raise InputError("aggregator", config.aggregator, remedy)
+        refuse_aggregator(config, "takes a mean of features, which one client can move far")
 
     def check_model(self, name: str, model: nn.Module) -> None:
         refuse_other_head(name, model)
@@ -89,6 +94,4 @@ class FedDbe(Algorithm):
     def combine(self, server: Server, updates: Sequence[Received]) -> Combined:
         if server.server_round > 1:
             return Combined(server.aggregate(updates), server.state)
-        total = sum(each.num_train for each in updates)
-        mean = torch.stack([each.num_train / total * each.extras[MEAN].double() for each in updates]).sum(0)
-        return Combined(server.shared, {MEAN: mean.to(server.state[MEAN])})
+        return Combined(server.shared, {MEAN: mean_extra(updates, MEAN).to(server.state[MEAN])})

@@ -10,7 +10,16 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Beginning,
+    Cohort,
+    Combined,
+    Received,
+    Server,
+    Update,
+    refuse_aggregator,
+)
 from lit_fedbabu.algorithms.steps import Proximal, stepped
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -40,9 +49,7 @@ class FedDyn(Algorithm):
 
     def check(self, config: Config) -> None:
         name = config.algorithm
-        if config.aggregator != "mean":
-            remedy = f"{name} adds up the updates of clients, of which one can be of any size; take mean"
-            raise InputError("aggregator", config.aggregator, remedy)
+        refuse_aggregator(config, "adds up the updates of clients, of which one can be of any size")
         if config.server_optimizer != "none":
             raise InputError("server-optimizer", config.server_optimizer, f"{name} has a server's step; take none")
         if config.clipping_norm:

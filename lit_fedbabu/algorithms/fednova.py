@@ -9,10 +9,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Beginning,
+    Cohort,
+    Combined,
+    Received,
+    Server,
+    Update,
+    refuse_aggregator,
+)
 from lit_fedbabu.algorithms.steps import Counted, refuse_but_sgd
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import Learner
 
 LENGTHS = "lengths"
@@ -36,11 +44,7 @@ class FedNova(Algorithm):
     in_cohorts: bool = False
 
     def check(self, config: Config) -> None:
-        if config.aggregator != "mean":
-            remedy = (
-                f"{config.algorithm} divides by numbers that clients send, of which one can be of any size; take mean"
-            )
-            raise InputError("aggregator", config.aggregator, remedy)
+        refuse_aggregator(config, "divides by numbers that clients send, of which one can be of any size")
 
     def check_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         refuse_but_sgd(name, optimizer)

@@ -17,6 +17,7 @@ from lit_fedbabu.algorithms.algorithm import (
     Received,
     Server,
     Update,
+    refuse_aggregator,
 )  # fmt: skip
 from lit_fedbabu.config import Config
 from lit_fedbabu.errors import InputError
@@ -39,9 +40,7 @@ class Ifca(Algorithm):
 
     def check(self, config: Config) -> None:
         name = config.algorithm
-        if config.aggregator != "mean":
-            remedy = f"{name} has a mean for each of its models, of few clients; take mean"
-            raise InputError("aggregator", config.aggregator, remedy)
+        refuse_aggregator(config, "has a mean for each of its models, of few clients")
         if config.server_optimizer != "none":
             remedy = f"{name} has several models, and the optimizer is of one; take none"
             raise InputError("server-optimizer", config.server_optimizer, remedy)

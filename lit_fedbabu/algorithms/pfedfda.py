@@ -11,7 +11,14 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Combined, Update, refuse_other_head
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Combined,
+    Update,
+    mean_extra,
+    refuse_aggregator,
+    refuse_other_head,
+)  # fmt: skip
 from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import load_state, state_of
 
@@ -64,11 +71,10 @@ class PFedFda(Algorithm):
     """
 
     def check(self, config: Config) -> None:
-        name = config.algorithm
-        if config.aggregator != "mean" or config.server_optimizer != "none":
-            key = "aggregator" if config.aggregator != "mean" else "server-optimizer"
-            given, known = (config.aggregator, "mean") if key == "aggregator" else (config.server_optimizer, "none")
-            raise InputError(key, given, f"{name} takes the plain mean of bodies and of their features; take {known}")
+        why = "takes the plain mean of bodies and of their features"
+        refuse_aggregator(config, why)
+        if config.server_optimizer != "none":
+            raise InputError("server-optimizer", config.server_optimizer, f"{config.algorithm} {why}; take none")
 
     def check_model(self, name: str, model: nn.Module) -> None:
         refuse_other_head(name, model)
@@ -117,11 +123,7 @@ class PFedFda(Algorithm):
         return client.module(client.received, mixture.head(shares))
 
     def combine(self, server: Server, updates: Sequence[Received]) -> Combined:
-        total = sum(each.num_train for each in updates)
-        state = {}
-        for name, before in server.state.items():
-            mean = torch.stack([each.num_train / total * each.extras[name].double() for each in updates]).sum(0)
-            state[name] = mean.to(before)
+        state = {name: mean_extra(updates, name).to(before) for name, before in server.state.items()}
         classes = len(state["means"])
         head = _of(state).head(torch.full((classes,), 1 / classes, dtype=torch.float64))
         return Combined({**server.aggregate(updates), **head}, state)

@@ -10,10 +10,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Received, Server, Update
+from lit_fedbabu.algorithms.algorithm import (
+    Algorithm,
+    Beginning,
+    Cohort,
+    Combined,
+    Received,
+    Server,
+    Update,
+    refuse_aggregator,
+)
 from lit_fedbabu.algorithms.steps import Counted, refuse_but_sgd, stepped
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.learning.state import Learner
 
 CONTROL = "control"
@@ -39,9 +47,7 @@ class Scaffold(Algorithm):
     in_cohorts: bool = False
 
     def check(self, config: Config) -> None:
-        if config.aggregator != "mean":
-            remedy = f"{config.algorithm} adds up controls that clients send, of which one can be of any size"
-            raise InputError("aggregator", config.aggregator, f"{remedy}; take mean")
+        refuse_aggregator(config, "adds up controls that clients send, of which one can be of any size")
 
     def check_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         refuse_but_sgd(name, optimizer)

@@ -76,7 +76,9 @@ class FedBABUClient(NumPyClient):
 
     def received(self, parameters: Parameters) -> dict[str, torch.Tensor]:
         """Shared arrays under their names in the model's state."""
-        return {name: torch.tensor(array) for name, array in zip(self.experiment.shared_names, parameters)}  # noqa: B905 - extras follow
+        names = self.experiment.shared_names
+        named = zip(names, parameters[: len(names)], strict=True)
+        return {name: torch.tensor(array) for name, array in named}
 
     def besides(self, parameters: Parameters, extras: Iterable[str]) -> dict[str, torch.Tensor]:
         """Arrays that follow the shared ones, under their names."""
@@ -91,7 +93,7 @@ def fit_together(
     first, clients, order = participants[0], [each.client for each in participants], Order.from_config(config)
     experiment, shared = first.experiment, parameters[: len(first.experiment.shared_names)]
     extras = first.besides(parameters, experiment.extras.down)
-    received = first.received(shared)
+    received = first.received(parameters)
     updates = cohort_update(
         experiment, clients, order.server_round, received, order.learning_rate, first.memories, extras
     )

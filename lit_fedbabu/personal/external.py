@@ -1,6 +1,7 @@
 """The model of a federation, fine-tuned on data of someone who had no part in it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,7 +57,7 @@ def finetune(
     experiment.check()
     for note in task.notes:
         say(f"note: {note}")
-    score, saved = task.score, list[str]()
+    score = task.score
     with nullcontext() if save_to is None else new_folder("--save", save_to) as scratch:
         module = experiment.new_module(start)
         own = experiment.client_data(0, config.derived_seed("finetune", 0))
@@ -65,7 +66,7 @@ def finetune(
         def follow(curve: Sequence[Measured]) -> None:
             epoch, now = len(curve) - 1, curve[-1]
             stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
-            loss = "" if now.loss != now.loss else f"  loss {now.loss:.4f}"
+            loss = "" if math.isnan(now.loss) else f"  loss {now.loss:.4f}"
             say(f"epoch {epoch}  {score.name} {score.shown(now.score):>6}{score.unit}{loss}  {stage}".rstrip())
 
         with seeded(config.derived_seed("finetuning-draws", 0)):
@@ -83,13 +84,12 @@ def finetune(
             facts |= {"earlier": federation.tuned_on} if further else {}
             trained = dataclasses.replace(federation.config, **{name: getattr(config, name) for name in TUNED})
             module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
-            model, *saved = task.save(module, scratch)
+            saved = task.save(module, scratch)
             write_config(scratch, trained, {"data": data})
             write_json(scratch / RESULTS, written)
-            whole = config.kind.by_options
             title = f"A personal model for {Path(data).name}"
-            model_card.write(scratch, title, module.provenance, written, save_to.name if whole else model)
-            saved = [model, *saved]
+            place = save_to.name if config.kind.by_options else saved[0]
+            model_card.write(scratch, title, module.provenance, written, place)
     if save_to is not None:
         say(f"saved {save_to}: {', '.join([*saved, model_card.NAME, CONFIG])} and {RESULTS}")
     return written

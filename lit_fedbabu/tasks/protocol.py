@@ -116,11 +116,14 @@ class AnyTask(Protocol):
     def batches(self, pooled: bool) -> Batches | None:
         """The largest and smallest batches; None where they are not known. ``pooled``: one participant has all."""
 
-    def check(self, algorithm: Algorithm, made: Callable[[], Learner], with_data: bool) -> None:
+    def check(
+        self, algorithm: Algorithm, initial: Callable[[], Learner], made: Callable[[], Learner], with_data: bool
+    ) -> None:
         """Try module and data before a run.
 
         Args:
             algorithm: that will train.
+            initial: gives the initial model, which is made once.
             made: makes the initial model anew.
             with_data: whether this machine has data. A server of sites has none.
 

@@ -196,7 +196,9 @@ class CustomTask:
             raise InputError("task", self.config.task, f"the training loader of client {client} {remedy}")
         return found
 
-    def check(self, algorithm: Algorithm, made: Callable[[], Learner], with_data: bool) -> None:
+    def check(
+        self, algorithm: Algorithm, initial: Callable[[], Learner], made: Callable[[], Learner], with_data: bool
+    ) -> None:
         """Make the data of ``clients`` once, and try the module on them.
 
         Raises:
@@ -210,7 +212,7 @@ class CustomTask:
             raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
         if algorithm.of_features:
             raise InputError("algorithm", name, "is of features of images by their classes; take another, as fedper")
-        (module,) = _own([made()])
+        (module,) = _own([initial()])
         self.sizes  # noqa: B018 - counted once, here
         algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)
         modes = dict(algorithm.phases) | {config.finetune_part: ""}

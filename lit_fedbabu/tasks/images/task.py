@@ -176,7 +176,9 @@ class ImageClassification:
         """The images of a client; arguments as of ``ClientData``."""
         return ClientData(self, client, seed, pooled, test_batch_size)
 
-    def check(self, algorithm: Algorithm, made: Callable[[], Learner], with_data: bool) -> None:
+    def check(
+        self, algorithm: Algorithm, initial: Callable[[], Learner], made: Callable[[], Learner], with_data: bool
+    ) -> None:
         """Read and deal the dataset, and try the user's own model and augmentation.
 
         Raises:
