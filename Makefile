@@ -39,8 +39,8 @@ dist: setup ## build sdist and wheel in dist/ and check their metadata
 results: setup ## make the tables and figures of results/
 	$(RUN) lit_fedbabu.report results/cifar10-* --out results
 
-options: setup ## write docs/options.md from lit_fedbabu/config.py
-	$(RUN) lit_fedbabu.option_text > docs/options.md
+options: setup ## write docs/options.md from lit_fedbabu/config/__init__.py
+	$(RUN) lit_fedbabu.config.text > docs/options.md
 
 docs: options ## build the site of docs/ in site/, broken links being errors
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --group docs

@@ -23,11 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.loops import Common, Tuned
 from benchmarks.setting import append, machine, noise, rounds_of
-from lit_fedbabu import system
 from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground import system
 from lit_fedbabu.learning.precision import resolve_precision
+from lit_fedbabu.training.experiment import Experiment
 
 CLIENTS = 10
 """Of a round; each has 500 training and 100 test images, as in the reference experiment."""

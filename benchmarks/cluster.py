@@ -15,9 +15,9 @@ import numpy as np
 import tomli_w
 
 from benchmarks.setting import append, machine
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
+from lit_fedbabu.ground import system
 
 ROOT = Path(__file__).parent.parent
 NODES, ROUNDS = (1, 2, 4), 8

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from benchmarks.setting import append, machine, noise
-from lit_fedbabu.algorithms.client_update import cohort_update
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.trainer import cohorts
+from lit_fedbabu.training.client_update import cohort_update
+from lit_fedbabu.training.experiment import Experiment
 
 CLIENTS = 10
 """Of a round; each has 500 training images and 4 epochs, as in the reference experiment."""

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.setting import append, machine
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground import system
 
 SHAPE = (320, 240)
 """Width and height in pixels of the files, which are JPEG of quality 90, of clouds of colour with some noise."""

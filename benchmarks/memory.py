@@ -11,9 +11,9 @@ import psutil
 
 from benchmarks.setting import append, machine, noise
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.studies.shares import need_of
 from lit_fedbabu.studies.work import PLACE, PREPARE
+from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import Warm, threads
 

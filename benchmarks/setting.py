@@ -15,8 +15,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground import system
 from lit_fedbabu.learning.precision import trains_on
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.setting import append, machine
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
+from lit_fedbabu.ground import system
 
 ROOT = Path(__file__).parent.parent
 IMPORTS = "import lightning, flwr, datasets"

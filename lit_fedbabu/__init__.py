@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from lit_fedbabu.algorithms.table import ALGORITHMS
     from lit_fedbabu.client.numpy_client import FedBABUClient
     from lit_fedbabu.config import Config
-    from lit_fedbabu.errors import InputError, RunError
-    from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.finetune import finetune
+    from lit_fedbabu.ground.errors import InputError, RunError
     from lit_fedbabu.learning.losses import Batch
     from lit_fedbabu.learning.module import LitFedBABU
     from lit_fedbabu.records.classifier import Classifier, load_model
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.server.strategy import SharedParts
     from lit_fedbabu.tasks.custom.task import Task
     from lit_fedbabu.tasks.images.datamodule import ClientData
+    from lit_fedbabu.training.experiment import Experiment
 
 __version__ = "0.2.0"
 
@@ -39,13 +39,13 @@ _HOME = {
     "Cohort": "algorithms.algorithm",
     "Combined": "algorithms.algorithm",
     "Config": "config",
-    "Experiment": "experiment",
+    "Experiment": "training.experiment",
     "FedBABUClient": "client.numpy_client",
-    "InputError": "errors",
+    "InputError": "ground.errors",
     "LitFedBABU": "learning.module",
     "Participant": "algorithms.algorithm",
     "Results": "records.results",
-    "RunError": "errors",
+    "RunError": "ground.errors",
     "SharedParts": "server.strategy",
     "Task": "tasks.custom.task",
     "Update": "algorithms.algorithm",
@@ -102,6 +102,6 @@ _named = [
     if word[:2] == "-m"
 ]
 if sys.argv[:1] == ["-m"] and _named and _named[0].startswith("lit_fedbabu.") and _named[0].count(".") == 1:
-    from lit_fedbabu import stops
+    from lit_fedbabu.ground import stops
 
     stops.is_command()  # python -m lit_fedbabu.COMMAND, whose imports take a second

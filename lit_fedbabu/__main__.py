@@ -4,8 +4,8 @@ import importlib
 import os
 import sys
 
-from lit_fedbabu import stops
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground import stops
+from lit_fedbabu.ground.printing import say
 
 COMMANDS = {
     "run": "run a federation on this machine",
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         say(usage)
         return 0
     if words:
-        from lit_fedbabu.errors import close_to
+        from lit_fedbabu.ground.errors import close_to
 
         remedy = f"must be one of {', '.join(COMMANDS)}{close_to(words[0], COMMANDS)}"
         say(f"error: command = {words[0]!r}: {remedy}", sys.stderr)

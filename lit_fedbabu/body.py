@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete
-from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import new_folder
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.files import new_folder
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
 
 

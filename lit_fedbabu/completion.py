@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import OTHER_WORDS
-from lit_fedbabu.errors import close_to
-from lit_fedbabu.options import key_of
-from lit_fedbabu.system import configs_folder, shipped_bodies
+from lit_fedbabu.config.derived import OTHER_WORDS
+from lit_fedbabu.config.options import key_of
+from lit_fedbabu.ground.errors import close_to
+from lit_fedbabu.ground.system import configs_folder, shipped_bodies
 
 ASKED = "_ARGCOMPLETE"
 """Is set where a shell asks: the place of the first word to be completed, from 1, in the line that was typed."""

@@ -3,9 +3,9 @@
 import sys
 
 from lit_fedbabu.completion import Parser, complete
-from lit_fedbabu.errors import one_line_errors
-from lit_fedbabu.printing import say
-from lit_fedbabu.system import configs_folder, shipped_bodies, title_of
+from lit_fedbabu.ground.errors import one_line_errors
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.system import configs_folder, shipped_bodies, title_of
 
 
 @one_line_errors

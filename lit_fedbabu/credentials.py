@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lit_fedbabu.completion import Parser, complete
-from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import naming, new_folder
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.files import naming, new_folder
+from lit_fedbabu.ground.printing import say
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import new_folder, refuse_unwritable, write_whole
-from lit_fedbabu.printing import in_line, say
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.files import new_folder, refuse_unwritable, write_whole
+from lit_fedbabu.ground.printing import in_line, say
 from lit_fedbabu.records.run_folder import PARTITION
-from lit_fedbabu.words import parse_words
 
 ROWS = 100
 """Clients in the printed table; the file has all."""
@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         return _clean(arguments.words)
     config = Config.from_run_config(parse_words(arguments.words))
     refuse_unwritable("--out", arguments.out)
-    from lit_fedbabu.experiment import Experiment  # imports PyTorch, which takes seconds: first refuse bad options
+    from lit_fedbabu.training.experiment import (
+        Experiment,  # imports PyTorch, which takes seconds: first refuse bad options
+    )
 
     experiment = Experiment(config)
     experiment.check()

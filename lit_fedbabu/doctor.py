@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError, of_system, one_line_errors
-from lit_fedbabu.files import from_home, refuse_unwritable
-from lit_fedbabu.printing import in_line, say
-from lit_fedbabu.words import parse_words
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.errors import RunError, of_system, one_line_errors
+from lit_fedbabu.ground.files import from_home, refuse_unwritable
+from lit_fedbabu.ground.printing import in_line, say
 
 LEAST_DISK = 100e6
 """Bytes that must be free where a run writes."""

@@ -11,15 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from lit_fedbabu import system
 from lit_fedbabu.completion import Parser, bodies, complete, values
-from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.files import alone_in
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.files import alone_in
+from lit_fedbabu.ground.printing import in_line, say
+from lit_fedbabu.ground.stops import STOPS
 from lit_fedbabu.learning.evaluation import STAGES, Score
-from lit_fedbabu.printing import in_line, say
 from lit_fedbabu.records import seal
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS, SERVER
-from lit_fedbabu.stops import STOPS
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:

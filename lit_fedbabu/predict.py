@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, bodies, complete
-from lit_fedbabu.errors import InputError, one_line_errors
-from lit_fedbabu.printing import in_line, say
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.printing import in_line, say
 
 if TYPE_CHECKING:
     from lit_fedbabu.records.classifier import Classifier

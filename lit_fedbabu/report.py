@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete
-from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.ground.errors import one_line_errors
 
 
 @one_line_errors

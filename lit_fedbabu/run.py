@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import PLACES, WITHOUT_NUMBERS
-from lit_fedbabu.errors import InputError, RunError, of_system, one_line_errors
-from lit_fedbabu.files import from_home, refuse_unwritable, whole_name
-from lit_fedbabu.option_text import describe
-from lit_fedbabu.printing import say
+from lit_fedbabu.config.derived import PLACES, WITHOUT_NUMBERS
+from lit_fedbabu.config.text import describe
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import InputError, RunError, of_system, one_line_errors
+from lit_fedbabu.ground.files import from_home, refuse_unwritable, whole_name
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.stops import STOPS
+from lit_fedbabu.ground.system import plain_lines, program
 from lit_fedbabu.records import loggers, run_folder
-from lit_fedbabu.stops import STOPS
-from lit_fedbabu.system import plain_lines, program
-from lit_fedbabu.words import parse_words
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
-    from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.records.results import Results
+    from lit_fedbabu.training.experiment import Experiment
 
 
 @one_line_errors
@@ -150,9 +150,9 @@ ENGINES = {"local": _locally, "flower": _by_flower}
 def _checked(config: Config) -> "Experiment":
     """The experiment, after the checks of all that is needed."""
     from lit_fedbabu.aggregation import table as aggregation
-    from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.learning.precision import resolve_precision
     from lit_fedbabu.records.federation import resumable
+    from lit_fedbabu.training.experiment import Experiment
 
     resolve_precision(config.precision)
     experiment = Experiment(config)

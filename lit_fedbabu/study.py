@@ -5,15 +5,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete, option_words, studies
-from lit_fedbabu.errors import one_line_errors
-from lit_fedbabu.files import refuse_unwritable
-from lit_fedbabu.printing import say
-from lit_fedbabu.stops import STOPS
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import one_line_errors
+from lit_fedbabu.ground.files import refuse_unwritable
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.stops import STOPS
+from lit_fedbabu.ground.system import configs_folder
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
 from lit_fedbabu.studies.slurm import submit
-from lit_fedbabu.system import configs_folder
-from lit_fedbabu.words import parse_words
 
 
 @one_line_errors

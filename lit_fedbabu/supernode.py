@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.ground.errors import one_line_errors
 
 
 @one_line_errors

@@ -3,9 +3,9 @@ import os
 import pytest
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.server.federate import federate as federate_on
 from lit_fedbabu.tasks.images.task import ImageClassification
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import BALANCED, FakeGrid, tiny_config, write_tiny_dataset
 
 

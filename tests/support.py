@@ -12,9 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app
-from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.learning.models import BodyAndHead, build_model
 from lit_fedbabu.personal.sweep import Personalizer, Tuning
 from lit_fedbabu.records.results import results
@@ -23,6 +22,7 @@ from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
 from lit_fedbabu.tasks.images.task import ImageClassification
 from lit_fedbabu.tasks.images.transforms import augment, normalize
+from lit_fedbabu.training.experiment import Experiment
 
 
 def write_tiny_dataset(folder):

@@ -9,9 +9,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
 from torch import Tensor
 
-from lit_fedbabu.algorithms.privacy import update_norm
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.wire import Arrays
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.wire import Arrays
+from lit_fedbabu.training.privacy import update_norm
 
 
 class Trained(NamedTuple):

@@ -14,7 +14,7 @@ from flwr.supercore.run import Run
 from torch import Tensor
 
 from lit_fedbabu.aggregation.aggregator import Trained, replies_of
-from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.ground.errors import InputError, RunError
 
 CURRENT = "current_arrays"
 """Where Flower's strategies have the weights of the round, which each round sets anew."""

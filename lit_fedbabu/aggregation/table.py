@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lit_fedbabu.aggregation.aggregator import NAMES, Aggregator, Mean, NormBound, Robust, Trained, too_few
 from lit_fedbabu.aggregation.strategy import OfStrategy
-from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError, told
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.options import imported
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.compat import identify_process
+from lit_fedbabu.ground.errors import InputError, RunError, told
+from lit_fedbabu.training.experiment import Experiment
 
 TRIED_ROUNDS = 2
 

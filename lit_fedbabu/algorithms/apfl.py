@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Participant, Update, refuse_of_trainer
 from lit_fedbabu.algorithms.steps import refuse_but_sgd, trained_weights
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.parts import PARTS
 from lit_fedbabu.learning.state import Learner, state_of, view_of
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Cohort, Participant, Update, refuse_of_trainer
 from lit_fedbabu.algorithms.steps import stepped
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.state import Learner, state_of
 
 MIXING = "mixing"

@@ -17,7 +17,7 @@ from lit_fedbabu.algorithms.algorithm import (
     refuse_aggregator,
     refuse_other_head,
 )  # fmt: skip
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.losses import Debiased
 
 if TYPE_CHECKING:

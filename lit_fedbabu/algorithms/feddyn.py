@@ -22,7 +22,7 @@ from lit_fedbabu.algorithms.algorithm import (
 )
 from lit_fedbabu.algorithms.steps import Proximal, stepped
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.state import Learner
 
 GRADIENT = "gradient"

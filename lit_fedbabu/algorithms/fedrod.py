@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lit_fedbabu.algorithms.algorithm import Algorithm, Update
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.losses import Decoupled
 
 if TYPE_CHECKING:

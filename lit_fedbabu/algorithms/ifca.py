@@ -20,7 +20,7 @@ from lit_fedbabu.algorithms.algorithm import (
     refuse_aggregator,
 )  # fmt: skip
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.state import Learner, load_state, state_of
 
 CLUSTER = "cluster"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.state import view_of
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Ditto
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, close_to
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.errors import InputError, close_to
 from lit_fedbabu.learning.parts import NORM
-from lit_fedbabu.options import imported
 
 BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from lit_fedbabu import plain
 from lit_fedbabu.algorithms.algorithm import Algorithm
 from lit_fedbabu.client.host import Host
 from lit_fedbabu.client.numpy_client import FedBABUClient, Parameters
-from lit_fedbabu.wire import Order
+from lit_fedbabu.protocol import plain
+from lit_fedbabu.protocol.wire import Order
 
 
 def train(message: Message, context: Context, host: Host) -> Message:

@@ -18,12 +18,12 @@ from lit_fedbabu.client.numpy_client import (
     evaluate_together,
     fit_together,
 )  # fmt: skip
-from lit_fedbabu.handshake import Code, Place
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.learning.precision import resolve_precision, trains_on
 from lit_fedbabu.learning.trainer import cohorts
-from lit_fedbabu.plain import is_plain
-from lit_fedbabu.printing import say
-from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
+from lit_fedbabu.protocol.handshake import Code, Place
+from lit_fedbabu.protocol.plain import is_plain
+from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
 T = TypeVar("T")
 HOSTS = Hosts()

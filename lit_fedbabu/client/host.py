@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from flwr.app import Context
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import from_home
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import from_home
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.tasks.protocol import class_of
+from lit_fedbabu.training.experiment import Experiment
 
 
 class Host(NamedTuple):

@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from flwr.client import NumPyClient
 
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import EXTRA
-from lit_fedbabu.algorithms.client_update import cohort_update, initial_evaluations, personal_models
-from lit_fedbabu.algorithms.privacy import protect
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.protocol.wire import Order
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, SERVER
-from lit_fedbabu.wire import Order
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import cohort_update, initial_evaluations, personal_models
+from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.training.privacy import protect
 
 Parameters = list[npt.NDArray[Any]]
 """Arrays in the order of ``Experiment.shared_names``; followed by those of ``Experiment.extras``."""

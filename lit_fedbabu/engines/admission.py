@@ -12,7 +12,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.printing import say
 
 TRY_EVERY_S = 10.0
 

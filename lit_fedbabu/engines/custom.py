@@ -6,10 +6,10 @@ from typing import Any, cast
 
 from flwr.serverapp import Grid
 
-from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.options import imported
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.compat import identify_process
+from lit_fedbabu.ground.errors import InputError, told
 
 REMEDY = "must be local, flower, or the import path of a function that takes a Config and gives a Flower Grid"
 

@@ -13,13 +13,13 @@ from typing import Any
 import tomli_w
 import torch
 
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.stops import settle
 from lit_fedbabu.records.run_folder import RESULTS
-from lit_fedbabu.stops import settle
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

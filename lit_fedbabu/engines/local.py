@@ -13,13 +13,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from lit_fedbabu import client_app
-from lit_fedbabu.compat import identify_process
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.ground.compat import identify_process
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.handshake import PLACE
+from lit_fedbabu.protocol.wire import Order
 from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.wire import Order
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm
 

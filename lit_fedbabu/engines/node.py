@@ -41,11 +41,11 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from lit_fedbabu import client_app
 from lit_fedbabu.completion import complete
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import OF_SERVER
+from lit_fedbabu.config.derived import OF_SERVER
 from lit_fedbabu.engines.admission import PatientClient, RefusedError
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.printing import say
-from lit_fedbabu.stops import left_to_this_process
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.stops import left_to_this_process
 from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 
 POLL_S = 0.5

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from lit_fedbabu import system
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground import system
 
 NODES_PER_WORKER = 16
 """Nodes are many more than workers, so that the clients of a round divide evenly among the workers."""

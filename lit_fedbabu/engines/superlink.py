@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import tomli_w
 
-from lit_fedbabu import system
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.stops import SIGNALS, left_to_this_process
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.stops import SIGNALS, left_to_this_process
 from lit_fedbabu.workers.worker import ALONE
 
 START_TIMEOUT_S = 60

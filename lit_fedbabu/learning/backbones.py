@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.ground.errors import InputError, told
 
 PREFIX = "timm:"
 

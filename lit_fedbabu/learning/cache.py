@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lit_fedbabu import places
+from lit_fedbabu.ground import places
 
 BEING_WRITTEN = ".decoding-"
 """How the name of a folder begins that a process writes."""

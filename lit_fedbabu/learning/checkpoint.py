@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.files import whole
+from lit_fedbabu.config.rules import Kind, kind_of
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.ground.files import whole
 from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.parts import PARTS, REST, select
 from lit_fedbabu.learning.state import aliases, load_state, not_finite
-from lit_fedbabu.option_rules import Kind, kind_of
 
 if TYPE_CHECKING:
     from lit_fedbabu.learning.module import LitFedBABU

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.backbones import PREFIX, parts_of_timm
 from lit_fedbabu.learning.parts import PARTS
-from lit_fedbabu.options import imported
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalization layer for a number of channels."""

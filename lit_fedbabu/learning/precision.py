@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 
 
 def resolve_precision(precision: str) -> str:

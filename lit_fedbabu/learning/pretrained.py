@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.files import write_json, write_whole
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.files import write_json, write_whole
 from lit_fedbabu.learning.state import not_finite
 
 WEIGHTS = "model.safetensors"

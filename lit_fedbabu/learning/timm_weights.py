@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, told
-from lit_fedbabu.files import whole
+from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.ground.files import whole
 from lit_fedbabu.learning import cache, reach
 from lit_fedbabu.learning.backbones import PREFIX, known, network
 

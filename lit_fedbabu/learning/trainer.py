@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from lit_fedbabu.compat import cache_entry_points
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground.compat import cache_entry_points
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.precision import resolve_precision
 

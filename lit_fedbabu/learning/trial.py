@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.parts import PARTS, select
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import aliases, load_state, state_of

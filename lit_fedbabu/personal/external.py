@@ -7,20 +7,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.algorithms.client_update import finetuning_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import new_folder, write_json
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import new_folder, write_json
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.learning.evaluation import Measured
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.seeding import seeded
-from lit_fedbabu.printing import say
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.protocol import class_of
+from lit_fedbabu.training.client_update import finetuning_of
+from lit_fedbabu.training.experiment import Experiment
 
 TUNED = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "precision")
 """Options that a fine-tuning may have other than the federation."""

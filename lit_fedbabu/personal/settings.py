@@ -9,14 +9,14 @@ from typing import get_args
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import new_folder
-from lit_fedbabu.option_rules import Kind
-from lit_fedbabu.options import ARTICLES
-from lit_fedbabu.printing import say
+from lit_fedbabu.config.options import ARTICLES
+from lit_fedbabu.config.rules import Kind
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import new_folder
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.system import shipped_bodies, title_of
 from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
-from lit_fedbabu.system import shipped_bodies, title_of
 
 
 @dataclasses.dataclass(frozen=True)

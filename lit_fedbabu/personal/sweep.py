@@ -13,17 +13,10 @@ from typing import Any
 import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from lit_fedbabu.algorithms.client_update import (
-    finetuning_data,
-    own_module,
-    personal_model,
-    personal_models,
-    with_running_statistics,
-)  # fmt: skip
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import append_json_line, read_json_lines, write_json, write_whole
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.files import append_json_line, read_json_lines, write_json, write_whole
+from lit_fedbabu.ground.system import available_cores
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.state import not_finite
@@ -35,8 +28,15 @@ from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import everyone, named, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.records.saved import checkpoint_of
-from lit_fedbabu.system import available_cores
 from lit_fedbabu.tasks.protocol import Classifies
+from lit_fedbabu.training.client_update import (
+    finetuning_data,
+    own_module,
+    personal_model,
+    personal_models,
+    with_running_statistics,
+)  # fmt: skip
+from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm
 

@@ -13,8 +13,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 from torch import Tensor, nn
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import write_whole
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import write_whole
 from lit_fedbabu.learning import checkpoint, pretrained, reach
 from lit_fedbabu.learning.checkpoint import Checkpoint
 from lit_fedbabu.learning.models import by_batch

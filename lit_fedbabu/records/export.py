@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import whole
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import whole
 from lit_fedbabu.records.classifier import Classifier
 
 ABOUT = "lit_fedbabu.json"

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.state import Learner
+from lit_fedbabu.training.experiment import Experiment
 
 CLIENTS_SHOWN, IMAGES_SHOWN = 20, 25
 """Clients in the PROJECTOR tab, the first ones, and test images of each."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.system import shipped_bodies
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import PRIVATE, REST, parts_of, select, without
 from lit_fedbabu.learning.pretrained import is_saved
@@ -30,10 +30,10 @@ from lit_fedbabu.records.run_folder import (
     read_environment,
     refuse_other_options,
 )
-from lit_fedbabu.system import shipped_bodies
+from lit_fedbabu.training import memory
 
 if TYPE_CHECKING:
-    from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.training.experiment import Experiment
 
 ON_NODES = "on the nodes' disks"
 """In a run's ``config.toml``: where the memories of its clients are, if not in its folder."""
@@ -86,8 +86,8 @@ class Federation:
 
     def experiment(self, config: Config) -> Experiment:
         """The experiment of this configuration, with the federation's initial model."""
-        from lit_fedbabu.experiment import Experiment  # imports Lightning, which takes seconds
         from lit_fedbabu.tasks.protocol import class_of
+        from lit_fedbabu.training.experiment import Experiment  # imports Lightning, which takes seconds
 
         task = None if self.site is None else class_of(config).of_site(config, self.site, config.dataset)
         return Experiment(config, task, self.initial)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import write_json
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import write_json
 from lit_fedbabu.records.results import everyone, refuse_unnumbered
 
 INCOMPLETE = "results.incomplete.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, close_to, told
-from lit_fedbabu.files import write_json
-from lit_fedbabu.options import imported
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.errors import InputError, close_to, told
+from lit_fedbabu.ground.files import write_json
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.algorithms.table import shared_of, title_of
-from lit_fedbabu.files import dataset_folder, write_whole
+from lit_fedbabu.config.rules import Kind, kind_of
+from lit_fedbabu.ground.files import dataset_folder, write_whole
+from lit_fedbabu.ground.printing import in_code, in_markdown
 from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
-from lit_fedbabu.option_rules import Kind, kind_of
-from lit_fedbabu.printing import in_code, in_markdown
 from lit_fedbabu.records.results import measures, score_of
 
 if TYPE_CHECKING:

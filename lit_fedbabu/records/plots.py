@@ -18,7 +18,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from lit_fedbabu.files import write_whole
+from lit_fedbabu.ground.files import write_whole
 from lit_fedbabu.learning.evaluation import ACCURACY, Score
 from lit_fedbabu.records.results import rate_words, scaled
 

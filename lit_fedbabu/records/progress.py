@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lit_fedbabu.printing import printable, say
+from lit_fedbabu.ground.printing import printable, say
 
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines about a work that goes on, where there is no live line."""

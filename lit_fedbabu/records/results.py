@@ -10,8 +10,8 @@ from typing import Any, NotRequired, TypedDict, cast
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError, some
-from lit_fedbabu.files import read_json_lines
+from lit_fedbabu.ground.errors import InputError, RunError, some
+from lit_fedbabu.ground.files import read_json_lines
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.run_folder import COSTS, RESULTS, read_environment
 

@@ -8,10 +8,10 @@ from typing import Any
 import tomli_w
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, from_home, new_folder, write_whole
-from lit_fedbabu.options import read_toml
-from lit_fedbabu.system import versions
+from lit_fedbabu.config.options import read_toml
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import append_json_line, from_home, new_folder, write_whole
+from lit_fedbabu.ground.system import versions
 
 CONFIG = "config.toml"
 RESULTS = "results.json"

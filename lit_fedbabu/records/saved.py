@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.system import shipped_bodies
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, read_config
-from lit_fedbabu.system import shipped_bodies
 
 PERSONAL = "personal"
 """The folder of clients' models, in that of a fine-tuning's results."""

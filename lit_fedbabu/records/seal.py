@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, read_json_lines
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, MEMORY, SERVER
 
 SEAL = "seal.jsonl"

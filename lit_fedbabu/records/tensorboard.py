@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground.printing import in_markdown
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
-from lit_fedbabu.printing import in_markdown
 from lit_fedbabu.records import plots, reliability
 from lit_fedbabu.records.loggers import Loggers
 from lit_fedbabu.records.results import MEASURES, curve, score_of, spread, table

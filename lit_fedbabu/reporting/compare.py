@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import is_pooled, place_of
-from lit_fedbabu.derived import OF_DATA
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.config.derived import OF_DATA
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import Score
 from lit_fedbabu.records.run_folder import read_config
 from lit_fedbabu.reporting.names import method_names, run_names, setting_names

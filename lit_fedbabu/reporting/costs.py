@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.length import steps_of
+from lit_fedbabu.config.length import steps_of
 from lit_fedbabu.records import results
 
 EVENTS = "events.out.tfevents.*"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import BINS, STAGES, Score
 from lit_fedbabu.records.results import best_round, curve, score_of, spread
 

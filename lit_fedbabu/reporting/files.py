@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_fedbabu.files import new_folder, write_whole
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.files import new_folder, write_whole
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.reporting.compare import Study, read_study
 from lit_fedbabu.reporting.runs import Unfinished
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lit_fedbabu.printing import in_line, in_markdown
+from lit_fedbabu.ground.printing import in_line, in_markdown
 
 NUMBER = re.compile(r"[<+-]?\d+(\.\d+)?")
 MEASURE = re.compile(r"[<+-]?\d[\d .,±+\-\[\]%]*")

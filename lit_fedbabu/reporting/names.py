@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.algorithms.table import title_of
-from lit_fedbabu.printing import in_line
+from lit_fedbabu.ground.printing import in_line
 
 METHOD_WIDTH, SETTING_WIDTH = 32, 40
 """Characters of a name. Longer ones become numbers, which the report explains."""

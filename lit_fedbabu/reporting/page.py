@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
-from lit_fedbabu.printing import in_line
+from lit_fedbabu.ground.printing import in_line
+from lit_fedbabu.ground.system import package_folder
 from lit_fedbabu.records.plots import COLOURS, style
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.panels import GREY, Panel, look, svg
 from lit_fedbabu.reporting.sections import Section
-from lit_fedbabu.system import package_folder
 
 FOLDER = package_folder() / "reporting"
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records.results import Results, curve, read_results, scaled, score_of
 from lit_fedbabu.records.run_folder import CONFIG, FAILURES, PARTITION, RESULTS, read_config, read_environment

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array
 
-from lit_fedbabu.algorithms.privacy import update_norm
-from lit_fedbabu.errors import some
-from lit_fedbabu.wire import ClientUpdate
+from lit_fedbabu.ground.errors import some
+from lit_fedbabu.protocol.wire import ClientUpdate
+from lit_fedbabu.training.privacy import update_norm
 
 HIGHEST = 2.0**62
 """The largest absolute weight that is averaged: its square is finite in float32."""

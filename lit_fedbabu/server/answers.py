@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from lit_fedbabu.errors import some
-from lit_fedbabu.handshake import WireError
-from lit_fedbabu.wire import EvaluateReply, TrainReply
+from lit_fedbabu.ground.errors import some
+from lit_fedbabu.protocol.handshake import WireError
+from lit_fedbabu.protocol.wire import EvaluateReply, TrainReply
 
 DEAD_WORKER = ("ActorDied", "WorkerCrashed")
 """In an error of Flower's simulation: Ray lost a worker process, and Flower's pool does not start another one."""

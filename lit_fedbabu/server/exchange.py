@@ -12,9 +12,10 @@ from flwr.serverapp import Grid
 from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.handshake import Code
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.learning.evaluation import ACCURACY, Score
+from lit_fedbabu.protocol.handshake import Code
+from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, Order, TrainReply
 from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
@@ -23,7 +24,6 @@ from lit_fedbabu.server.sampling import participants, substitutes
 from lit_fedbabu.server.server_state import received
 from lit_fedbabu.server.spent import note_asked
 from lit_fedbabu.tasks.entries import row_problem
-from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Order, TrainReply
 
 SITE_PAUSE_S = 30
 """Seconds before sites that did not answer are asked again."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_fedbabu.printing import in_line
+from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.records.run_folder import record_failure
 from lit_fedbabu.records.tensorboard import Board
 

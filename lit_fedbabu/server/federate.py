@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 
 from lit_fedbabu.aggregation import table as aggregation
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import alone_in, write_json, write_whole
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.ground.files import alone_in, write_json, write_whole
+from lit_fedbabu.ground.stops import settle
+from lit_fedbabu.ground.system import LOG_MARK
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
@@ -27,9 +28,8 @@ from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes
 from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.spent import privacy_facts
 from lit_fedbabu.server.strategy import SharedParts
-from lit_fedbabu.stops import settle
-from lit_fedbabu.system import LOG_MARK
 from lit_fedbabu.tasks.protocol import Classifies
+from lit_fedbabu.training.experiment import Experiment
 
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.fields import MOST_SAMPLES, is_whole
-from lit_fedbabu.handshake import PLACE, Code, Place, WireError
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.fields import MOST_SAMPLES, is_whole
+from lit_fedbabu.protocol.handshake import PLACE, Code, Place, WireError
 from lit_fedbabu.server.failures import one_line
 
 NODES_TIMEOUT_S = 600.0

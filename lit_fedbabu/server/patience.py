@@ -8,8 +8,8 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from lit_fedbabu.handshake import PLACE
-from lit_fedbabu.wire import Order
+from lit_fedbabu.protocol.handshake import PLACE
+from lit_fedbabu.protocol.wire import Order
 
 LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
 """Seconds between two looks for answers, and between two lines; the first line comes after a fifth of the latter."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.files import append_json_line
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.results import spread
 from lit_fedbabu.records.run_folder import COSTS

@@ -13,13 +13,13 @@ from torch import Tensor
 from lit_fedbabu.aggregation.aggregator import Trained
 from lit_fedbabu.aggregation.optimizer import ServerOptimizer
 from lit_fedbabu.aggregation.table import aggregator_of
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Received
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.wire import ClientUpdate
 from lit_fedbabu.records.run_folder import SERVER
-from lit_fedbabu.wire import ClientUpdate
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.experiment import Experiment
 
 OF_AGGREGATOR = "aggregator."
 """How the names of what the aggregator keeps begin in the server's file."""

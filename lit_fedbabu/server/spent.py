@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_fedbabu.algorithms.privacy import epsilon, guarantee
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, read_json_lines
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import ASKED
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.training.privacy import epsilon, guarantee
 
 
 def note_asked(config: Config, folder: Path, server_round: int, clients: Sequence[int]) -> None:

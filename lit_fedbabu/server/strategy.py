@@ -9,8 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.records import incomplete, results
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import FAILURES
@@ -22,6 +21,7 @@ from lit_fedbabu.server.round_log import RoundLog
 from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.server.server_state import ServerRounds
 from lit_fedbabu.tasks.protocol import Classifies
+from lit_fedbabu.training.experiment import Experiment
 
 
 class SharedParts(Strategy):

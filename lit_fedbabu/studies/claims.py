@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.files import write_whole
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.files import write_whole
 
 LOCK = ".lock"
 """In a study's folder: the file that is locked while claims are changed."""

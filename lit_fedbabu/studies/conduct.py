@@ -4,9 +4,9 @@ import dataclasses
 import sys
 import time
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.files import make_folder
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.files import make_folder
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.studies.claims import release
 from lit_fedbabu.studies.plan import Run, Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
@@ -85,8 +85,8 @@ def check(study: Study) -> int:
         InputError: a run cannot be done.
     """
     from lit_fedbabu.aggregation import table as aggregation
-    from lit_fedbabu.experiment import Experiment
     from lit_fedbabu.studies.shares import need_of
+    from lit_fedbabu.training.experiment import Experiment
 
     seen, need = set(), 0
     for run in study.runs:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.option_rules import LONGEST_NAME
+from lit_fedbabu.config.rules import LONGEST_NAME
+from lit_fedbabu.ground.errors import InputError
 
 EXAMPLES = {"base": "official.toml", "output-dir": "tb_logs/studies"}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import PLACES
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import from_home, whole_name
-from lit_fedbabu.options import read_toml
+from lit_fedbabu.config.derived import PLACES
+from lit_fedbabu.config.options import read_toml
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import from_home, whole_name
 from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import CONFIG, refuse_other_options
 from lit_fedbabu.studies.names import folder_word, path_text, refuse_long, study_name, table_word, toml_key

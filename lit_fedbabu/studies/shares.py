@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from lit_fedbabu.engines.resources import worker_environments
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.system import available_memory
 from lit_fedbabu.studies.plan import Study
-from lit_fedbabu.system import available_memory
+from lit_fedbabu.training.experiment import Experiment
 
 OWN_MB = 500
 """Mebibytes that a worker has of its own beside weights and batches. docs/performance.md has what was measured."""

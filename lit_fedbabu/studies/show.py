@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.printing import say
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.studies.plan import Run, Study
 from lit_fedbabu.studies.work import DONE, claim_of, log_of, times

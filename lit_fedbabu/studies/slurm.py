@@ -8,10 +8,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.files import make_folder
-from lit_fedbabu.printing import say
-from lit_fedbabu.stops import settle
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.ground.files import make_folder
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.stops import settle
 from lit_fedbabu.studies.conduct import check, do
 from lit_fedbabu.studies.plan import Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import tuning_of

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import OF_DATA, PLACES
-from lit_fedbabu.errors import InputError, RunError
+from lit_fedbabu.config.derived import OF_DATA, PLACES
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment, write_config
 from lit_fedbabu.studies.names import folder_word, refuse_long

@@ -11,14 +11,14 @@ from typing import Any
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines.local import Answers, LocalGrid, answer, quiet_flower
 from lit_fedbabu.engines.resources import nodes_of
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.files import append_json_line
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.server.federate import federate
 from lit_fedbabu.studies.claims import Claim, claimed
+from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import Warm
 

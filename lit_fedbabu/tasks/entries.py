@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lit_fedbabu.errors import some
-from lit_fedbabu.fields import LARGEST, MOST_SAMPLES, is_whole
+from lit_fedbabu.ground.errors import some
 from lit_fedbabu.learning.evaluation import BINS, STAGES, Evaluation, FeatureProbe, Score
+from lit_fedbabu.protocol.fields import LARGEST, MOST_SAMPLES, is_whole
 
 ROUNDING = 1e-5
 """By which a mean of numbers up to 1 may be above it."""

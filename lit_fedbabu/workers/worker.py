@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lit_fedbabu import system
-from lit_fedbabu.stops import left_to_this_process
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.stops import left_to_this_process
 from lit_fedbabu.workers import serving
 from lit_fedbabu.workers.serving import SHARED, pickled
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from lit_fedbabu.aggregation import table
 from lit_fedbabu.aggregation.aggregator import NAMES, Trained
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.training.experiment import Experiment
 from tests.server.test_federate import StoppedGrid
 from tests.support import NARROW, files_that_decide, tiny_config
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from lit_fedbabu.algorithms.client_update import client_update
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.protocol.wire import ClientUpdate
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server.server_state import ServerRounds
-from lit_fedbabu.wire import ClientUpdate
+from lit_fedbabu.training.client_update import client_update
+from lit_fedbabu.training.experiment import Experiment
 from tests.server.test_federate import StoppedGrid
 from tests.support import NARROW, files_that_decide, tiny, tiny_config
 

@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional
 
 from lit_fedbabu import Task
-from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.client_update import own_module
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_tasks
 from tests.algorithms.test_scaffold import bytes_of
 from tests.algorithms.test_users_methods import APFL, config_of, of_task, shared_after

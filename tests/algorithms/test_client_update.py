@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu.algorithms import client_update as update
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, batches, client_data, model_by_hand, tiny, tiny_config
 
 

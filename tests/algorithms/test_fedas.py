@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import Received
-from lit_fedbabu.algorithms.client_update import client_update, own_module
 from lit_fedbabu.algorithms.fedas import TRACE, FedAs
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import client_update, own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests.algorithms.test_scaffold import bytes_of
 from tests.algorithms.test_users_methods import config_of, of_task, shared_after
 from tests.server.test_federate import stopped_and_resumed

@@ -8,16 +8,16 @@ import torch
 from torch.nn import functional
 
 from lit_fedbabu import Task
-from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.client_update import client_update, own_module
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.learning.state import state_of
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import client_update, own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_tasks
 from tests.server.test_federate import stopped_and_resumed
 from tests.support import NARROW, tiny_config

@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 
 from lit_fedbabu import Task
 from lit_fedbabu.algorithms.algorithm import Received, Update
-from lit_fedbabu.algorithms.client_update import client_update, own_module
 from lit_fedbabu.algorithms.fednova import LENGTHS, FedNova
 from lit_fedbabu.algorithms.steps import Counted
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.training.client_update import client_update, own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_tasks
 from tests.algorithms.test_client_update import sgd_by_hand
 from tests.server.test_federate import stopped_and_resumed

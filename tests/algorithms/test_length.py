@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lit_fedbabu.algorithms import client_update as update
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.length import steps_of
-from lit_fedbabu.words import parse_words
+from lit_fedbabu.config.length import steps_of
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training import memory
 from tests.algorithms.test_client_update import sgd_by_hand
 from tests.support import NARROW, batches, model_by_hand, tiny
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_fedbabu.algorithms import memory
+from lit_fedbabu.training import memory
 
 
 def test_a_memory_is_whole_and_the_round_before_stays_until_it_is_not_needed(tmp_path):

@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional
 
 from lit_fedbabu import Algorithm
-from lit_fedbabu.algorithms.client_update import own_module
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import BodyAndHead
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.training.client_update import own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests.algorithms.test_users_methods import config_of, of_task, rounds_by_hand, shared_after
 from tests.server.test_federate import stopped_and_resumed
 from tests.support import files_that_decide, model_by_hand

@@ -6,11 +6,11 @@ import itertools
 import pytest
 import torch
 
-from lit_fedbabu.algorithms.client_update import client_update, own_module, personal_model
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import state_of
+from lit_fedbabu.training.client_update import client_update, own_module, personal_model
+from lit_fedbabu.training.experiment import Experiment
 from tests.own_tasks import Regression, Sensors, Windows
 
 

@@ -9,14 +9,14 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
-from lit_fedbabu.algorithms import memory, pfedfda
-from lit_fedbabu.algorithms.client_update import own_module
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import BodyAndHead
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
+from lit_fedbabu.training import memory, pfedfda
+from lit_fedbabu.training.client_update import own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests.algorithms.test_users_methods import config_of, of_task
 from tests.server.test_federate import stopped_and_resumed
 from tests.support import model_by_hand

@@ -7,15 +7,15 @@ import torch
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from scipy import stats
 
-from lit_fedbabu.algorithms import memory, privacy
-from lit_fedbabu.algorithms.privacy import update_norm
 from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.training import memory, privacy
+from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.training.privacy import update_norm
 from tests.support import NARROW, tiny, tiny_config
 
 ORDER = {"server-round": 1, "learning-rate": 0.1}

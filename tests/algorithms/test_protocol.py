@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.config import Config
+from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.tasks.images import learner
-from lit_fedbabu.words import parse_words
+from lit_fedbabu.training import client_update as update
 from tests.support import (
     BALANCED,
     NARROW,

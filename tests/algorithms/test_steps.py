@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.client_update import client_update
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import client_update
 from tests.support import batches, model_by_hand, tiny
 
 

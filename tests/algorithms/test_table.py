@@ -1,7 +1,7 @@
 import pytest
 
 from lit_fedbabu.algorithms.table import ALGORITHMS, algorithm_of
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.parts import parts_of
 from tests.support import tiny_config
 

@@ -10,17 +10,17 @@ from torch.nn import functional
 
 from examples.methods import apfl, scaffold
 from lit_fedbabu import Task
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.algorithm import Algorithm, Update
-from lit_fedbabu.algorithms.client_update import own_module
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune_main
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.report import main as report_main
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.client_update import own_module
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_tasks
 from tests.server.test_federate import stopped_and_resumed
 from tests.support import NARROW, model_by_hand, tiny_config

@@ -6,10 +6,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
-from lit_fedbabu.algorithms.client_update import client_update, personal_model
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.training.client_update import client_update, personal_model
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, FakeGrid, tiny_config
 
 EVERYONE = {"fraction_train": 1.0, "fraction_evaluate": 1.0, "min_train_nodes": 1, "min_evaluate_nodes": 1,

@@ -8,8 +8,8 @@ from flwr.app import Context, Message, RecordDict
 
 from lit_fedbabu import client_app
 from lit_fedbabu.client import handlers
-from lit_fedbabu.compat import identify_process
-from lit_fedbabu.handshake import PLACE, Code
+from lit_fedbabu.ground.compat import identify_process
+from lit_fedbabu.protocol.handshake import PLACE, Code
 from lit_fedbabu.workers import worker as workers
 from tests.sites import site_config, write_site
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.server.federate import federate as federate_on
+from lit_fedbabu.training.experiment import Experiment
 from tests.sites import Sites
 from tests.support import NARROW, FakeGrid, files_that_decide, tiny_config
 

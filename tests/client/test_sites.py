@@ -11,14 +11,14 @@ from flwr.app import Context, RecordDict
 from lit_fedbabu.client import handlers
 from lit_fedbabu.client.host import Host, Hosts
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server import exchange
 from lit_fedbabu.server.federate import federate, serve
+from lit_fedbabu.training.experiment import Experiment
 from tests.sites import MODEL, SITES, Sites, site_config, write_site
 from tests.support import FakeGrid, client_data, files_that_decide, unavailable
 

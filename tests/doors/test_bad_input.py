@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.engines import superlink
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import reach
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
-from lit_fedbabu.words import parse_words
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

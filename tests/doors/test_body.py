@@ -4,9 +4,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from lit_fedbabu import body, configs, system
+from lit_fedbabu import body, configs
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground import system
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import run_folder

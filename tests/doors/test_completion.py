@@ -8,7 +8,7 @@ import pytest
 
 from lit_fedbabu.__main__ import COMMANDS
 from lit_fedbabu.config import Config
-from lit_fedbabu.system import configs_folder, program
+from lit_fedbabu.ground.system import configs_folder, program
 
 BASH = """
 source ./registered

@@ -7,10 +7,11 @@ import psutil
 import pytest
 import torch
 
-from lit_fedbabu import doctor, system
-from lit_fedbabu.errors import RunError
+from lit_fedbabu import doctor
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.system import program
 from lit_fedbabu.learning import reach
-from lit_fedbabu.system import program
 
 
 @pytest.fixture

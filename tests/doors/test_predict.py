@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 
 from lit_fedbabu import predict
-from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records import results, run_folder
@@ -22,6 +20,8 @@ from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import resumable
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.transforms import normalize
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import client_data, partition, tiny_config
 
 CLIENT = 1

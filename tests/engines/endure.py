@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.server.federate import federate
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, FakeGrid, tiny_config
 
 

@@ -3,7 +3,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from lit_fedbabu.system import program
+from lit_fedbabu.ground.system import program
 
 ROOT = Path(__file__).parent.parent.parent
 

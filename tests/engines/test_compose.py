@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_fedbabu import system
-from lit_fedbabu.options import read_toml
+from lit_fedbabu.config.options import read_toml
+from lit_fedbabu.ground import system
 
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]

@@ -6,7 +6,7 @@ import pytest
 
 from lit_fedbabu import run
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.run import main
 from tests import own_engines

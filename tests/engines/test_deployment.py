@@ -16,12 +16,13 @@ import tomli_w
 import yaml
 
 from benchmarks.cluster import Cluster
-from lit_fedbabu import credentials, system
+from lit_fedbabu import credentials
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground import system
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.server.federate import federate
+from lit_fedbabu.training.experiment import Experiment
 from tests.sites import Sites, site_config, write_site
 from tests.support import files_that_decide, ours
 

@@ -17,9 +17,9 @@ import pytest
 from lit_fedbabu import run
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
+from lit_fedbabu.ground.system import program
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
-from lit_fedbabu.system import program
 from tests.engines import soak
 from tests.engines.deadly import FEW
 from tests.support import (

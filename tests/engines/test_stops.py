@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_fedbabu import stops
-from lit_fedbabu.errors import InputError, one_line_errors
+from lit_fedbabu.ground import stops
+from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.system import program
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.records.run_folder import CONFIG, is_finished
-from lit_fedbabu.system import program
 from tests.engines.test_run import ROOT, left_in, temp  # noqa: F401
 from tests.support import of_folder, wait_for, write_study
 

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from lit_fedbabu import compat
+from lit_fedbabu.ground import compat
 
 
 def test_flower_asks_for_a_run_and_a_process_of_ours_has_one(monkeypatch):
@@ -54,7 +54,7 @@ try:
 except KeyboardInterrupt:
     pass
 if {forgets}:
-    from lit_fedbabu import compat
+    from lit_fedbabu.ground import compat
     compat.forget_interrupt_in_text()
 sys.exit(130)
 """

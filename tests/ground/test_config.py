@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.words import parse_words
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import RunError
 
 run_module = importlib.import_module("lit_fedbabu.run")
 ROOT = Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu.__main__ import COMMANDS
-from lit_fedbabu.errors import InputError, RunError, one_line_errors
+from lit_fedbabu.ground.errors import InputError, RunError, one_line_errors
 from lit_fedbabu.records.progress import Lines
 
 
@@ -32,7 +32,8 @@ def test_expected_errors_are_one_line_with_a_status(error, status, capsys):
 
 
 def test_a_stop_while_python_makes_a_class_from_text_has_the_status_of_any_stop(tmp_path):
-    module = "import sys; from lit_fedbabu.errors import one_line_errors\n@one_line_errors\ndef main(argv=None):\n"
+    module = "import sys; from lit_fedbabu.ground.errors import one_line_errors\n"
+    module += "@one_line_errors\ndef main(argv=None):\n"
     (tmp_path / "stopped.py").write_text(module + "    exec('raise KeyboardInterrupt')\nsys.exit(main())")
     done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "stopped\n")
@@ -84,7 +85,7 @@ def test_a_full_disk_names_the_file_as_its_user_knows_it(capsys):
 
 def test_a_full_disk_under_what_is_printed_is_told_as_that():
     script = """
-from lit_fedbabu.errors import one_line_errors
+from lit_fedbabu.ground.errors import one_line_errors
 one_line_errors(lambda argv=None: print("client 0", flush=True))()
 """
     with open("/dev/full", "w") as full:

@@ -4,9 +4,9 @@ import itertools
 
 import torch
 
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning import module
 from lit_fedbabu.tasks.images import task
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, tiny_config
 
 

@@ -1,7 +1,9 @@
-"""The order of the rooms, held by reading every import of every file."""
+"""The order of the rooms, held by import-linter and by reading every file."""
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -11,37 +13,10 @@ PACKAGE = Path(__file__).parent.parent.parent / "lit_fedbabu"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__") for path in FILES}
 PLACES = {name: path for path, name in NAMES.items()}
-DOORS = {
-    "run", "finetune", "body", "predict", "study", "report", "data", "credentials", "configs", "doctor",
-    "superlink", "supernode", "client_app", "server_app", "__main__", "__init__",
+CACHED = {
+    "ground/system": ["source_digest"], "learning/trainer": ["quiet_lightning"], "ground/compat": ["entry_points"],
 }  # fmt: skip
-FLOORS = [
-    {"printing"}, {"places", "stops", "compat"}, {"errors", "length"}, {"system"}, {"workers"}, {"files"}, {"options"},
-    {"option_rules"}, {"derived"}, {"config"},
-    {"handshake", "option_text", "words"}, {"fields"}, {"wire"}, {"plain"}, {"learning"},
-    {"algorithms/algorithm", "algorithms/steps"},
-    {
-        "algorithms/apfl", "algorithms/fedala", "algorithms/fedas", "algorithms/feddbe", "algorithms/feddyn",
-        "algorithms/fednova", "algorithms/fedrod", "algorithms/ifca", "algorithms/moon", "algorithms/pfedfda",
-        "algorithms/scaffold",
-    },
-    {"algorithms/table"},
-    {"tasks"},
-    {"experiment", "completion"}, {"algorithms"}, {"aggregation"}, {"records"},
-    {"server", "client", "personal", "reporting", "engines"}, {"studies"}, DOORS,
-]  # fmt: skip
-"""Files and folders from the bottom to the top. A folder imports only from lower floors and from itself."""
-CACHED = {"system": ["source_digest"], "learning/trainer": ["quiet_lightning"], "compat": ["entry_points"]}
 """All that is kept for the life of a process."""
-
-
-def place_of(name):
-    """The entry of FLOORS that a file belongs to, and the number of its floor."""
-    for entry in (name, name.partition("/")[0]):
-        for number, floor in enumerate(FLOORS):
-            if entry in floor:
-                return entry, number
-    raise AssertionError(f"give lit_fedbabu/{name}.py a place in FLOORS")
 
 
 def target(module):
@@ -50,14 +25,13 @@ def target(module):
     return (name or "__init__") if module.split(".")[0] == "lit_fedbabu" and (name or "__init__") in PLACES else None
 
 
-def imports(path, typing=True):
-    """Files of this package that a file imports, anywhere in it; without those for types alone if not ``typing``."""
+def imports(path):
+    """Files of this package that a file imports, anywhere in it, but for those for types alone."""
     tree = ast.parse(path.read_text())
     skipped = set()
-    if not typing:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-                skipped |= {id(each) for each in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            skipped |= {id(each) for each in ast.walk(node)}
     found = set()
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -72,35 +46,11 @@ def imports(path, typing=True):
     return found - {None, NAMES[path]}
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
-def test_imports_run_downwards_and_siblings_do_not_know_each_other(path):
-    name = NAMES[path] or "__init__"
-    room, floor = place_of(name)
-    for other in imports(path, typing=name != "__init__"):
-        other_room, other_floor = place_of(other)
-        if room == other_room:
-            continue
-        apps = room == "engines" and other in ("client_app", "server_app")
-        version = name == "__main__" and other == "__init__"
-        assert other_floor < floor or apps or version, f"{name} imports {other}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
-def test_only_tasks_know_of_images(path):
-    if not NAMES[path].startswith("tasks"):
-        assert not [other for other in imports(path, typing=False) if other.startswith("tasks/images")]
-
-
-def test_nothing_else_reaches_images_through_other_files():
-    """But for reading images that are predicted. The class of a task is found by its name, as a user's is."""
-
-    graph = {name: imports(path, typing=False) - {"tasks/preprocessing"} for name, path in PLACES.items()}
-    for name in PLACES:
-        found, open_ = set(), {name}
-        while open_:
-            found |= open_
-            open_ = set().union(*(graph[each] for each in open_)) - found
-        assert name.startswith("tasks") or not [each for each in found if each.startswith("tasks/images")], name
+def test_imports_run_downwards_and_nothing_reaches_images_but_tasks():
+    """As pyproject.toml says it to import-linter."""
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([command], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_nothing_else_asks_which_task_it_has():
@@ -113,7 +63,7 @@ def test_nothing_else_asks_which_task_it_has():
 def test_imports_have_no_circle():
     @cache
     def height(name):
-        return 1 + max((height(other) for other in imports(PLACES[name], typing=False) if other in PLACES), default=0)
+        return 1 + max((height(other) for other in imports(PLACES[name]) if other in PLACES), default=0)
 
     assert 5 < max(map(height, PLACES)) < 40, "a circle would not end"
 

@@ -8,7 +8,7 @@ import pytest
 from lit_fedbabu.aggregation.aggregator import NAMES
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.option_text import GROUPS, describe, page
+from lit_fedbabu.config.text import GROUPS, describe, page
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 
 INNER, PULLED = ("first-order-maml", "moreau-envelope"), ("proximal", "moreau-envelope")

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from lit_fedbabu import configs
 from lit_fedbabu.config import Config
-from lit_fedbabu.derived import OTHER_WORDS
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.options import imported, read_toml
-from lit_fedbabu.system import configs_folder
-from lit_fedbabu.words import parse_words
+from lit_fedbabu.config.derived import OTHER_WORDS
+from lit_fedbabu.config.options import imported, read_toml
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.system import configs_folder
 
 
 def test_overrides_are_toml_or_text_and_the_last_wins(tmp_path):
@@ -104,7 +104,7 @@ FILES = [
     ("import argparse; argparse.ArgumentParser().parse_args(['x'])", "its file cannot be imported: SystemExit: 2"),
     ("y = 1", "must be a name; .*user_file_3.py has no attribute 'x'"),
     (
-        "from lit_fedbabu.options import imported; x = 1; imported('task', f'{__name__}:x', '')",
+        "from lit_fedbabu.config.options import imported; x = 1; imported('task', f'{__name__}:x', '')",
         "asks for itself when it is imported; put what runs under if __name__",
     ),
 ]

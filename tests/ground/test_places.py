@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from lit_fedbabu import places
+from lit_fedbabu.ground import places
 from lit_fedbabu.learning import cache
 
 

@@ -5,8 +5,8 @@ import os
 import psutil
 import pytest
 
-from lit_fedbabu import system
-from lit_fedbabu.system import available_memory, left_in_groups
+from lit_fedbabu.ground import system
+from lit_fedbabu.ground.system import available_memory, left_in_groups
 
 
 def group(folder, **files):

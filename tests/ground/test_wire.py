@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message
 
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.handshake import PLACE, VERSION, Code, Place, WireError
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.handshake import PLACE, VERSION, Code, Place, WireError
+from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 from lit_fedbabu.server.nodes import find_nodes
-from lit_fedbabu.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 from tests.ground.test_house import FILES, NAMES
 from tests.support import NARROW, FakeGrid, failures_of, tiny_config
 

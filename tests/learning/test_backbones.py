@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from lit_fedbabu import load_model
-from lit_fedbabu.algorithms import client_update
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import build_model
 from lit_fedbabu.records.run_folder import RESULTS
 from lit_fedbabu.tasks.images import learner
+from lit_fedbabu.training import client_update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import client_data, state_digest, tiny, tiny_config
 
 TINY = {"timm:test_resnet": 96, "timm:test_vit": 64, "timm:test_convnext": 64, "timm:test_efficientnet": 256}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import checkpoint, pretrained, trainer
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.records.classifier import load_model

@@ -5,17 +5,17 @@ import logging
 import pytest
 import torch
 
-from lit_fedbabu.algorithms import client_update
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.client import handlers
 from lit_fedbabu.client.numpy_client import FedBABUClient
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.learning import trainer
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.models import MODELS, NORMS
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.tasks.images import learner
+from lit_fedbabu.training import client_update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, tiny, tiny_config
 
 TOGETHER = [name for name, row in ALGORITHMS.items() if row.in_cohorts and not row.pooled]

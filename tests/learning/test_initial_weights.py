@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import initial_weights
 from lit_fedbabu.learning.models import BodyAndHead, build_model
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from lit_fedbabu.algorithms.client_update import client_update
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.system import program
 from lit_fedbabu.learning.trainer import quiet_lightning
-from lit_fedbabu.system import program
+from lit_fedbabu.training.client_update import client_update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, files_that_decide, state_digest, tiny_config
 
 SLURM = {

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import NORMS, BodyAndHead, FourConvNet, build_model
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.tasks.images import task

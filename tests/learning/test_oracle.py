@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_fedbabu.algorithms.client_update import client_update
-from lit_fedbabu.algorithms.memory import recall
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.seeding import seeded
+from lit_fedbabu.training.client_update import client_update
+from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.training.memory import recall
 from tests import oracle_tasks
 
 CLIENT = 1

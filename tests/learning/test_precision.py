@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.precision import resolve_precision
 
 

@@ -8,10 +8,10 @@ import timm
 import torch
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import reach
 from lit_fedbabu.records.run_folder import read_config
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import tiny, tiny_config
 
 OPTIONS = {"model_name": "timm:test_resnet", "pretrained": True}

@@ -10,13 +10,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from torch.nn import functional
 
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.evaluation import Evaluation
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.measures import auroc
 from lit_fedbabu.tasks.images.transforms import normalize
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import client_data, state_digest, tiny_config
 
 

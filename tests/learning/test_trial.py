@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.models import build_model
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import FakeGrid, files_that_decide, state_digest, tiny, tiny_config
 
 REFUSED = {

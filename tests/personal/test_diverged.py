@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 
-from lit_fedbabu.algorithms import client_update
-from lit_fedbabu.errors import RunError
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.results import read_results, table
 from lit_fedbabu.tasks.images import learner
+from lit_fedbabu.training import client_update
 from tests.support import NARROW, tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -7,12 +7,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.system import program
 from lit_fedbabu.learning import checkpoint, pretrained
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.personal import external
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.report import main as report
-from lit_fedbabu.system import program
 from lit_fedbabu.tasks.images import sources
 from lit_fedbabu.tasks.images.task import ImageClassification
 from tests.support import NARROW, tiny_config

@@ -15,12 +15,12 @@ from PIL import Image
 from lit_fedbabu import finetune, load_model, predict
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
 from lit_fedbabu.server.federate import federate as federate_on
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_shapes
 from tests.own_tasks import SENSORS, Sensors
 from tests.support import NARROW, FakeGrid, partition, tiny_config

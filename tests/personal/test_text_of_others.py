@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu.data import main as data
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.printing import in_code, in_line, in_markdown, printable
 from lit_fedbabu.predict import main as predict
-from lit_fedbabu.printing import in_code, in_line, in_markdown, printable
 from lit_fedbabu.report import main as report
 from tests.support import tiny_config
 

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.personal.sweep import ROWS, Tuning, _done
 from lit_fedbabu.records import run_folder, seal
 from lit_fedbabu.records.federation import read_federation

@@ -7,9 +7,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from lit_fedbabu import Classifier, load_model
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning import checkpoint, pretrained, reach
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import tiny_config
 
 

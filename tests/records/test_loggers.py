@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from mlflow import MlflowClient
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records import loggers
 from lit_fedbabu.records.run_folder import RESULTS
 from tests.support import NARROW, FakeGrid, files_that_decide, tiny_config

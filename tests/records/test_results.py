@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.files import write_json
+from lit_fedbabu.ground.files import write_json
 from lit_fedbabu.records import results
 
 

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records import run_folder, seal
 from lit_fedbabu.records.federation import resumable
 from lit_fedbabu.server.federate import federate as federate_on
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, FakeGrid, files_that_decide, tiny_config
 
 

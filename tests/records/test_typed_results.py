@@ -6,12 +6,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import Results, finetune
-from lit_fedbabu.algorithms.privacy import epsilon
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import append_json_line, read_json_lines
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.results import costs, read_results
 from lit_fedbabu.records.run_folder import COSTS, RESULTS
 from lit_fedbabu.reporting.runs import read_run
+from lit_fedbabu.training.privacy import epsilon
 from tests.server.test_federate import StoppedGrid
 from tests.support import NARROW, tiny_config
 

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from lit_fedbabu import files
+from lit_fedbabu.ground import files
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.reporting.compare import compare
 from lit_fedbabu.reporting.runs import read_run

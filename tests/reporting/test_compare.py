@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu import report
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.printing import in_line
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.reporting import differences, facts
 from lit_fedbabu.reporting.compare import finetunings, pairs_of, read_study

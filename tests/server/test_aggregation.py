@@ -5,16 +5,16 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from lit_fedbabu.algorithms import client_update as update
-from lit_fedbabu.compat import identify_process
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
+from lit_fedbabu.protocol.wire import ClientUpdate, TrainReply
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.server.strategy import SharedParts
-from lit_fedbabu.wire import ClientUpdate, TrainReply
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import (
     FakeGrid,
     tiny,

@@ -10,15 +10,15 @@ from flwr.app import Error, Message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app
-from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.client import numpy_client
 from lit_fedbabu.client.numpy_client import FedBABUClient
-from lit_fedbabu.errors import RunError
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.protocol.handshake import PLACE
 from lit_fedbabu.records import incomplete, results, run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.server.sampling import participants, substitutes
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import (
     NARROW,
     FakeGrid,

@@ -12,18 +12,18 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from examples import shapes
 from lit_fedbabu import server_app
-from lit_fedbabu.algorithms import client_update as update
 from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune
-from lit_fedbabu.handshake import PLACE
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.protocol.handshake import PLACE
 from lit_fedbabu.records import results, run_folder, tensorboard
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.tasks.images.transforms import normalize
+from lit_fedbabu.training import client_update as update
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import (
     LISTS,
     MEASURES,
@@ -43,7 +43,7 @@ def test_a_folder_that_another_process_works_in_is_refused(federate):
     """The other is killed, and so its lock is gone."""
     config = tiny_config(num_server_rounds=1, model_name=NARROW, learning_rate_decay=1.0)
     folder, _ = federate(config)
-    script = "import sys, time\nfrom pathlib import Path\nfrom lit_fedbabu.files import alone_in\n"
+    script = "import sys, time\nfrom pathlib import Path\nfrom lit_fedbabu.ground.files import alone_in\n"
     script += "with alone_in(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
     more = dataclasses.replace(config, num_server_rounds=2, resume=str(folder))
     with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as other:

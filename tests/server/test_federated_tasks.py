@@ -8,9 +8,8 @@ import torch
 
 from lit_fedbabu import finetune, run
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.finetune import main as finetune_main
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.records.federation import read_federation
@@ -19,6 +18,7 @@ from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main
 from lit_fedbabu.run import main as run_main
 from lit_fedbabu.tasks.custom import loaders
+from lit_fedbabu.training.experiment import Experiment
 from tests import own_tasks
 from tests.support import FakeGrid, curves, files_that_decide
 

@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
-from lit_fedbabu.fields import decoded
-from lit_fedbabu.handshake import PLACE, VERSION, Place, WireError
+from lit_fedbabu.protocol.fields import decoded
+from lit_fedbabu.protocol.handshake import PLACE, VERSION, Place, WireError
+from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, TrainReply
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import read_results, results
 from lit_fedbabu.server import patience
 from lit_fedbabu.server.aggregation import FAR, digest_of, outliers
 from lit_fedbabu.server.nodes import find_nodes
 from lit_fedbabu.server.strategy import SharedParts
-from lit_fedbabu.wire import ClientUpdate, EvaluateReply, TrainReply
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, FakeGrid, failures_of, tiny_config
 
 LIAR, CLIENTS, ROUNDS = 3, 4, 3

@@ -7,14 +7,14 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 
-from lit_fedbabu.algorithms.client_update import own_module
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune_main
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.state import state_of
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.report import main as report_main
+from lit_fedbabu.training.client_update import own_module
 from tests.support import FakeGrid, curves, finetuned, tiny, tiny_config
 
 
@@ -64,7 +64,7 @@ def test_commands_and_reports_show_new_clients(federate, one_core, tmp_path, cap
 
 
 def test_a_run_whose_new_client_could_not_be_evaluated_is_completed(federate, monkeypatch):
-    from lit_fedbabu.errors import RunError
+    from lit_fedbabu.ground.errors import RunError
 
     class Loses(FakeGrid):
         def send_and_receive(self, messages, *, timeout=None):

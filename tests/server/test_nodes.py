@@ -1,6 +1,6 @@
 import pytest
 
-from lit_fedbabu.errors import RunError
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.server.nodes import find_nodes
 from tests.support import (
     FakeGrid,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, RunError
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, RESULTS, read_config
@@ -98,7 +98,7 @@ def test_a_node_with_another_file_cannot_take_part(weights, federate, tmp_path):
 
 
 def test_a_task_starts_from_a_file_by_the_names_of_its_module(federate, tmp_path, capsys):
-    from lit_fedbabu.experiment import Experiment
+    from lit_fedbabu.training.experiment import Experiment
 
     config = config_of("regression")
     state = {name: value + 1 for name, value in Experiment(config).new_module().lightning.state_dict().items()}

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from lit_fedbabu.errors import RunError
+from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.studies import claims
 from lit_fedbabu.studies.claims import claimed
 

@@ -6,9 +6,9 @@ import pytest
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.config.words import parse_words
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.studies.plan import read_study
-from lit_fedbabu.words import parse_words
 
 PLAIN = """
 dataset = "digits"

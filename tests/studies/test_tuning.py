@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lit_fedbabu import study as door
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import write_json
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import write_json
 from lit_fedbabu.records.results import read_results, results
 from lit_fedbabu.records.run_folder import RESULTS, TUNED, read_config, read_environment
 from lit_fedbabu.studies.plan import read_study

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_fedbabu.errors import InputError, of_system
+from lit_fedbabu.ground.errors import InputError, of_system
 from lit_fedbabu.tasks.images import arrays, sources
 from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
 from lit_fedbabu.tasks.images.decoding import decode

@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.data import table
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records.plots import heat_map
 from lit_fedbabu.records.results import named, read_results
 from lit_fedbabu.report import main

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images import hub, sources
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images import sources
 from lit_fedbabu.tasks.images.decoding import decode, quiet_pillow, read_images, to_array, with_channels
 

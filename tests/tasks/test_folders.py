@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images import folders, sources
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.data import table
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images.names import composed
 from lit_fedbabu.tasks.images.task import ImageClassification
 

@@ -5,7 +5,7 @@ import sys
 
 def test_the_hub_out_of_reach_is_told_within_ten_seconds(tmp_path):
     script = (
-        "import sys, time; from lit_fedbabu.errors import InputError; "
+        "import sys, time; from lit_fedbabu.ground.errors import InputError; "
         "from lit_fedbabu.tasks.images import sources; start = time.monotonic()\n"
         "try: sources.load('uoft-cs/cifar10')\n"
         "except InputError as error: print(time.monotonic() - start, error)"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images import sources
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})

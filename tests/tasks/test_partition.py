@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images import sources
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 from lit_fedbabu.tasks.images.sources import Source

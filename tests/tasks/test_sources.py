@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from lit_fedbabu.errors import InputError, RunError
-from lit_fedbabu.experiment import Experiment
+from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning import cache, reach
 from lit_fedbabu.tasks.images import hub, learner, sources
 from lit_fedbabu.tasks.images.transforms import normalize
+from lit_fedbabu.training.experiment import Experiment
 from tests.support import tiny, tiny_config
 
 

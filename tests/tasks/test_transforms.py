@@ -3,11 +3,11 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from lit_fedbabu.algorithms.client_update import cohort_update
-from lit_fedbabu.errors import InputError
 from lit_fedbabu.finetune import main as finetune
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.tasks.images.transforms import augment, crop, draw, normalize, resized_crop
+from lit_fedbabu.training.client_update import cohort_update
 from tests.support import NARROW, tiny, tiny_config
 
 

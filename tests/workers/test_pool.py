@@ -16,7 +16,7 @@ from lit_fedbabu.workers.worker import StartError, Warm, WorkerDiedError, Worker
 from tests.support import wait_for
 from tests.workers.functions import Heavy
 
-LIGHT = "lit_fedbabu.system:versions"
+LIGHT = "lit_fedbabu.ground.system:versions"
 """Prepares a worker in no time."""
 FUNCTIONS = "tests.workers.functions"
 WAYS = [pytest.param(True, marks=pytest.mark.skipif(not workers.FORKS, reason="forks")), False]

@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning as L
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.config.length import steps_of
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import LoggedEvaluation, Personalization
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
-from lit_fedbabu.length import steps_of
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.module import CustomModule
 from lit_fedbabu.tasks.custom.training import train, trainer_of

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import VIEWS, load_state, state_of

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import first_other

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.evaluation import Score
 from lit_fedbabu.learning.parts import parts_of
-from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.custom import learner
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import short

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch import Tensor
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.tasks.custom.data import CustomData, foreign

@@ -10,11 +10,11 @@ import lightning as L
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_fedbabu.errors import InputError, told
+from lit_fedbabu.config.rules import RATES
+from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.trial import refuse_unsendable
-from lit_fedbabu.option_rules import RATES
 from lit_fedbabu.tasks.custom import reload
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import tested

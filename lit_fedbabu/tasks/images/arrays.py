@@ -16,9 +16,9 @@ from typing import BinaryIO, Self, TypeVar
 
 import numpy as np
 
-from lit_fedbabu.files import naming
-from lit_fedbabu.printing import say
-from lit_fedbabu.system import INTERACTIVE, available_cores
+from lit_fedbabu.ground.files import naming
+from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.system import INTERACTIVE, available_cores
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
 T = TypeVar("T")

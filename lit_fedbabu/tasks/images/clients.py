@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.folders import SPLITS, files_below, is_image, note_unused
 from lit_fedbabu.tasks.images.names import composed, spellings
 from lit_fedbabu.tasks.images.table_files import MemoryTable

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.names import composed, spellings
 
 Numbers = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
-from lit_fedbabu.length import steps_of
+from lit_fedbabu.config.length import steps_of
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partition import evaluation_split
 from lit_fedbabu.tasks.images.partitioners import Indices

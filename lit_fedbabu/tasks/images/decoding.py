@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 
 IMAGE_SIZE = 32
 """Height and width in pixels of images where nothing else is said, as of the paper's CIFAR-10."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.names import composed, spellings
 
 TEST_SPLITS = ("test", "validation", "valid", "val")

@@ -4,7 +4,7 @@ import importlib
 import threading
 from typing import Any
 
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import reach
 
 SUBSETS = {"ufldl-stanford/svhn": "cropped_digits"}

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.decoding import Pixels, decode, quiet_pillow, with_channels
 from lit_fedbabu.tasks.images.folders import files_below, is_image
 

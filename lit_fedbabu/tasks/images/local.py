@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.clients import client_tables
 from lit_fedbabu.tasks.images.folders import (
     SPLITS,

@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, close_to, some
+from lit_fedbabu.ground.errors import InputError, close_to, some
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.tasks.images.sources import Source
 
 Indices = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_fedbabu.errors import InputError, RunError, some
-from lit_fedbabu.files import dataset_folder, from_home
+from lit_fedbabu.ground.errors import InputError, RunError, some
+from lit_fedbabu.ground.files import dataset_folder, from_home
 from lit_fedbabu.learning import cache
 from lit_fedbabu.tasks.images.arrays import ImageFiles
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.tasks.images.folders import SPLITS
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, SomeRows
 

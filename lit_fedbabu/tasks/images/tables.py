@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_fedbabu.errors import InputError, some
-from lit_fedbabu.files import dataset_folder
+from lit_fedbabu.ground.errors import InputError, some
+from lit_fedbabu.ground.files import dataset_folder
 from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
 from lit_fedbabu.tasks.images.clients import LAYOUTS

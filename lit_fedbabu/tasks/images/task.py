@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, some
+from lit_fedbabu.config.options import imported
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalization
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
@@ -17,7 +18,6 @@ from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.learning.state import Learner
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model
-from lit_fedbabu.options import imported
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER
 from lit_fedbabu.tasks.images.datamodule import ClientData

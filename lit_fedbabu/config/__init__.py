@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any, Self
 
-from lit_fedbabu.derived import Derived
-from lit_fedbabu.option_rules import RATES, check_together
-from lit_fedbabu.options import checked, option
+from lit_fedbabu.config.derived import Derived
+from lit_fedbabu.config.options import checked, option
+from lit_fedbabu.config.rules import RATES, check_together
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, RecordDict
 
-from lit_fedbabu.handshake import WireError, checked_record
+from lit_fedbabu.protocol.handshake import WireError, checked_record
 
 MOST_SAMPLES = 10**8
 """Training or test samples that a client may say it has."""

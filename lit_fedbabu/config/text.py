@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.options import ARTICLES, OF_TASKS, TRAINER, TYPES, key_of
+from lit_fedbabu.config.options import ARTICLES, OF_TASKS, TRAINER, TYPES, key_of
 
 GROUPS = {
     "algorithm": "Method and model",
@@ -26,7 +26,7 @@ GROUPS = {
 
 HEAD = """# Options
 
-<!-- made from lit_fedbabu/config.py by make options -->
+<!-- made from lit_fedbabu/config/__init__.py by make options -->
 
 Every option of a run: written as `key=value` on the command line, as `key = value` in a TOML file, and as the field of
 `Config` that has `_` for `-`. Unknown keys, values of another type and values outside the limits are refused before

@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_fedbabu.files import whole
+from lit_fedbabu.ground.files import whole
 from lit_fedbabu.learning.state import not_finite
 
 PRUNED = "pruned"

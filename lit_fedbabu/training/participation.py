@@ -8,15 +8,15 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from lit_fedbabu.algorithms import memory
 from lit_fedbabu.algorithms.steps import STEPS, Still
 from lit_fedbabu.config import Config
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner, load_state, state_of
 from lit_fedbabu.tasks.protocol import Classifies, Data
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError, close_to
-from lit_fedbabu.files import from_home
-from lit_fedbabu.options import TYPES, key_of, read_toml
-from lit_fedbabu.system import configs_folder
+from lit_fedbabu.config.options import TYPES, key_of, read_toml
+from lit_fedbabu.ground.errors import InputError, close_to
+from lit_fedbabu.ground.files import from_home
+from lit_fedbabu.ground.system import configs_folder
 
 KINDS: Mapping[str, Any] = {
     **{key_of(field): TYPES.get(str(field.type), field.type) for field in dataclasses.fields(Config)},

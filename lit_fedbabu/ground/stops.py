@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from lit_fedbabu.printing import say
+from lit_fedbabu.ground.printing import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S, MOST_S = 0.5, 30.0

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.stops import settle
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.stops import settle
 
 
 def from_home(path: str | Path) -> Path:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.errors import InputError
-from lit_fedbabu.files import dataset_folder
-from lit_fedbabu.options import OF_TASKS, TRAINER, key_of
+from lit_fedbabu.config.options import OF_TASKS, TRAINER, key_of
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.files import dataset_folder
 
 RATES = ("learning_rate", "finetune_learning_rate")
 """Fields of learning rates, which a task's module has its own of."""

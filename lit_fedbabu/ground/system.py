@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 def package_folder() -> Path:
     """The folder that this package was imported from."""
-    return Path(__file__).resolve().parent
+    return Path(__file__).resolve().parent.parent
 
 
 def configs_folder() -> Path:

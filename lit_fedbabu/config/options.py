@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lit_fedbabu.errors import InputError, close_to, told
+from lit_fedbabu.ground.errors import InputError, close_to, told
 
 TRAINER = {
     "accumulate_grad_batches": int, "benchmark": bool, "detect_anomaly": bool, "deterministic": bool,

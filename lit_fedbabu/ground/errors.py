@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from lit_fedbabu import compat, places, stops
-from lit_fedbabu.printing import in_line, say
+from lit_fedbabu.ground import compat, places, stops
+from lit_fedbabu.ground.printing import in_line, say
 
 LONGEST = 1000
 """Characters of a value that a message shows."""

@@ -6,13 +6,13 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from lit_fedbabu.algorithms import memory
-from lit_fedbabu.algorithms.participation import CohortRound, Participation, needed, participation
-from lit_fedbabu.experiment import Experiment
 from lit_fedbabu.learning.evaluation import Measured, Personalization
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner
 from lit_fedbabu.tasks.protocol import Data
+from lit_fedbabu.training import memory
+from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.training.participation import CohortRound, Participation, needed, participation
 
 
 class TrainedClient(NamedTuple):

@@ -1,6 +1,6 @@
 """What crosses the wire between server and nodes. No other file knows the names in a message.
 
-What every message says first is in ``handshake.py``.
+What every message says first is in ``protocol/handshake.py``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from lit_fedbabu.fields import decoded, each_once, rows_of, text, training_problem
-from lit_fedbabu.handshake import VERSION, Code, WireError, checked, checked_record
+from lit_fedbabu.protocol.fields import decoded, each_once, rows_of, text, training_problem
+from lit_fedbabu.protocol.handshake import VERSION, Code, WireError, checked, checked_record
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Shared weights by their names."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_fedbabu.algorithms.algorithm import EXTRA, Update
 from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
-from lit_fedbabu.errors import InputError
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import initial_weights
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import Learner, norm_names, state_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from lit_fedbabu import system
+from lit_fedbabu.ground import system
 
 VERSION = 6
 """Of the messages. It grows when a name or a meaning changes."""

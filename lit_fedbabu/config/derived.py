@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from lit_fedbabu.errors import InputError, close_to
-from lit_fedbabu.files import from_home
-from lit_fedbabu.option_rules import Kind, kind_of
-from lit_fedbabu.options import key_of, read_trainer, with_trainer
+from lit_fedbabu.config.options import key_of, read_trainer, with_trainer
+from lit_fedbabu.config.rules import Kind, kind_of
+from lit_fedbabu.ground.errors import InputError, close_to
+from lit_fedbabu.ground.files import from_home
 
 PLACES = ("engine", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from lit_fedbabu.handshake import checked_record
-from lit_fedbabu.wire import Arrays, Order
+from lit_fedbabu.protocol.handshake import checked_record
+from lit_fedbabu.protocol.wire import Arrays, Order
 
 
 def is_plain(content: RecordDict) -> bool:

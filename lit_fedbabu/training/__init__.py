@@ -1,0 +1,1 @@
+"""A client's part in a round: its update, its memory, its noise."""
