@@ -5,9 +5,10 @@ Names are imported when they are first used, so that ``import lit_fedbabu`` is q
 
 import importlib
 import sys
-import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from lit_fedbabu.ground import compat
 
 if TYPE_CHECKING:
     from lit_fedbabu.algorithms.algorithm import Algorithm, Beginning, Cohort, Combined, Participant, Update
@@ -86,22 +87,8 @@ class _Package(ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 
-if any("error".startswith(option.partition(":")[0] or "-") for option in sys.warnoptions):
-    for _kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):  # of libraries, of one another
-        warnings.filterwarnings(
-            "ignore",
-            category=_kind,
-            module=r"(click|datasets|flwr|flwr_datasets|google|grpc|lightning|lightning_(fabric|utilities)|matplotlib"
-            r"|pandas|pyarrow|ray|tensorboard|torch|torchmetrics|torchvision|typer)(\.|$)",
-        )
-
-_words = sys.orig_argv
-_named = [
-    after if word == "-m" else word[2:]
-    for word, after in zip(_words, [*_words[1:], ""], strict=True)
-    if word[:2] == "-m"
-]
-if sys.argv[:1] == ["-m"] and _named and _named[0].startswith("lit_fedbabu.") and _named[0].count(".") == 1:
+compat.ignore_deprecations_among_libraries()
+if compat.is_run_by_name():
     from lit_fedbabu.ground import stops
 
     stops.is_command()  # python -m lit_fedbabu.COMMAND, whose imports take a second

@@ -2,6 +2,9 @@
 
 import functools
 import importlib
+import sys
+import warnings
+from typing import Any
 
 
 def identify_process() -> None:
@@ -32,3 +35,42 @@ def forget_interrupt_in_text() -> None:
     Python remembers it, and would end by SIGINT. Seen in CPython 3.11 to 3.13.
     """
     exec("")
+
+
+def is_run_by_name() -> bool:
+    """Whether this process is ``python -m lit_fedbabu.NAME``, asked while the package is imported.
+
+    Until Python has found what ``-m`` names, ``sys.argv`` begins with ``-m``. Seen in CPython 3.11 to 3.13.
+    """
+    words = zip(sys.orig_argv, [*sys.orig_argv[1:], ""], strict=True)
+    named = next((after if word == "-m" else word[2:] for word, after in words if word[:2] == "-m"), "")
+    return sys.argv[:1] == ["-m"] and named.startswith("lit_fedbabu.") and named.count(".") == 1
+
+
+def ignore_deprecations_among_libraries() -> None:
+    """Where Python was told to make errors of warnings, let libraries that use old parts of one another be imported.
+
+    Flower with click, Lightning with PyTorch. Seen in flwr 1.41, lightning 2.6.
+    """
+    if not any("error".startswith(option.partition(":")[0] or "-") for option in sys.warnoptions):
+        return
+    for kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+        warnings.filterwarnings(
+            "ignore",
+            category=kind,
+            module=r"(click|datasets|flwr|flwr_datasets|google|grpc|lightning|lightning_(fabric|utilities)|matplotlib"
+            r"|pandas|pyarrow|ray|tensorboard|torch|torchmetrics|torchvision|typer)(\.|$)",
+        )
+
+
+def begin_where_told(trainer: Any) -> None:
+    """Keep a Trainer under Slurm from a hpc_ckpt_1.ckpt in the current folder, where it would begin instead.
+
+    Seen in lightning 2.6.
+    """
+    connector = importlib.import_module("lightning.pytorch.trainer.connectors.checkpoint_connector")
+
+    class FromNoJob(connector._CheckpointConnector):  # type: ignore[misc, name-defined]
+        _hpc_resume_path = None
+
+    trainer._checkpoint_connector = FromNoJob(trainer)

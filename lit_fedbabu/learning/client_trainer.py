@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+
+from lit_fedbabu.ground import compat
 
 
 class ClientTrainer(L.Trainer):
@@ -23,7 +24,7 @@ class ClientTrainer(L.Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._checkpoint_connector = _FromNoJob(self)
+        compat.begin_where_told(self)
 
     @property
     def max_steps(self) -> int:
@@ -50,12 +51,6 @@ class ClientTrainer(L.Trainer):
     def predict(self, *args: Any, **options: Any) -> Any:
         with _signals_as_before():
             return super().predict(*args, **options)
-
-
-class _FromNoJob(_CheckpointConnector):
-    """Begins where it is told to; under Slurm Lightning would begin at a hpc_ckpt_1.ckpt in the current folder."""
-
-    _hpc_resume_path = None
 
 
 @contextmanager

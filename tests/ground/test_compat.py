@@ -65,3 +65,46 @@ def test_python_remembers_an_interrupt_in_text_and_forgets_it_with_another(forge
     (tmp_path / "interrupted.py").write_text(SCRIPT.format(forgets=forgets))
     done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, timeout=100)
     assert done.returncode == (130 if forgets else -2)
+
+
+def test_the_first_word_is_m_while_python_looks_for_the_file_that_m_names(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("import sys; print(sys.argv[0])")
+    (tmp_path / "pack" / "door.py").write_text("import sys; print(sys.argv[0])")
+    command = [sys.executable, "-m", "pack.door"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == ["-m", str(tmp_path / "pack" / "door.py")]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_ours"),
+    [
+        (["-m", "lit_fedbabu.run", "digits"], True),
+        (["-X", "dev", "-mlit_fedbabu.run"], True),
+        (["-m", "lit_fedbabu.workers.warm"], False),
+        (["-m", "pytest", "lit_fedbabu.run"], False),
+        (["script.py", "-m"], False),
+    ],
+)
+def test_a_command_is_told_by_what_m_names(words, is_ours, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    assert compat.is_run_by_name() is is_ours
+    monkeypatch.setattr(sys, "argv", ["door.py", *words])
+    assert not compat.is_run_by_name()
+
+
+@pytest.mark.slow
+def test_libraries_cannot_be_imported_where_warnings_are_errors():
+    command = [sys.executable, "-W", "error", "-c", "import flwr.app"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode and "DeprecationWarning" in done.stderr
+
+
+def test_a_trainer_begins_at_a_file_of_slurms_in_the_current_folder_and_ours_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    assert trainer._checkpoint_connector._hpc_resume_path == str(tmp_path / "hpc_ckpt_1.ckpt")
+    compat.begin_where_told(trainer)
+    assert trainer._checkpoint_connector._hpc_resume_path is None
