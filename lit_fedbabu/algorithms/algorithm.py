@@ -246,6 +246,8 @@ class Algorithm:
 
     def check(self, config: Config) -> None:
         """Raise InputError where it cannot do what the options ask for."""
+        if self.step == "moreau-envelope":
+            refuse_of_trainer(config, {"accumulate_grad_batches"}, f"{config.algorithm} takes a step for each batch")
 
     def check_steps(self, name: str, by_hand: bool) -> None:
         """Raise InputError where its step moves weights around an optimizer's, and a module takes steps by hand."""

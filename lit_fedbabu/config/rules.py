@@ -145,11 +145,6 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     if partial and (counting := sorted({"accumulate_grad_batches", "limit_train_batches"} & set(config.trainer))):
         remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
         raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
-    if config.algorithm == "pfedme" and "accumulate_grad_batches" in config.trainer:
-        count = config.trainer["accumulate_grad_batches"]
-        raise InputError("trainer.accumulate_grad_batches", count, "pfedme takes a step for each batch; leave it out")
-    if config.server_optimizer != "none" and config.algorithm == "local":
-        raise InputError("server-optimizer", config.server_optimizer, "local shares nothing with a server; take none")
     if config.noise_multiplier and not config.clipping_norm:
         raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):

@@ -249,6 +249,9 @@ class Experiment:
             remedy = f"a round draws {drawn} of {config.num_federated} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
         self.algorithm.check(config)
+        if config.server_optimizer != "none" and not parts_of(self.algorithm.shared):
+            remedy = f"{config.algorithm} shares nothing with a server; take none"
+            raise InputError("server-optimizer", config.server_optimizer, remedy)
         if config.cohort_size > 1 and not self.algorithm.in_cohorts:
             raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
         self.task.check(self.algorithm, lambda: self._initial, self._made, images)

@@ -127,7 +127,7 @@ def test_moments_that_are_not_those_of_the_run_are_refused(harm, federate, tmp_p
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match='server-optimizer = "adam": local shares nothing with a server; take none'):
-        Config(algorithm="local", server_optimizer="adam")
+        Experiment(tiny_config(algorithm="local", server_optimizer="adam")).check()
     with pytest.raises(InputError, match='server-optimizer = "sgd": must be one of none, momentum, adam, yogi'):
         Config(server_optimizer="sgd")
 

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.training import memory
 from lit_fedbabu.training.client_update import client_update
-from tests.support import batches, model_by_hand, tiny
+from lit_fedbabu.training.experiment import Experiment
+from tests.support import batches, model_by_hand, tiny, tiny_config
 
 
 @pytest.mark.parametrize("algorithm", ["fedprox", "ditto"])
@@ -83,3 +85,8 @@ def test_pfedme_steps_towards_what_inner_steps_on_the_same_batch_find(server_rou
     state, *_ = client_update(experiment, 0, server_round, experiment.initial_shared(), 0.1)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_pfedme_refuses_several_batches_for_a_step():
+    with pytest.raises(InputError, match=r"trainer\.accumulate_grad_batches = 2: pfedme takes a step for each batch"):
+        Experiment(tiny_config(algorithm="pfedme", trainer_options='{"accumulate_grad_batches": 2}')).check()
