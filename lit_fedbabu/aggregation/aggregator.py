@@ -119,10 +119,6 @@ class Robust(Mean):
         return Bulyan(num_malicious_nodes=self.num_malicious)  # El Mhamdi et al. 2018, section 4
 
 
-ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "bulyan")
-NAMES = ("mean", *ROBUST, "norm-bound")
-
-
 def too_few(name: str, count: int, num_malicious: int, trim_fraction: float) -> str:
     """Why an aggregator cannot work with so many clients; empty if it can."""
     of_krum = 2 * num_malicious + 3

@@ -7,12 +7,13 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from lit_fedbabu.aggregation.aggregator import NAMES, Aggregator, Mean, NormBound, Robust, Trained, too_few
+from lit_fedbabu.aggregation.aggregator import Aggregator, Mean, NormBound, Robust, Trained, too_few
 from lit_fedbabu.aggregation.strategy import OfStrategy
-from lit_fedbabu.config import Config
+from lit_fedbabu.config import AGGREGATORS, Config
 from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.ground.errors import InputError, RunError, told
+from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.training.experiment import Experiment
 
 TRIED_ROUNDS = 2
@@ -34,7 +35,7 @@ def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> A
         return Mean()
     if name == "norm-bound":
         return NormBound(config.norm_bound)
-    if name in NAMES:
+    if name in AGGREGATORS:
         return Robust(name, config.num_malicious, config.trim_fraction)
     return OfStrategy(name, _strategy(name), config.num_federated, kept or {})
 
@@ -48,13 +49,13 @@ def check(experiment: Experiment) -> None:
     config, name = experiment.config, experiment.config.aggregator
     if name == "mean":
         return
-    if config.algorithm in ("local", "centralized"):
+    if experiment.algorithm.pooled or not parts_of(experiment.algorithm.shared):
         raise InputError("aggregator", name, f"{config.algorithm} has nothing to aggregate; take mean")
     count = config.min_clients_per_round or config.clients_per_round
     if problem := too_few(name, count, config.num_malicious, config.trim_fraction):
         which = "min-clients-per-round is" if config.min_clients_per_round else "a round has"
         raise InputError("aggregator", name, f"{problem}, and {which} {count}; take more, or another aggregator")
-    if name not in NAMES:
+    if name not in AGGREGATORS:
         shared = experiment.initial_shared()
         _try(config, ArrayRecord({key: Array(value.contiguous().numpy()) for key, value in shared.items()}), count)
 
@@ -77,7 +78,7 @@ def _try(config: Config, shared: ArrayRecord, count: int) -> None:
 
 def _strategy(path: str) -> Strategy:
     """A strategy of its own, by the import path of one or of what makes one."""
-    remedy = f"must be one of {', '.join(NAMES)}, or the import path of a Flower strategy, or of what makes one"
+    remedy = f"must be one of {', '.join(AGGREGATORS)}, or the import path of a Flower strategy, or of what makes one"
     found = imported("aggregator", path, remedy)
     try:
         made = copy.deepcopy(found) if isinstance(found, Strategy) else found() if callable(found) else found

@@ -7,6 +7,8 @@ from lit_fedbabu.config.derived import Derived
 from lit_fedbabu.config.options import checked, option
 from lit_fedbabu.config.rules import RATES, check_together
 
+AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Derived):
@@ -172,7 +174,7 @@ class Config(Derived):
         "what makes one model of the clients': their mean, weighted by training samples; median, trimmed-mean, krum,"
         " multi-krum or bulyan, which a few clients cannot move far and which weight all alike; norm-bound, a mean of"
         " updates that are scaled down; or the import path of a Flower strategy of your own",
-        choices=("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound"),
+        choices=AGGREGATORS,
         import_path=True,
     )
     num_malicious: int = option(

@@ -9,7 +9,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file, save_file
 
 from lit_fedbabu.aggregation import table
-from lit_fedbabu.aggregation.aggregator import NAMES, Trained
+from lit_fedbabu.aggregation.aggregator import Trained
+from lit_fedbabu.config import AGGREGATORS
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
@@ -71,7 +72,7 @@ def by_hand(name, moves, counts):
     return np.average(moves, axis=0, weights=counts)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AGGREGATORS)
 def test_an_aggregator_is_its_definition(name):
     before, updates = weights()
     start = flat({key: array.numpy() for key, array in before.items()})

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_fedbabu.aggregation.aggregator import NAMES
 from lit_fedbabu.algorithms.table import ALGORITHMS
-from lit_fedbabu.config import Config
+from lit_fedbabu.config import AGGREGATORS, Config
 from lit_fedbabu.config.text import GROUPS, describe, page
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 
@@ -41,7 +40,7 @@ def test_help_names_every_method_and_every_partitioner():
 @pytest.mark.parametrize("field", [each for each in dataclasses.fields(Config) if each.metadata["read_by"]])
 def test_an_option_is_read_by_whom_it_names(field):
     named = set(field.metadata["read_by"].split(", "))
-    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, NAMES))
+    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, AGGREGATORS))
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
     if field.name == "proximal_mu":
