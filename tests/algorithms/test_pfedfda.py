@@ -9,12 +9,13 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
+from lit_fedbabu.algorithms import pfedfda
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.models import BodyAndHead
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
-from lit_fedbabu.training import memory, pfedfda
+from lit_fedbabu.training import memory
 from lit_fedbabu.training.client_update import own_module
 from lit_fedbabu.training.experiment import Experiment
 from tests.algorithms.test_users_methods import config_of, of_task
