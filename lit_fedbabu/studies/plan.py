@@ -129,12 +129,16 @@ def read_study(path: Path, given: Mapping[str, Any] | None = None) -> Study:
         raise InputError("study", str(path), "has no axis; give one or more options lists, as in seed = [1, 2, 3]")
     if "dataset" in options:
         options["dataset"] = _whole_names(options["dataset"])
-    per = _per(content.get("per", {}), axes, typed)
+    per, tune = _per("per", content.get("per", {}), axes, typed), content.get("tune", {})
+    if not isinstance(tune, dict):
+        raise InputError("tune", tune, "must be a table of lists, as in [tune]")
+    if "per" in tune:
+        tune = {**tune, "per": _per("tune.per", tune["per"], axes, typed, of_lists=True)}
     folder = from_home(path_text("output-dir", content.get("output-dir", "tb_logs/studies"))).resolve() / name
     runs: dict[str, Run] = {}
     for point in itertools.product(*axes.values()):
         place = dict(zip(axes, point, strict=True))
-        own: dict[str, Any] = {**options, **_of_point(place, per), **typed, **place}
+        own: dict[str, Any] = {**options, **of_point(place, per), **typed, **place}
         words = {key: folder_word(key, value) for key, value in place.items()}
         name = "-".join(words.values())
         refuse_long(name)
@@ -147,12 +151,10 @@ def read_study(path: Path, given: Mapping[str, Any] | None = None) -> Study:
             remedy = f"has two runs with the same options, {alike[0]} and {name}; leave one out"
             raise InputError("study", str(path), remedy)
         group = "-".join(word for key, word in words.items() if key != "seed") or "all"
-        of_study = {*(key for key in content if key not in OWN), *typed, *_of_point(place, per)}
+        of_study = {*(key for key in content if key not in OWN), *typed, *of_point(place, per)}
         runs[name] = Run(name, config, group, frozenset(of_study))
     _refuse_unread(per, axes, list(runs.values()))
-    tune, slurm = content.get("tune", {}), content.get("slurm", {})
-    if not isinstance(tune, dict):
-        raise InputError("tune", tune, "must be a table of lists, as in [tune]")
+    slurm = content.get("slurm", {})
     if not isinstance(slurm, dict):
         raise InputError("slurm", slurm, "must be a table, as in [slurm]")
     return Study(folder, tuple(runs.values()), tuple(axes), tune, slurm)
@@ -191,11 +193,22 @@ def _whole_names(dataset: Any) -> Any:
     return whole_name(dataset) if isinstance(dataset, str) else dataset
 
 
-def _of_point(place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The options of single values of axes that a run has; raises InputError where two of them contradict."""
+def of_point(
+    place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str = "per"
+) -> dict[str, Any]:
+    """The options of single values of axes that a run has.
+
+    Args:
+        place: the run's value on each axis.
+        per: options by axis and value.
+        name: of their table.
+
+    Raises:
+        InputError: two of them contradict.
+    """
     found: dict[str, tuple[str, Any]] = {}
     for axis, value in place.items():
-        table = f"per.{axis}.{table_word(value)}"
+        table = f"{name}.{axis}.{table_word(value)}"
         for key, option in per.get(axis, {}).get(table_word(value), {}).items():
             if key in found and found[key][1] != option:
                 remedy = f"{found[key][0]} gives the same run {found[key][1]!r}; keep one of them"
@@ -204,31 +217,34 @@ def _of_point(place: Mapping[str, Any], per: Mapping[str, Mapping[str, Mapping[s
     return {key: option for key, (_, option) in found.items()}
 
 
-def _per(per: Any, axes: Mapping[str, list[Any]], typed: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The options of single values of axes; raises InputError where there is no such value.
+def _per(
+    name: str, per: Any, axes: Mapping[str, list[Any]], typed: Collection[str], of_lists: bool = False
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The options of single values of axes, or lists that are tuned; raises InputError where there is no such value.
 
     Of an axis whose values were typed, tables of others are left out.
     """
     if not isinstance(per, dict):
-        raise InputError("per", per, "must be tables, as in [per.algorithm.fedprox]")
+        raise InputError(name, per, f"must be tables, as in [{name}.algorithm.fedprox]")
     words = {axis: [toml_key(value) for value in values] for axis, values in axes.items()}
     for axis, by_value in per.items():
         if axis not in axes:
-            raise InputError(f"per.{axis}", by_value, f"there is no such axis; there are {', '.join(axes)}")
+            raise InputError(f"{name}.{axis}", by_value, f"there is no such axis; there are {', '.join(axes)}")
         if not isinstance(by_value, dict):
-            raise InputError(f"per.{axis}", by_value, f"must be tables, as in [per.{axis}.{words[axis][0]}]")
+            raise InputError(f"{name}.{axis}", by_value, f"must be tables, as in [{name}.{axis}.{words[axis][0]}]")
         for value, options in [*by_value.items()]:
+            table = f"{name}.{axis}.{value}"
             if value not in map(table_word, axes[axis]):
                 if axis in typed and by_value.pop(value) is not None:
                     continue
-                remedy = f"the axis has no such value; there are [per.{axis}.{f'], [per.{axis}.'.join(words[axis])}]"
-                raise InputError(f"per.{axis}.{value}", options, remedy)
+                there = f"[{name}.{axis}.{f'], [{name}.{axis}.'.join(words[axis])}]"
+                raise InputError(table, options, f"the axis has no such value; there are {there}")
             if not isinstance(options, dict):
-                remedy = f"must be a table of options, as in [per.{axis}.{value}]"
-                raise InputError(f"per.{axis}.{value}", options, remedy)
-            if wrong := [key for key, option in options.items() if isinstance(option, list) or key in PLACES]:
-                raise InputError(f"per.{axis}.{value}", wrong, "must be single values, and no places")
+                raise InputError(table, options, f"must be a table of options, as in [{table}]")
+            form = "lists" if of_lists else "single values"
+            if wrong := [key for key, each in options.items() if isinstance(each, list) != of_lists or key in PLACES]:
+                raise InputError(table, wrong, f"must be {form}, and no places")
             if names := [key for key in options if key in axes]:
                 remedy = "is an axis, and runs are named by its values; leave it out here"
-                raise InputError(f"per.{axis}.{value}.{names[0]}", options[names[0]], remedy)
+                raise InputError(f"{table}.{names[0]}", options[names[0]], remedy)
     return per

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from lit_fedbabu.config.derived import OF_DATA, PLACES
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.records.run_folder import TUNED, read_config, read_environment, write_config
-from lit_fedbabu.studies.names import folder_word, refuse_long
-from lit_fedbabu.studies.plan import Run, Study, refuse_unread
+from lit_fedbabu.studies.names import folder_word, refuse_long, table_word
+from lit_fedbabu.studies.plan import Run, Study, of_point, refuse_unread
 
 FRACTION = "validation-fraction"
 HELD_OUT = 0.2
@@ -27,11 +28,13 @@ class Candidate:
     Args:
         group: name of the group.
         values: of the tuned options, by their keys.
-        runs: with a part of the training images held out, one for each seed.
+        among: all values of each of these options.
+        runs: with a part of the training images held out, one for each seed of the tuning.
     """
 
     group: str
     values: Mapping[str, Any]
+    among: Mapping[str, Sequence[Any]]
     runs: tuple[Run, ...]
 
 
@@ -42,16 +45,19 @@ class Tuning:
     Args:
         study: all of their runs.
         candidates: of every group, in the order of the file.
-        axes: the tuned options, and their values.
+        axes: the tuned options.
     """
 
     study: Study
     candidates: tuple[Candidate, ...]
-    axes: Mapping[str, Sequence[Any]]
+    axes: tuple[str, ...]
 
 
 def tuning_of(study: Study) -> Tuning | None:
     """The tuning that a study's file asks for; None: it has no table ``[tune]``.
+
+    Every group of runs tries each combination of the values of its options, or as many as ``runs`` allows, which are
+    drawn from all with equal chances (Bergstra and Bengio 2012). ``seed`` names the seeds that are tried.
 
     Raises:
         InputError: the table names what cannot be tuned, or a candidate has an option that is refused.
@@ -59,41 +65,71 @@ def tuning_of(study: Study) -> Tuning | None:
     if not study.tune:
         return None
     table = dict(study.tune)
-    held_out = table.pop(FRACTION, HELD_OUT)
+    held_out, budget, per = table.pop(FRACTION, HELD_OUT), table.pop("runs", 0), table.pop("per", {})
     if held_out == 0:
         raise InputError(f"tune.{FRACTION}", held_out, "would choose on test images; hold some out, as in 0.2")
     if config := next((run.config for run in study.runs if run.config.validation_fraction), None):
         remedy = "would evaluate the runs on images of the choice; leave it out, and give it in the table [tune]"
         raise InputError(FRACTION, config.validation_fraction, remedy)
+    seeds = _seeds(study, table.pop("seed", None))
+    if type(budget) is not int or 0 < budget < len(seeds) or budget < 0:
+        remedy = f"must be a whole number, at least {len(seeds)}: how many runs each method may try"
+        raise InputError("tune.runs", budget, remedy)
     for key, values in table.items():
-        if key in OF_DATA:
-            raise InputError(f"tune.{key}", values, "is of the data that methods are compared on; make it an axis")
-        if key in study.axes or key in PLACES or key == "seed":
-            raise InputError(f"tune.{key}", values, "is an axis, a place or the seed, which cannot be tuned")
-        if not isinstance(values, list) or len({str(value) for value in values}) < 2:
-            raise InputError(f"tune.{key}", values, "must be two different values or more")
-        if given := next((run for run in study.runs if key in run.given), None):
-            raise InputError(f"tune.{key}", values, f"{given.name} has a value for it already; leave one out")
-        refuse_unread(f"tune.{key}", values, study.runs)
-    if not table:
-        raise InputError("tune", study.tune, "names no option; as in finetune-learning-rate = [0.001, 0.01]")
-    folder = study.folder / "tune"
-    candidates = []
+        _refuse(study, f"tune.{key}", key, values, study.runs)
+    folder, candidates = study.folder / "tune", []
     for group in dict.fromkeys(run.group for run in study.runs):
         of_group = [run for run in study.runs if run.group == group]
-        read = {key: values for key, values in table.items() if _reads(of_group[0].config, key)}
-        for point in itertools.product(*read.values()) if read else ():
-            values = dict(zip(read, point, strict=True))
+        place = {axis: getattr(of_group[0].config, axis.replace("-", "_")) for axis in study.axes}
+        own = of_point(place, per, "tune.per")
+        for axis, value in place.items():
+            for key, values in per.get(axis, {}).get(table_word(value), {}).items():
+                _refuse(study, f"tune.per.{axis}.{table_word(value)}.{key}", key, values, of_group)
+        read = {key: values for key, values in {**table, **own}.items() if _reads(of_group[0].config, key)}
+        points = [*itertools.product(*read.values())] if read else []
+        if 0 < budget // len(seeds) < len(points):
+            drawn = random.Random(group).sample(range(len(points)), budget // len(seeds))
+            points = [points[number] for number in sorted(drawn)]
+        for point in points:
+            tried = dict(zip(read, point, strict=True))
             runs = []
-            for run in of_group:
-                name = "-".join([run.name, *(folder_word(key, value) for key, value in values.items())])
+            for run in (each for each in of_group if each.config.seed in seeds):
+                name = "-".join([run.name, *(folder_word(key, value) for key, value in tried.items())])
                 refuse_long(name)
-                options = {**run.config.to_run_config(), **values, FRACTION: held_out}
+                options = {**run.config.to_run_config(), **tried, FRACTION: held_out}
                 config = Config.from_run_config({**options, "output-dir": str(folder), "run-name": name}).pinned()
                 runs.append(Run(name, config, group))
-            candidates.append(Candidate(group, values, tuple(runs)))
+            candidates.append(Candidate(group, tried, read, tuple(runs)))
+    if not candidates:
+        raise InputError("tune", study.tune, "names no option; as in finetune-learning-rate = [0.001, 0.01]")
     everything = tuple(run for candidate in candidates for run in candidate.runs)
-    return Tuning(Study(folder, everything), tuple(candidates), table)
+    axes = tuple(dict.fromkeys(key for each in candidates for key in each.values))
+    return Tuning(Study(folder, everything), tuple(candidates), axes)
+
+
+def _seeds(study: Study, given: Any) -> list[int]:
+    """The seeds that are tried: those that are given, or all of the study."""
+    seeds = list(dict.fromkeys(run.config.seed for run in study.runs))
+    if given is None:
+        return seeds
+    chosen = given if isinstance(given, list) else [given]
+    if not chosen or any(seed not in seeds for seed in chosen) or len(set(chosen)) < len(chosen):
+        words = ", ".join(map(str, seeds))
+        raise InputError("tune.seed", given, f"must be seeds of the study, which has {words}; a seed cannot be tuned")
+    return chosen
+
+
+def _refuse(study: Study, name: str, key: str, values: Any, runs: Sequence[Run]) -> None:
+    """Raise InputError where an option of the table cannot be tuned in any of the runs."""
+    if key in OF_DATA:
+        raise InputError(name, values, "is of the data that methods are compared on; make it an axis")
+    if key in study.axes or key in PLACES:
+        raise InputError(name, values, "is an axis or a place, which cannot be tuned")
+    if not isinstance(values, list) or len({str(value) for value in values}) < 2:
+        raise InputError(name, values, "must be two different values or more")
+    if given := next((run for run in runs if key in run.given), None):
+        raise InputError(name, values, f"{given.name} has a value for it already; leave one out")
+    refuse_unread(name, values, runs)
 
 
 def chosen(study: Study, tuning: Tuning, failed: Mapping[str, str]) -> tuple[Study, dict[str, str]]:
@@ -120,7 +156,8 @@ def chosen(study: Study, tuning: Tuning, failed: Mapping[str, str]) -> tuple[Stu
         if candidate.group not in best or place > best[candidate.group][0]:
             best[candidate.group] = place, candidate
             among = "; ".join(
-                f"{key}={value} of {', '.join(map(str, tuning.axes[key]))}" for key, value in candidate.values.items()
+                f"{key}={value} of {', '.join(map(str, candidate.among[key]))}"
+                for key, value in candidate.values.items()
             )
             share = f"{100 * candidate.runs[0].config.validation_fraction:g} % of the training images, held out"
             over = f"mean personalized {score.name} {score.shown(mean)}{score.unit} over {len(means)} seeds"

@@ -9,6 +9,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.studies.plan import read_study
+from lit_fedbabu.studies.tuning import tuning_of
 
 PLAIN = """
 dataset = "digits"
@@ -109,9 +110,12 @@ def test_the_shipped_studies_are_those_of_their_configurations():
         alone = parse_words([str(folder / "official.toml"), *([str(own)] if own.exists() else [])])
         alone |= {"dataset": "data/cifar10", "evaluate-every": 5, "seed": run.config.seed}
         assert run.config.experiment() == Config.from_run_config(alone).experiment()
-    digits = read_study(folder / "studies" / "digits.toml")
-    assert {run.config.algorithm for run in digits.runs} == set(ALGORITHMS)
-    assert len(digits.runs) == 10 * len(ALGORITHMS)
+    for name in ("digits", "field"):
+        found = read_study(folder / "studies" / f"{name}.toml")
+        assert {run.config.algorithm for run in found.runs} == set(ALGORITHMS)
+        assert len(found.runs) == 10 * len(ALGORITHMS)
+    tuning = tuning_of(found)
+    assert {len([each for each in tuning.candidates if each.group == run.group]) for run in found.runs} == {6}
 
 
 def test_a_relative_dataset_is_the_same_folder_for_every_worker(tmp_path, monkeypatch):

@@ -90,8 +90,43 @@ def test_a_choice_is_among_what_is_read_and_prefers_models_that_are_finite(tmp_p
     assert list(words) == ["fedprox-seed_1"] and words["fedprox-seed_1"].startswith("proximal-mu=0.3 of 0.1, 0.2, 0.3")
 
 
+def test_each_method_tries_as_many_combinations_as_the_budget_allows_also_of_its_own_options(tmp_path):
+    path, _ = write_study(tmp_path, seed=[1, 2, 3], algorithm=["fedbabu", "fedprox", "ditto"])
+    tune = """
+[tune]
+learning-rate = [0.01, 0.03, 0.1]
+finetune-learning-rate = [0.001, 0.01]
+seed = [2, 3]
+runs = 10
+[tune.per.algorithm.fedprox]
+proximal-mu = [0.1, 0.2, 0.3]
+[tune.per.algorithm.ditto]
+learning-rate = [0.3, 1.0]
+"""
+    path.write_text(path.read_text() + tune)
+    tuning = tuning_of(read_study(path))
+    tried = {name: [each for each in tuning.candidates if each.group == name] for name in ("fedbabu", "fedprox")}
+    assert [len(each) for each in tried.values()] == [5, 5], "of 6 and 18, by two seeds each"
+    for candidate in tuning.candidates:
+        assert [run.config.seed for run in candidate.runs] == [2, 3]
+        for key, value in candidate.values.items():
+            assert {getattr(run.config, key.replace("-", "_")) for run in candidate.runs} == {value}
+    points = [tuple(each.values.values()) for each in tried["fedprox"]]
+    assert len(set(points)) == 5 and {mu for *_, mu in points} <= {0.1, 0.2, 0.3}
+    ditto = [each for each in tuning.candidates if each.group == "ditto"]
+    assert [each.values["learning-rate"] for each in ditto] == [0.3, 0.3, 1.0, 1.0], "its own in place of those of all"
+    assert tuning == tuning_of(read_study(path)), "drawn again the same"
+    assert tuning.axes == ("learning-rate", "finetune-learning-rate", "proximal-mu")
+
+
 REFUSED = {
-    "[tune]\nseed = [1, 2]": "tune.seed = .*cannot be tuned",
+    "[tune]\nseed = [1, 2]\nmomentum = [0.1, 0.2]": "tune.seed = .*must be seeds of the study, which has 1; a seed",
+    "[tune]\nruns = 0.5\nmomentum = [0.1, 0.2]": "tune.runs = 0.5: must be a whole number, at least 1",
+    "[tune.per.algorithm.fedavg]\nproximal-mu = [0.1, 0.2]": "tune.per.algorithm = .*no such axis; there are seed",
+    "[tune.per.seed.2]\nmomentum = [0.1, 0.2]": r"tune.per.seed.2 = .*there are \[tune.per.seed.1\]",
+    "[tune.per.seed.1]\nmomentum = 0.1": "tune.per.seed.1 = .*must be lists, and no places",
+    "[tune.per.seed.1]\nmomentum = [0.1]": "tune.per.seed.1.momentum = .*two different values or more",
+    "[tune.per.seed.1]\nproximal-mu = [0.1, 0.2]": "tune.per.seed.1.proximal-mu = .*is read by fedprox, .* alone",
     "[tune]\nmomentum = [0.1]": "tune.momentum = .*two different values or more",
     "[tune]\nvalidation-fraction = 0.3": "tune = .*names no option",
     "[tune]\nvalidation-fraction = 1.5\nmomentum = [0.1, 0.2]": "validation-fraction = 1.5: must be less than 1",
