@@ -18,7 +18,7 @@ from lit_fedbabu.algorithms.algorithm import EPOCHS, Algorithm, Centralized, Dit
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.errors import InputError, close_to
-from lit_fedbabu.learning.parts import NORM
+from lit_fedbabu.learning.parts import NORM, PARTS, parts_of
 
 BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
 
@@ -121,6 +121,24 @@ def is_pooled(name: str) -> bool:
     return name in ALGORITHMS and ALGORITHMS[name].pooled
 
 
-def place_of(name: str) -> int:
-    """Where a method stands in tables: in the order of the rows, and those of users behind them."""
-    return list(ALGORITHMS).index(name) if name in ALGORITHMS else len(ALGORITHMS)
+KINDS = ("one for all", "one each", "", "bound")
+
+
+def kind_of(name: str) -> str:
+    """What clients have after the rounds, before any fine-tuning.
+
+    "one for all": one model; "one each": models with something of their own; "bound": what can be had without a
+    federation; "": not known of a method of the user's own, whose file is not imported for it.
+    """
+    if name not in ALGORITHMS:
+        return ""
+    row = ALGORITHMS[name]
+    if row.pooled or not parts_of(row.shared):
+        return "bound"
+    own = {*row.kept} & {*PARTS} - {*parts_of(row.shared)} or type(row).own_model is not Algorithm.own_model
+    return "one each" if own or row.private else "one for all"
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """Where a method stands in tables: by its kind, and in it in the order of the rows."""
+    return KINDS.index(kind_of(name)), list(ALGORITHMS).index(name) if name in ALGORITHMS else 0

@@ -1,6 +1,7 @@
 """Differences between methods: paired by seed, by client, and by ranks over settings."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from lit_fedbabu.reporting.statistics import (
 )
 from lit_fedbabu.reporting.tables import Row, place
 
+TOLD = 6
+"""Methods of a setting that have a sentence each; more of them share one."""
+LEVEL = 0.05
 SHOWN_SEEDS = 5
 """More are counted instead of listed."""
 
@@ -74,12 +78,32 @@ def comparisons(study: Study, stage: str) -> list[Comparison]:
 
 
 def sentences(study: Study) -> list[str]:
-    """What the personalized scores say of each method beside the reference."""
-    told = []
-    for each in comparisons(study, "personalized"):
-        words = in_words(each.cell.method, study.reference, each.found, each.corrected, study.score)
-        told.append(f"{each.cell.setting}: {words}." if len(study.settings) > 1 else f"{words}.")
+    """What the personalized scores say of methods beside the reference: of many in one sentence for each setting."""
+    told, made = [], comparisons(study, "personalized")
+    for setting in study.settings:
+        found = [each for each in made if each.cell.setting == setting]
+        words = [in_words(each.cell.method, study.reference, each.found, each.corrected, study.score) for each in found]
+        if len(found) > TOLD:
+            words = [_together(found, study)]
+        told += [f"{setting}: {each}." if len(study.settings) > 1 else f"{each}." for each in words]
     return told
+
+
+def _together(found: Sequence[Comparison], study: Study) -> str:
+    """Which methods are ahead of the reference and which are behind it, with their mean differences."""
+    ahead, behind = f"ahead of {study.reference}", f"behind {study.reference}"
+    no_difference, untested = "no difference is shown", "not tested, for want of seeds that differ"
+    groups: dict[str, list[str]] = {title: [] for title in (ahead, behind, no_difference, untested)}
+    for each in found:
+        if each.corrected is None:
+            title = untested
+        elif each.corrected >= LEVEL:
+            title = no_difference
+        else:
+            title = ahead if (each.found.over.mean > 0) == study.score.higher_is_better else behind
+        groups[title].append(f"{each.cell.method} ({each.found.over.mean:+.{study.score.digits}f})")
+    told = [f"{title}: {', '.join(names)}" for title, names in groups.items() if names]
+    return "; ".join([f"p below {LEVEL} after Holm's correction, mean differences in brackets", *told])
 
 
 def unpaired(study: Study) -> list[str]:

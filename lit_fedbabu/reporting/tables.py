@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_fedbabu.algorithms.table import kind_of
 from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records.results import MEASURES, measure, rate_words, scaled, spread
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
@@ -41,7 +42,8 @@ def method_table(study: Study) -> list[Row]:
         for kind, spreads in kinds.items():
             if spreads:
                 over = _over_seeds(spreads, study.score)
-                rows.append({**place(study, cell), study.score.name: kind, "seeds": len(spreads), **over})
+                of = {"models": kind_of(cell.runs[0].config.algorithm), study.score.name: kind, "seeds": len(spreads)}
+                rows.append({**place(study, cell), **of, **over})
     return rows
 
 
@@ -70,9 +72,11 @@ def _over_seeds(spreads: Sequence[dict[str, float]], score: Score) -> dict[str, 
 def setting_table(study: Study) -> list[Row]:
     """Personalized score, a row for every method and a column for every setting."""
     found = {(cell.method, cell.setting): over_seeds(cell.means("personalized")) for cell in study.cells}
+    kinds = {cell.method: kind_of(cell.runs[0].config.algorithm) for cell in study.cells}
     return [
         {
             "method": method,
+            "models": kinds[method],
             **{
                 setting: plus_minus(found[method, setting], study.score) if (method, setting) in found else ""
                 for setting in study.settings

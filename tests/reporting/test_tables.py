@@ -5,6 +5,7 @@ import json
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.reporting import differences, facts, sections, tables
 from lit_fedbabu.reporting.costs import TAGS
@@ -30,6 +31,40 @@ def test_with_one_seed_nothing_is_said_of_its_spread(tmp_path):
     assert "of 1 seeds" in told and "±" not in told and "better" not in told
     (cost, _) = tables.cost_table(study)
     assert "±" not in cost["personalized accuracy (%)"]
+
+
+def test_of_many_methods_a_sentence_says_which_are_ahead_and_which_behind(tmp_path):
+    gains = dict(zip(ALGORITHMS, (0.5, 0.99, 0.98, 0.5, 0.0, 0.97, 0.45, 0.95), strict=False))
+    seeds = range(12)
+    study = study_of(
+        *(
+            made_up_run(tmp_path / f"{name}{seed}", name, seed, gain=gain)
+            for name, gain in gains.items()
+            for seed in seeds
+        )
+    )
+    (told,) = differences.sentences(study)
+    rows = [row for row in differences.difference_table(study) if row["accuracy"] == "personalized"]
+    titles = []
+    for row in rows:
+        p, mean = float(row["p, Holm"].lstrip("<")), float(row["mean"])
+        titles.append("no difference is shown" if p >= 0.05 else f"{'ahead of' if mean > 0 else 'behind'} FedBABU")
+        (group,) = (part for part in told[:-1].split("; ") if part.startswith(f"{titles[-1]}: "))
+        assert f"{row['method']} ({mean:+.2f})" in group.removeprefix(f"{titles[-1]}: ").split(", ")
+    assert len(rows) == 7 and len(set(titles)) == 3, "the test has all kinds"
+    (told,) = differences.sentences(made_up_study(tmp_path / "one", [*gains], [1]))
+    assert told.partition("; ")[2].startswith("not tested, for want of seeds that differ: FedAvg (")
+
+
+def test_methods_are_grouped_by_what_clients_have_after_the_rounds(tmp_path):
+    names = ["centralized", "fedper", "moon", "local", "fedbabu", "ditto", "fedavg", "apfl", "fedbn", "moon-babu"]
+    study = made_up_study(tmp_path, names, [1])
+    kinds = {row["method"]: row["models"] for row in tables.method_table(study)}
+    assert list(kinds.items()) == [
+        ("FedBABU", "one for all"), ("FedAvg", "one for all"), ("MOON", "one for all"), ("MOON+BABU", "one for all"),
+        ("FedPer", "one each"), ("FedBN", "one each"), ("Ditto", "one each"), ("APFL", "one each"),
+        ("Local only", "bound"), ("Centralized", "bound"),
+    ]  # fmt: skip
 
 
 def test_differences_are_of_the_reference_in_the_same_seeds(tmp_path):
