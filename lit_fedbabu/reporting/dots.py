@@ -12,7 +12,7 @@ from lit_fedbabu.reporting.differences import Comparison, Ranking, comparisons
 from lit_fedbabu.reporting.panels import Drawing, Panel, look
 from lit_fedbabu.reporting.tables import calibration
 
-ROWS = 24
+ROWS = 30
 """In a panel; more of them make another one."""
 Limits = tuple[float | None, float | None]
 Stages = tuple[str, list[float]]
