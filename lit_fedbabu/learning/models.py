@@ -1,6 +1,7 @@
 """Models of two parts: a ``body`` that extracts features and a ``head`` that classifies them."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,9 +16,16 @@ from lit_fedbabu.learning.parts import PARTS
 Norm = Callable[[int], nn.Module]
 """Makes a normalization layer for a number of channels."""
 
+
+def _group_norm(channels: int) -> nn.Module:
+    """Of 32 groups (Wu and He 2018), or the most that divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
 NORMS: dict[str, Norm] = {
     "batch": partial(nn.BatchNorm2d, track_running_stats=False),  # always the batch's own statistics, as in the paper
     "batch-running": nn.BatchNorm2d,  # running statistics in evaluation; they belong to the part they are in
+    "group": _group_norm,  # of each image alone
 }
 
 
@@ -125,6 +133,8 @@ def build_model(
     """
     make = MODELS.get(model_name) or (None if is_timm(model_name) else _imported(model_name))
     refuse_unfit_size(model_name, image_size)
+    if make is None and norm == "group":
+        raise InputError("norm", norm, f"is not for {model_name}, which has layers of its own; take batch-running")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if make is None:

@@ -95,8 +95,9 @@ class Request:
         unread = "running_statistics" in config.kind.unread
         if not self.running_statistics and (self.running_statistics is not None or unread):
             return self
-        if self.running_statistics and config.norm == "batch-running":
-            raise InputError("--running-statistics", True, "the model has them already")
+        if self.running_statistics and config.norm != "batch":
+            remedy = "the model has them already" if config.norm == "batch-running" else "its group norm needs none"
+            raise InputError("--running-statistics", True, remedy)
         saves = self.save or self.save_to is not None
         statistics = self.running_statistics or (saves and config.norm == "batch")
         return dataclasses.replace(self, running_statistics=statistics)

@@ -127,3 +127,14 @@ def sized_model(num_classes, norm, channels, image_size):
 
 def test_a_users_model_is_told_the_size_if_it_asks():
     assert build_model("tests.learning.test_models:sized_model", 5, 1, "batch", 1, 12).body[1].in_features == 144
+
+
+def test_group_norm_looks_at_each_image_alone_and_is_not_for_networks_of_others():
+    model = build_model("FourConvNet", 10, seed=1, norm="group")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(alone, model(images), rtol=1e-5, atol=1e-6)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+    assert [layer.num_groups for layer in layers] == [32] * 4
+    with pytest.raises(InputError, match='norm = "group": is not for timm:resnet18'):
+        build_model("timm:resnet18", 10, seed=1, norm="group")
