@@ -178,7 +178,7 @@ STOPS = {
 @pytest.mark.parametrize("how", STOPS)
 def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, temp, federate):
     engine, stop, status = STOPS[how]
-    options = {**TINY, "num-server-rounds": 120, "evaluate-every": 60, "num-clients": 8, "engine": engine}
+    options = {**TINY, "num-server-rounds": 40, "evaluate-every": 20, "num-clients": 8, "engine": engine}
     whole, _ = federate(Config.from_run_config(options))
     environment = {**os.environ, "TMPDIR": str(temp)}
     command = [sys.executable, "-m", "lit_fedbabu.run"]
@@ -204,7 +204,7 @@ def test_a_stopped_run_is_resumed_by_a_command_to_the_same_bytes(how, tmp_path, 
     resume = [*command, "--resume", str(folder)]
     refused = subprocess.run([*resume, "seed=7"], env=environment, capture_output=True, text=True, timeout=100)
     assert refused.returncode == 2 and "seed = 7: the run in" in refused.stderr, refused.stderr
-    done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0 and "resumed after round" in done.stdout, done.stdout + done.stderr
     assert (folder / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=100)

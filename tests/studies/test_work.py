@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -99,10 +98,14 @@ def test_a_run_whose_worker_elsewhere_dies_is_done_in_the_end(tmp_path, monkeypa
     folder.mkdir(parents=True)
     claim = folder / "fedper-seed_1.claim"
     of_another_machine(claim)
-    over = threading.Timer(20, claim.unlink)  # as its study does it there, or time
-    over.start()
+    told_of = show.Shown.waits
+
+    def waits(self, runs):
+        told_of(self, runs)
+        claim.unlink(missing_ok=True)  # as its study does it there, or time
+
+    monkeypatch.setattr(show.Shown, "waits", waits)
     assert door.main([str(path)]) == 0
-    over.join()
     told = capsys.readouterr().out
     assert "2 of 2 runs are done" in told and "waiting for others, who do: fedper-seed_1" in told
     assert not claim.exists() and (folder / "report").exists()
