@@ -30,12 +30,14 @@ class Run:
         config: its options.
         group: its name without the seed: runs of a group differ in nothing else.
         given: keys of the options that the study's own file gives it.
+        place: the axes, and its value on each.
     """
 
     name: str
     config: Config
     group: str = ""
     given: frozenset[str] = frozenset()
+    place: tuple[tuple[str, Any], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -152,7 +154,7 @@ def read_study(path: Path, given: Mapping[str, Any] | None = None) -> Study:
             raise InputError("study", str(path), remedy)
         group = "-".join(word for key, word in words.items() if key != "seed") or "all"
         of_study = {*(key for key in content if key not in OWN), *typed, *of_point(place, per)}
-        runs[name] = Run(name, config, group, frozenset(of_study))
+        runs[name] = Run(name, config, group, frozenset(of_study), tuple(place.items()))
     _refuse_unread(per, axes, list(runs.values()))
     slurm = content.get("slurm", {})
     if not isinstance(slurm, dict):

@@ -80,7 +80,7 @@ def tuning_of(study: Study) -> Tuning | None:
     folder, candidates = study.folder / "tune", []
     for group in dict.fromkeys(run.group for run in study.runs):
         of_group = [run for run in study.runs if run.group == group]
-        place = {axis: getattr(of_group[0].config, axis.replace("-", "_")) for axis in study.axes}
+        place = dict(of_group[0].place)
         own = of_point(place, per, "tune.per")
         for axis, value in place.items():
             for key, values in per.get(axis, {}).get(table_word(value), {}).items():
