@@ -44,7 +44,7 @@ def is_run_by_name() -> bool:
     """
     words = zip(sys.orig_argv, [*sys.orig_argv[1:], ""], strict=True)
     named = next((after if word == "-m" else word[2:] for word, after in words if word[:2] == "-m"), "")
-    return sys.argv[:1] == ["-m"] and named.startswith("lit_fedbabu.") and named.count(".") == 1
+    return sys.argv[:1] == ["-m"] and named.split(".")[:-1] == ["lit_fedbabu"]
 
 
 def ignore_deprecations_among_libraries() -> None:
