@@ -55,6 +55,8 @@ class Options(TypedDict, total=False):
     part: str | Sequence[str] | None
     epochs: int | None
     lr: float | str | Sequence[float] | None
+    knn_neighbors: int | None
+    knn_weight: float | None
     clients: int | str | Iterable[int]
     data: str | Path | None
     label_column: str
@@ -115,9 +117,12 @@ def _parser() -> Parser:
     )
     what = "a run's folder, a .ckpt file, the folder of a saved model, or the name of a body of this package"
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help=what)
-    parser.add_argument("--part", help="what trains: head, body or full; several as in head,full")
+    what = "what trains: head, body or full; or knn: nothing does, and the nearest training images vote; several as in"
+    parser.add_argument("--part", help=f"{what} head,full")
     parser.add_argument("--epochs", type=int, help="epochs on a client's training images")
     parser.add_argument("--lr", help="learning rate; several as in 1e-3,1e-2")
+    parser.add_argument("--knn-neighbors", type=int, help="of --part knn, as the option knn-neighbors")
+    parser.add_argument("--knn-weight", type=float, help="of --part knn, as the option knn-weight")
     parser.add_argument("--clients", default="all", help="all, or numbers as in 0,3,7")
     data = "of your own, instead of the clients': a folder or a hub name of images, or with --task my_module:MyData"
     parser.add_argument("--data", help=data)
@@ -142,7 +147,7 @@ def _parser() -> Parser:
 
 TYPED = {
     "augmentation": "augmentation", "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part",
-    "label-column": "label_column",
+    "knn-neighbors": "knn_neighbors", "knn-weight": "knn_weight", "label-column": "label_column",
     "num-finetune-epochs": "epochs", "precision": "precision",
 }  # fmt: skip
 """Options of the configuration, and the names that this command has for them."""
@@ -205,10 +210,10 @@ def _in_settings(
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
     from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
-    from lit_fedbabu.records.results import Results, curve, everyone, table
+    from lit_fedbabu.records.results import Results, curve, everyone, table, tuned_words
     from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 
-    experiment = federation.experiment(configs[0])
+    experiment = federation.experiment(max(configs, key=lambda each: each.finetune_part == "knn"))  # asks for most
     experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
     experiment.check()
     if federation.extras.keys() != experiment.extras.after.keys():
@@ -253,7 +258,8 @@ def _in_settings(
             what = "as saved, with running statistics" if request.save else "with running statistics"
             say(f"mean accuracy {what}: {100 * measured['mean']:.2f} %")
         rate = tuning.config.finetune_learning_rate or experiment.finetuning_rate
-        say(f"trained {tuning.config.finetune_part} at {f'{rate:g}' if rate else 'the rate of the module'}")
+        trained, trains = tuned_words(tuning.config)
+        say(f"trained {trained} at {f'{rate:g}' if rate else 'the rate of the module'}" if trains else trained)
         means = ", ".join(score.shown(over["mean"]) for over in curve(outcome))
         say(f"mean {score.axis} by epoch: {means}")
         say(table(outcome))

@@ -204,12 +204,29 @@ class Config(Derived):
     noise_multiplier: float = option(
         0.0, "standard deviation of Gaussian noise on shared updates, as a multiple of clipping-norm; 0: none", low=0
     )
-    finetune_part: str = option("full", "part of the model that fine-tuning trains", choices=("head", "body", "full"))
-    num_finetune_epochs: int = option(5, "epochs of fine-tuning on a client's own data", low=0)
+    finetune_part: str = option(
+        "full",
+        "part of the model that fine-tuning trains; knn trains none: features of a client's training images are stored,"
+        " and the nearest of them vote beside the model (kNN-Per)",
+        choices=("head", "body", "full", "knn"),
+    )
+    num_finetune_epochs: int = option(
+        5, "epochs of fine-tuning on a client's own data", read_by="head, body, full", low=0
+    )
     finetune_learning_rate: float = option(
         0.001,
         "of SGD in fine-tuning, above 0; the default is the rate of the paper's last rounds; with a task the default is"
         " 0, which takes the rate of the run's last round",
+        read_by="head, body, full",
+    )
+    knn_neighbors: int = option(10, "k, the nearest training images, which vote", read_by="knn", low=1)
+    knn_weight: float = option(
+        -1.0,
+        "lambda, from 0 to 1, the weight of their votes; -1: every client takes the one of 0, 0.1, ..., 1 that is best"
+        " on a fifth of its training images, which are not stored meanwhile",
+        read_by="knn",
+        low=-1,
+        high=1,
     )
     evaluate_every: int = option(10, "all clients are evaluated after every so many rounds, and after the last", low=1)
     test_batch_size: int = option(

@@ -25,6 +25,8 @@ OF_DATA = (
     "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
 )  # fmt: skip
 """Options that say which data the clients have."""
+FINETUNING = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "knn_neighbors", "knn_weight")
+"""Fields that say how models become personal."""
 OTHER_WORDS = {
     **dict.fromkeys(("method", "algo", "strategy"), "algorithm"),
     **dict.fromkeys(("model", "arch", "net", "network", "backbone"), "model-name"),
@@ -76,6 +78,8 @@ class Derived:
     num_server_rounds: int
     num_local_epochs: int | float
     num_local_steps: int
+    finetune_part: str
+    num_finetune_epochs: int
     trainer_options: str
     initial_weights: str
     initial_weights_digest: str
@@ -187,9 +191,15 @@ class Derived:
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether algorithm, partitioner and aggregator read an option, by its field."""
+        """Whether algorithm, partitioner, aggregator and fine-tuning read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
-        return not read_by or bool({self.algorithm, self.partitioner, self.aggregator} & set(read_by.split(", ")))
+        readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part}
+        return not read_by or bool(readers & set(read_by.split(", ")))
+
+    @property
+    def finetune_length(self) -> int:
+        """How often a model is evaluated in fine-tuning after the beginning: after every epoch; with knn once."""
+        return 1 if self.finetune_part == "knn" else self.num_finetune_epochs
 
     def length(self, field: str) -> tuple[float, int]:
         """Epochs of a phase, by the field that has them, and mini-batches in their place; 0: the epochs."""

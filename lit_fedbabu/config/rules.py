@@ -58,6 +58,9 @@ def _check_custom(config: Any) -> None:
     if config.validation_fraction:
         remedy = "is for images; the data of a task make a validation split of their own"
         raise InputError("validation-fraction", config.validation_fraction, remedy)
+    if config.finetune_part == "knn":
+        remedy = "is of features of images by their classes; the modules of a task are tuned by head, body or full"
+        raise InputError("finetune-part", "knn", remedy)
     if config.cohort_size > 1:
         raise InputError("cohort-size", config.cohort_size, "modules of a task are trained one by one; take 1")
 
@@ -137,6 +140,8 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         raise InputError("num-new-clients", config.num_new_clients, "is for simulated clients; a new site has --data")
     if config.validation_fraction >= 1:
         raise InputError("validation-fraction", config.validation_fraction, "must be less than 1, as in 0.2")
+    if -1 < config.knn_weight < 0:
+        raise InputError("knn-weight", config.knn_weight, "must be from 0 to 1, or -1, which chooses it")
     config.kind.check(config)
     if config.trainer and config.cohort_size > 1:
         remedy = "is for clients one by one, whose gradients are one client's; take cohort-size=1"

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
+from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import load_state, state_of
 
@@ -87,6 +88,7 @@ class LitFedBABU(PartModule):
         model_seed: seed of the initial weights, which are drawn in float32.
         dtype: "float32" or "float64": of the weights.
         image_size: height and width of the images in pixels.
+        neighbors: of kNN-Per k, the number of stored features, and of numbers in each; empty: none vote.
     """
 
     provenance: dict[str, Any]
@@ -94,7 +96,7 @@ class LitFedBABU(PartModule):
     loss: Loss | None
     """What is trained on in place of the cross-entropy, as long as one ``Trainer.fit``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a hyper-parameter
         self,
         model_name: str = "FourConvNet",
         num_classes: int = 10,
@@ -107,12 +109,14 @@ class LitFedBABU(PartModule):
         model_seed: int = 0,
         dtype: str = "float32",
         image_size: int = 32,
+        neighbors: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.provenance = {}
         self.loss = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
+        initial = with_neighbors(initial, neighbors)
         self.model = in_format(initial, getattr(torch, dtype))
         self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
         nan = float("nan")

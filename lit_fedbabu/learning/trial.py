@@ -84,7 +84,8 @@ def refuse_other_forward(model_name: str, model: nn.Module, shape: tuple[int, in
         with seeded(0), torch.no_grad():
             outputs.append(nn.Sequential(*layers)(torch.rand(2, *shape, dtype=next(model.parameters()).dtype)))
     if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5):
-        remedy = "does more than head(body(images)), which the loss of this algorithm is of; move it into body or head"
+        remedy = "does more than head(body(images)), which the loss of this algorithm or finetune-part=knn is of"
+        remedy += "; move it into body or head"
         raise InputError("model-name", model_name, remedy)
 
 

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import new_folder, write_json
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.learning.evaluation import Measured
 from lit_fedbabu.learning.models import by_batch
-from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
 from lit_fedbabu.records.run_folder import CONFIG, RESULTS, write_config
 from lit_fedbabu.tasks.protocol import class_of
-from lit_fedbabu.training.client_update import finetuning_of
+from lit_fedbabu.training.client_update import personalize
 from lit_fedbabu.training.experiment import Experiment
 
-TUNED = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "precision")
+TUNED = (*FINETUNING, "precision")
 """Options that a fine-tuning may have other than the federation."""
 
 
@@ -47,6 +47,9 @@ def finetune(
         InputError: the federation shares nothing of use, the data cannot be used, or the folder is taken.
     """
     further = federation.kind != "federation"
+    if further and federation.config.finetune_part == "knn":
+        remedy = "has stored features of images, which a model that trains further does not fit; tune the federation's"
+        raise InputError("checkpoint", "finetune-part=knn", remedy)
     task = class_of(config).of_external(config, data, label_column, federation.provenance, further)
     config = task.config
     try:
@@ -65,12 +68,11 @@ def finetune(
 
         def follow(curve: Sequence[Measured]) -> None:
             epoch, now = len(curve) - 1, curve[-1]
-            stage = "initial" if epoch == 0 else "personalized" if epoch == config.num_finetune_epochs else ""
+            stage = "initial" if epoch == 0 else "personalized" if epoch == config.finetune_length else ""
             loss = "" if math.isnan(now.loss) else f"  loss {now.loss:.4f}"
             say(f"epoch {epoch}  {score.name} {score.shown(now.score):>6}{score.unit}{loss}  {stage}".rstrip())
 
-        with seeded(config.derived_seed("finetuning-draws", 0)):
-            (outcome,) = task.personalize([module], [own], **finetuning_of(experiment), say=follow)
+        (outcome,) = personalize(experiment, [0], [module], [own], follow)
         row = {"client": 0, **outcome.as_row()}
         written = results(config, [], [row], score, federation.server_round)  # raises where it is not finite
         if running and by_batch(module.model):

@@ -25,9 +25,11 @@ class Request:
 
     Args:
         source: a run's folder, or a checkpoint.
-        part: head, body or full; several as in "head,full".
+        part: head, body, full or knn; several as in "head,full".
         epochs: over a client's training images.
         lr: learning rate; several as in "1e-3,1e-2".
+        knn_neighbors: of knn, as the option.
+        knn_weight: of knn, as the option.
         clients: "all", or numbers as in "0,3,7".
         data: of someone who had no part in the federation: images as a folder or a hub name; with a task the import
             path of what makes a LightningDataModule without arguments.
@@ -48,6 +50,8 @@ class Request:
     part: str | None = None
     epochs: int | None = None
     lr: str | None = None
+    knn_neighbors: int | None = None
+    knn_weight: float | None = None
     clients: str = "all"
     data: str | None = None
     label_column: str = ""
@@ -137,16 +141,32 @@ class Request:
             rates = [float(rate) for rate in self.lr.split(",")] if self.lr else [config.finetune_learning_rate]
         except ValueError:
             raise InputError("--lr", self.lr, "must be numbers, as in 1e-3,1e-2") from None
-        for part, rate in itertools.product(dict.fromkeys(parts), dict.fromkeys(rates)):
+        self._refuse_unread_by(parts)
+        settings = itertools.product(dict.fromkeys(parts), dict.fromkeys(rates))
+        for part, rate in dict.fromkeys((part, rates[0] if part == "knn" else rate) for part, rate in settings):
             yield dataclasses.replace(
                 config,
                 finetune_part=part,
                 finetune_learning_rate=rate,
                 num_finetune_epochs=config.num_finetune_epochs if self.epochs is None else self.epochs,
+                knn_neighbors=config.knn_neighbors if self.knn_neighbors is None else self.knn_neighbors,
+                knn_weight=config.knn_weight if self.knn_weight is None else self.knn_weight,
                 dataset=config.dataset if self.dataset is None else self.dataset,
                 augmentation=config.augmentation if self.augmentation is None else self.augmentation,
                 precision=config.precision if self.precision is None else self.precision,
             )
+
+    def _refuse_unread_by(self, parts: list[str]) -> None:
+        """Raise InputError where an option is given that none of the parts reads."""
+        for name, is_read, which in (
+            ("epochs", set(parts) != {"knn"}, "head, body and full"),
+            ("lr", set(parts) != {"knn"}, "head, body and full"),
+            ("knn_neighbors", "knn" in parts, "knn"),
+            ("knn_weight", "knn" in parts, "knn"),
+        ):
+            if (value := getattr(self, name)) is not None and not is_read:
+                key = f"--{name.replace('_', '-')}"
+                raise InputError(key, value, f"is for the parts {which}; leave it out, or give --part")
 
     def chosen_clients(self, federation: Federation) -> list[int]:
         """The clients that are fine-tuned. Where every client has its own machine, the one whose machine this is.
@@ -184,7 +204,10 @@ def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> P
     run = checkpoint.parent.parent if checkpoint.parent.name == LAST_CHECKPOINT.parent.name else checkpoint.parent
     which = "" if checkpoint.name == LAST_CHECKPOINT.name else f"{checkpoint.stem}-"
     rate = f"lr{config.finetune_learning_rate:g}" if config.finetune_learning_rate else "last-lr"
-    name = f"{which}{config.finetune_part}-{config.num_finetune_epochs}epochs-{rate}"
+    how = f"{config.num_finetune_epochs}epochs-{rate}"
+    if config.finetune_part == "knn":
+        how = f"{config.knn_neighbors}neighbors" + (f"-weight{config.knn_weight:g}" if config.knn_weight >= 0 else "")
+    name = f"{which}{config.finetune_part}-{how}"
     for count in itertools.count(1):
         folder = run / "finetune" / (name if count == 1 else f"{name}-{count}")
         if folder.exists():

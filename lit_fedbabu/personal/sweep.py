@@ -73,10 +73,7 @@ class Personalizer:
     def __init__(self, base: Experiment, federation: Federation, tunings: Sequence[Tuning]) -> None:
         self.received = federation.server_round, federation.shared, federation.memories, federation.extras
         self.tunings = tunings
-        self.experiments = [
-            base.with_finetuning(each.finetune_part, each.num_finetune_epochs, each.finetune_learning_rate)
-            for each in (tuning.config for tuning in tunings)
-        ]
+        self.experiments = [base.with_finetuning(tuning.config) for tuning in tunings]
 
     def personalize(self, place: int, clients: Sequence[int]) -> list[dict[str, Any]]:
         """Fine-tune clients together in the setting at that place, and save their models if that is asked for.

@@ -22,7 +22,7 @@ LICENSE = "apache-2.0"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
     "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
-    "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "seed",
+    "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "knn-neighbors", "knn-weight", "seed",
 )  # fmt: skip
 OF_IMAGES = (
     "partitioner",
@@ -35,6 +35,8 @@ OF_IMAGES = (
     "norm",
 )
 """Of them those that a task has no use for."""
+TUNED_BY = (("num-finetune-epochs", "finetune-learning-rate"), ("knn-neighbors", "knn-weight"))
+"""Of them those that say how a part trains, and those of kNN-Per."""
 CLASSES_SHOWN = 20
 
 TEMPLATE = """---
@@ -88,7 +90,8 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
     method = in_markdown(title_of(config["algorithm"]))
     of = _kind(provenance)
     what, use = _of_images(config, provenance, path) if of.by_options else _of_task(config, path)
-    keys = [key for key in SETTINGS if key in config and (of.by_options or key not in OF_IMAGES)]
+    unread = TUNED_BY[config.get("finetune-part") != "knn"]
+    keys = [key for key in SETTINGS if key in config and key not in unread and (of.by_options or key not in OF_IMAGES)]
     made: ModelCard = ModelCard.from_template(
         _metadata(title, provenance, outcome),
         template_str=TEMPLATE,
@@ -244,6 +247,9 @@ def _began(config: Mapping[str, Any]) -> str:
 def _finetuned(provenance: Mapping[str, Any]) -> str:
     if earlier := provenance.get("earlier"):
         return f" It was then fine-tuned on {', '.join(map(in_code, (*earlier, provenance['data'])))}."
+    if provenance["kind"] != "federation" and provenance["config"].get("finetune-part") == "knn":
+        whose = in_code(provenance["data"]) if provenance["kind"] == "newcomer" else "a client's training images"
+        return f" Then the nearest of {whose} vote beside it: the model holds features and labels of them (kNN-Per)."
     if provenance["kind"] == "newcomer":
         data = in_code(provenance["data"])
         return f" The body then got a fresh head and was fine-tuned on {data}, which had no part in it."

@@ -18,9 +18,10 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from lit_fedbabu.config import Config
 from lit_fedbabu.ground.files import write_whole
 from lit_fedbabu.learning.evaluation import ACCURACY, Score
-from lit_fedbabu.records.results import rate_words, scaled
+from lit_fedbabu.records.results import scaled, tuned_words
 
 COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -104,11 +105,12 @@ def heat_map(class_counts: str, clients: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def curve(spreads: Sequence[dict[str, float]], part: str, rate: float, score: Score = ACCURACY) -> Figure:
+def curve(spreads: Sequence[dict[str, float]], config: Config, score: Score = ACCURACY) -> Figure:
     """The score before fine-tuning and after each of its epochs: mean over clients, and a band of one std."""
     figure, axes = one_panel(2.4)
     draw_line(axes, 0, "", range(len(spreads)), [[scaled(spread, score) for spread in spreads]], band=True)
-    axes.set(title=f"{part}, learning rate {rate_words(rate)}", xlabel="epoch of fine-tuning")
+    part, rate = tuned_words(config)
+    axes.set(title=f"{part}, learning rate {rate}" if rate else part, xlabel="epoch of fine-tuning")
     axes.set(ylabel=score.axis, ylim=score.limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
     return figure

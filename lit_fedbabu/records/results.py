@@ -346,6 +346,14 @@ def rate_words(rate: float) -> str:
     return f"{rate:g}" if rate else "of the last round"
 
 
+def tuned_words(config: Config) -> tuple[str, str]:
+    """What fine-tuning trains, and its learning rate, empty where nothing is trained, as people read them."""
+    if config.reads("finetune_learning_rate"):
+        return config.finetune_part, rate_words(config.finetune_learning_rate)
+    weight = "" if config.knn_weight < 0 else f", weight {config.knn_weight:g}"
+    return f"{config.finetune_part} of {config.knn_neighbors}{weight}", ""
+
+
 def as_columns(outcome: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The clients of a results.json as a table: one list for each column. ``pandas.DataFrame`` takes it as it is."""
     rows = outcome["clients"]

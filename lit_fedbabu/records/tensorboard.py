@@ -101,7 +101,7 @@ class Board:
     def finish(self, config: Config, outcome: Mapping[str, Any], features: Features | None = None) -> None:
         """Fine-tuning as a figure, the summary as text, features; marks the run as finished and closes the file."""
         with plots.style():
-            figure = plots.curve(curve(outcome), config.finetune_part, config.finetune_learning_rate, self._score)
+            figure = plots.curve(curve(outcome), config, self._score)
             self._writer.add_figure(f"finetuning/{self._score.name}_over_epochs", figure, outcome["round"])
             _add_reliability(self._writer, outcome, outcome["round"])
         self._writer.add_text("results", f"```\n{table(outcome)}\n```", outcome["round"])

@@ -11,6 +11,7 @@ from lit_fedbabu.algorithms.table import is_pooled, place_of
 from lit_fedbabu.config.derived import OF_DATA
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import Score
+from lit_fedbabu.records.results import tuned_words
 from lit_fedbabu.records.run_folder import read_config
 from lit_fedbabu.reporting.names import method_names, run_names, setting_names
 from lit_fedbabu.reporting.runs import Run, Unfinished, read_run, unfinished
@@ -172,21 +173,24 @@ def tunings_of(run: Run) -> list[Run]:
         for each in (run, *run.finetunings)
         if len(each.outcome["clients"]) == clients and each.outcome["round"] == last
     ]
-    return sorted(whole, key=lambda each: each.config.num_finetune_epochs)
+    return sorted(whole, key=lambda each: each.config.finetune_length)
 
 
-def finetunings(cells: Sequence[Cell]) -> dict[tuple[str, float], dict[str, list[Run]]]:
-    """For each (part, learning rate), for each method, the longest fine-tuning of the last round for every seed."""
-    found: dict[tuple[str, float], dict[str, list[Run]]] = defaultdict(dict)
+def finetunings(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, list[Run]]]:
+    """For each part and learning rate, for each method, the longest fine-tuning of the last round for every seed."""
+    found: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(dict)
+    places: dict[tuple[str, str], tuple[int, float]] = {}
+    parts = ("full", "body", "head", "knn")
     for cell in cells:
         for run in cell.runs:
-            longest: dict[tuple[str, float], Run] = {}
+            longest: dict[tuple[str, str], Run] = {}
             for tuned in tunings_of(run):
-                longest[tuned.config.finetune_part, tuned.config.finetune_learning_rate] = tuned
+                key = tuned_words(tuned.config)
+                longest[key] = tuned
+                places[key] = parts.index(tuned.config.finetune_part), tuned.config.finetune_learning_rate
             for key, tuned in longest.items():
                 found[key].setdefault(cell.method, []).append(tuned)
-    parts = ("full", "body", "head")
-    return dict(sorted(found.items(), key=lambda entry: (parts.index(entry[0][0]), entry[0][1])))
+    return dict(sorted(found.items(), key=lambda entry: places[entry[0]]))
 
 
 @dataclasses.dataclass(frozen=True)

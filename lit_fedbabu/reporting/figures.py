@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lit_fedbabu.learning.evaluation import STAGES
-from lit_fedbabu.records.results import rate_words
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings
 from lit_fedbabu.reporting.costs import Cost
 from lit_fedbabu.reporting.facts import splits
@@ -130,7 +129,8 @@ def finetuning(study: Study) -> Drawing | None:
     panels: list[Panel] = []
     for setting in study.settings:
         for (part, rate), of_methods in finetunings(study.of_setting(setting)).items():
-            title = ", ".join(word for word in (setting, f"{part} at learning rate {rate_words(rate)}") if word)
+            how = f"{part} at learning rate {rate}" if rate else part
+            title = ", ".join(word for word in (setting, how) if word)
             longest = max(len(run.curve) for members in of_methods.values() for run in members) - 1
             lines = {name: _course(members, longest) for name, members in of_methods.items()}
             panels += panels_of(study, title, _lines(lines), label)

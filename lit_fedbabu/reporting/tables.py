@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.algorithms.table import kind_of
+from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.learning.evaluation import STAGES, Score
-from lit_fedbabu.records.results import MEASURES, measure, rate_words, scaled, spread
+from lit_fedbabu.records.results import MEASURES, measure, scaled, spread, tuned_words
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings, tunings_of
 from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.statistics import over_seeds, plus_minus, shown_interval
@@ -48,10 +49,7 @@ def method_table(study: Study) -> list[Row]:
 
 
 def _is_of_best_round(tuned: Run, run: Run) -> bool:
-    own, other = (
-        (each.config.finetune_part, each.config.num_finetune_epochs, each.config.finetune_learning_rate)
-        for each in (run, tuned)
-    )
+    own, other = ([getattr(each.config, name) for name in FINETUNING] for each in (run, tuned))
     best = run.best["round"] if run.best else None
     whole = len(tuned.outcome["clients"]) == len(run.outcome["clients"])
     return own == other and whole and tuned.outcome["round"] == best != run.outcome["round"]
@@ -94,7 +92,7 @@ def finetuning_table(study: Study) -> list[Row]:
         for (part, rate), of_methods in finetunings(cells).items():
             for cell in (each for each in cells if each.method in of_methods):
                 members = of_methods[cell.method]
-                row = {"trained": part, "learning rate": rate_words(rate), **place(study, cell), "seeds": len(members)}
+                row = {"trained": part, "learning rate": rate, **place(study, cell), "seeds": len(members)}
                 for epoch in EPOCHS:
                     reached = [run.curve[epoch]["mean"] for run in members if len(run.curve) > epoch]
                     row[f"epoch {epoch}"] = (
@@ -112,7 +110,7 @@ def measure_table(study: Study) -> list[Row]:
         for run in cell.runs:
             for tuned in tunings_of(run):
                 config = tuned.config
-                what = config.finetune_part, rate_words(config.finetune_learning_rate), config.num_finetune_epochs
+                what = *tuned_words(config), config.finetune_length
                 for title, (initial, personalized) in _measured(tuned).items():
                     if personalized is not None:
                         found[*what, title].append((initial, personalized))

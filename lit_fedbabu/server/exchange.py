@@ -138,7 +138,7 @@ class Exchange:
                 time.sleep(pause)
                 messages = self.evaluation(asked, personalize)
                 replies = self.grid.send_and_receive(messages, timeout=self.config.timeout_s)
-            rows += self._valid_rows(asked, replies, self.config.num_finetune_epochs if personalize else None)
+            rows += self._valid_rows(asked, replies, self.config.finetune_length if personalize else None)
             missing = missing - {row["client"] for row in rows}
             if not missing:
                 return rows

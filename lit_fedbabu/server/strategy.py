@@ -128,7 +128,9 @@ class SharedParts(Strategy):
         self._kept = incomplete.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
         clients = self._to_evaluate(last)
         if last:
-            self.progress.say(f"fine-tuning {len(clients)} clients for {self.config.num_finetune_epochs} epochs each")
+            how, rate = results.tuned_words(self.config)
+            how = f"for {self.config.num_finetune_epochs} epochs each" if rate else f"by {how}"
+            self.progress.say(f"fine-tuning {len(clients)} clients {how}")
         what = "fine-tuning" if last else f"evaluation after round {server_round}"
         self.progress.begin(self.log.headline(what), len(clients))
         return self.exchange.evaluation(clients, personalize=last)

@@ -224,6 +224,24 @@ class Classifies(Protocol):
     def features(self, module: Learner, data: Data) -> tuple[Tensor, Tensor]:
         """What a body makes of all test samples as one batch (N, F), and their classes (N,)."""
 
+    def vote(
+        self,
+        modules: Sequence[Learner],
+        data: Sequence[Data],
+        neighbors: int,
+        weight: float,
+        say: Callable[[Sequence[Measured]], None] = lambda _: None,
+    ) -> list[Personalization]:
+        """Let the nearest training samples vote beside each module, which is changed in place (kNN-Per).
+
+        Args:
+            modules: one for each client.
+            data: the clients'.
+            neighbors: k.
+            weight: of their votes, 0 to 1; below 0: it is chosen on training samples that are not stored meanwhile.
+            say: is told of the first module's evaluations until now.
+        """
+
     def with_running_statistics(self, module: Learner, data: Data) -> Learner:
         """A copy whose batch norm uses statistics of the client's training samples, and not those of the batch."""
 

@@ -1,6 +1,6 @@
 """What a client does with its model: train for a round, be evaluated, become personal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -160,10 +160,7 @@ def personal_models(
 ) -> list[tuple[Learner, Personalization]]:
     """The ``personal_model`` of several clients, which are fine-tuned together: the same up to rounding."""
     modules = [own_module(experiment, client, server_round, received, memories, extras) for client in clients]
-    with seeded(experiment.config.derived_seed("finetuning-draws", *clients)):
-        personalized = experiment.task.personalize(
-            modules, finetuning_data(experiment, clients), **finetuning_of(experiment)
-        )
+    personalized = personalize(experiment, clients, modules, finetuning_data(experiment, clients))
     if generic := generic_modules(experiment, clients, server_round, received, memories, extras):
         with seeded(experiment.config.derived_seed("evaluation-draws", *clients)):
             options = finetuning_of(experiment)
@@ -171,6 +168,21 @@ def personal_models(
             measured = experiment.task.personalize(generic, finetuning_data(experiment, clients), **options)
         personalized = [own.beside(each) for own, each in zip(personalized, measured, strict=True)]
     return list(zip(modules, personalized, strict=True))
+
+
+def personalize(
+    experiment: Experiment,
+    clients: Sequence[int],
+    modules: Sequence[Learner],
+    data: Sequence[Data],
+    say: Callable[[Sequence[Measured]], None] = lambda _: None,
+) -> list[Personalization]:
+    """Fine-tune modules of clients in place, as the options say; ``say`` is told of the first one's evaluations."""
+    config = experiment.config
+    with seeded(config.derived_seed("finetuning-draws", *clients)):
+        if config.finetune_part == "knn":
+            return experiment.classifier.vote(modules, data, config.knn_neighbors, config.knn_weight, say)
+        return experiment.task.personalize(modules, data, **finetuning_of(experiment), say=say)
 
 
 def initial_evaluations(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_fedbabu.algorithms.algorithm import EXTRA, Update
 from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
+from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import initial_weights
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
@@ -69,17 +70,11 @@ class Experiment:
             raise ValueError(f"{self.task.title} classifies nothing")
         return self.task
 
-    def with_finetuning(self, part: str, epochs: int, learning_rate: float) -> Experiment:
-        """The same experiment with other options of fine-tuning; dataset, split and initial model are shared.
-
-        Raises:
-            InputError: an option is outside its limits.
-        """
+    def with_finetuning(self, config: Config) -> Experiment:
+        """The same experiment with the options of fine-tuning of another one; dataset, split and model are shared."""
         self._initial  # noqa: B018 - built before the copy, so that both have it
         other = copy.copy(self)
-        other.config = dataclasses.replace(
-            self.config, finetune_part=part, num_finetune_epochs=epochs, finetune_learning_rate=learning_rate
-        )
+        other.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in FINETUNING})
         return other
 
     @cached_property

@@ -38,9 +38,16 @@ def nodes(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("fedbabu", marks=pytest.mark.slow), "fedper"])
-def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, nodes, tmp_path, capsys):
-    config = site_config(tmp_path, algorithm=algorithm)
+@pytest.mark.parametrize(
+    ("algorithm", "part"),
+    [
+        pytest.param("fedbabu", "full", marks=pytest.mark.slow),
+        ("fedper", "full"),
+        pytest.param("fedavg", "knn", marks=pytest.mark.slow),
+    ],
+)
+def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, part, nodes, tmp_path, capsys):
+    config = site_config(tmp_path, algorithm=algorithm, finetune_part=part)
     grid = Sites(config, nodes[::-1])
     folder = federate(grid, Experiment(config))
     outcome = results.read_results(folder)

@@ -39,7 +39,10 @@ def test_what_is_laid_over_the_initial_model_comes_last():
 def test_six_settings_of_fine_tuning_share_one_split_and_one_model(monkeypatch):
     dealt, built = counted(monkeypatch, task, "deal"), counted(monkeypatch, module, "build_model")
     base = Experiment(tiny_config(model_name=NARROW))
-    settings = [base.with_finetuning(part, 1, rate) for part, rate in itertools.product(("head", "full"), (1, 2, 3))]
+    settings = [
+        base.with_finetuning(tiny_config(finetune_part=part, finetune_learning_rate=rate))
+        for part, rate in itertools.product(("head", "full"), (1, 2, 3))
+    ]
     for each in settings:
         each.client_data(0, 1)
         each.new_module()

@@ -40,7 +40,8 @@ def test_help_names_every_method_and_every_partitioner():
 @pytest.mark.parametrize("field", [each for each in dataclasses.fields(Config) if each.metadata["read_by"]])
 def test_an_option_is_read_by_whom_it_names(field):
     named = set(field.metadata["read_by"].split(", "))
-    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, AGGREGATORS))
+    parts = Config.__dataclass_fields__["finetune_part"].metadata["choices"]
+    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, AGGREGATORS, parts))
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
     if field.name == "proximal_mu":

@@ -121,9 +121,12 @@ def test_finetunings_are_compared_by_part_and_rate(tmp_path):
     folders = [made_up_run(tmp_path / f"{seed}", seed=seed) for seed in (1, 2)]
     made_up_run(folders[0] / "finetune" / "longer", seed=1, epochs=10)
     made_up_run(folders[0] / "finetune" / "head", seed=1, finetune_part="head", finetune_learning_rate=0.1)
+    for neighbors in (3, 5):
+        part = {"finetune_part": "knn", "knn_neighbors": neighbors, "knn_weight": 0.5 if neighbors == 5 else -1.0}
+        made_up_run(folders[0] / "finetune" / f"knn-{neighbors}", seed=1, epochs=1, **part)
     compared = finetunings(study_of(*folders).cells)
-    assert list(compared) == [("full", 0.001), ("head", 0.1)]
-    assert [run.config.num_finetune_epochs for run in compared["full", 0.001]["FedBABU"]] == [10, 2]
+    assert list(compared) == [("full", "0.001"), ("head", "0.1"), ("knn of 3", ""), ("knn of 5, weight 0.5", "")]
+    assert [run.config.num_finetune_epochs for run in compared["full", "0.001"]["FedBABU"]] == [10, 2]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lit_fedbabu.learning.evaluation import Evaluation, FeatureProbe, Personaliz
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
+from lit_fedbabu.learning.neighbors import best_share, store, with_neighbors
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.tasks.images.cohort_data import CohortData
@@ -105,13 +106,43 @@ def personalize(
     before = probe(modules, data)
     fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves, say=say)
     after = probe(modules, data)
-    personalized = []
-    for module, curve, *probes in zip(modules, curves, before, after, strict=True):
-        if not_finite(module.model.state_dict()):  # what is measured of such a model means nothing
-            curve[-1] = Evaluation(NAN, NAN, NAN, curve[-1].count)
-            probes[-1] = FeatureProbe(NAN, NAN, NAN, NAN)
-        personalized.append(Personalization(tuple(curve), (probes[0], probes[1])))
-    return personalized
+    return [_course(*each) for each in zip(modules, curves, before, after, strict=True)]
+
+
+def vote(
+    modules: Sequence[LitFedBABU],
+    data: Sequence[ClientData],
+    neighbors: int,
+    weight: float,
+    say: Say = lambda _: None,
+) -> list[Personalization]:
+    """Let the nearest training images vote beside each module, which is changed in place, one after the other.
+
+    Arguments as of ``Classifies.vote``. ``say`` is told of the first module.
+    """
+    found = []
+    for module, own in zip(modules, data, strict=True):
+        curve = evaluate([module], [own])
+        (before,) = predictions([module], [own])
+        features, logits, labels = before[0]
+        share = weight
+        if weight < 0:
+            share = best_share(features, logits, labels, neighbors, own.config.derived_seed("neighbors", own.client))
+        module.hparams["neighbors"] = [neighbors, *features.shape]
+        with_neighbors(module.model, module.hparams["neighbors"])
+        store(module.model, features, labels, share)
+        curve += evaluate([module], [own])
+        found.append(_course(module, curve, feature_probe(before), *probe([module], [own])))
+        for known in (1, 2) if module is modules[0] else ():
+            say(curve[:known])
+    return found
+
+
+def _course(module: LitFedBABU, curve: list[Evaluation], before: FeatureProbe, after: FeatureProbe) -> Personalization:
+    """The course of a module's fine-tuning; what is measured of a model that is not finite means nothing."""
+    if not_finite(module.model.state_dict()):
+        curve[-1], after = Evaluation(NAN, NAN, NAN, curve[-1].count), FeatureProbe(NAN, NAN, NAN, NAN)
+    return Personalization(tuple(curve), (before, after))
 
 
 def predictions(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[list[Predicted]]:
@@ -148,6 +179,9 @@ def with_running_statistics(module: LitFedBABU, data: ClientData) -> LitFedBABU:
     fixed.model.load_state_dict(module.model.state_dict(), strict=False)
     layers = [fixed.model.get_submodule(name) for name in by_batch(module.model)]
     new_trainer(data.config, callbacks=[_Estimation(layers)]).predict(fixed, datamodule=data)
+    if fixed.hparams["neighbors"]:
+        ((features, _, labels), *_) = predictions([fixed], [data])[0]
+        store(fixed.model, features, labels)
     return fixed
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
+from lit_fedbabu.learning.neighbors import with_neighbors
 
 NEEDED = frozenset({"class_names", "mean", "std"})
 OPTIONS = frozenset({"model_name", "num_classes", "norm", "channels"})
@@ -24,6 +25,7 @@ def problem(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         "channels": type(channels) is int and channels in (1, 3),
         "dtype": options.get("dtype", "float32") in ("float32", "float64"),
         "image_size": type(size_of(options)) is int and size_of(options) > 0,
+        "neighbors": _are_neighbors(options.get("neighbors", ())),
     }
     for key in (key for key, fit in fits.items() if not fit):
         return f"has {key} = {json.dumps(options.get(key), default=str)}, which no model has"
@@ -61,10 +63,27 @@ def model(
     model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
     made = build_model(model_name, options["num_classes"], 0, norm, channels, size_of(options))
     dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
-    return in_format(made, dtype), {name.removeprefix("model."): value for name, value in state.items()}
+    weights = {name.removeprefix("model."): value for name, value in state.items()}
+    made = in_format(made, dtype)
+    if _fit(options.get("neighbors", ()), options["num_classes"], weights):
+        made = with_neighbors(made, options.get("neighbors", ()))
+    return made, weights
 
 
 def size_of(options: Mapping[str, Any]) -> int:
     """Height and width of the images in pixels; of version 0.1, which did not say it, 32."""
     size: int = options.get("image_size", 32)
     return size
+
+
+def _fit(sizes: Sequence[int], num_classes: int, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the stored features are as many as it says, of classes that there are."""
+    stored, labels = (weights.get(f"head.{name}", torch.empty(0)) for name in ("stored", "labels"))
+    of_classes = labels.numel() > 0 and bool(((labels >= 0) & (labels < num_classes)).all())
+    return list(stored.shape) == list(sizes[1:]) and of_classes
+
+
+def _are_neighbors(sizes: Any) -> bool:
+    """Whether these are none, or three numbers above 0."""
+    numbers = isinstance(sizes, list | tuple) and all(type(each) is int and each > 0 for each in sizes)
+    return numbers and len(sizes) in (0, 3)

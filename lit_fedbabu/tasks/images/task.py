@@ -21,6 +21,7 @@ from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER
 from lit_fedbabu.tasks.images.datamodule import ClientData
+from lit_fedbabu.tasks.images.learner import Say
 from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
 from lit_fedbabu.tasks.images.partitioners import Partition
 from lit_fedbabu.tasks.images.sources import Source, load
@@ -193,7 +194,7 @@ class ImageClassification:
         if config.model_name not in MODELS:
             sizes = self.batches(algorithm.pooled)[:2] if with_data else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.image_shape, *sizes)
-            if algorithm.of_features:
+            if algorithm.of_features or config.finetune_part == "knn":
                 refuse_other_forward(config.model_name, model, self.image_shape)
         algorithm.check_model(config.model_name, model)
 
@@ -274,6 +275,12 @@ class ImageClassification:
     def personalize(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[Personalization]:
         """Fine-tune classifiers; arguments as of ``learner.personalize``."""
         return learner.personalize(_classifiers(modules), _images(data), **options)
+
+    def vote(
+        self, modules: Sequence[Learner], data: Sequence[Data], neighbors: int, weight: float, say: Say = lambda _: None
+    ) -> list[Personalization]:
+        """Let the nearest training images vote; arguments as of ``Classifies.vote``."""
+        return learner.vote(_classifiers(modules), _images(data), neighbors, weight, say)
 
     def predictions(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[list[Predicted]]:
         """Of every client's training images, test images, and test images of other classes."""
