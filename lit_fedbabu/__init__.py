@@ -4,8 +4,6 @@ Names are imported when they are first used, so that ``import lit_fedbabu`` is q
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.ground import compat
@@ -67,26 +65,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Package(ModuleType):
-    """A package in which ``run`` and ``finetune`` stay functions when the files of the same name are imported."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{self.__name__}.{_HOME[name]}"), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*self.__dict__, *__all__})
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
+
+compat.keep_from_files(__name__, _HOME)
 compat.ignore_deprecations_among_libraries()
 if compat.is_run_by_name():
     from lit_fedbabu.ground import stops

@@ -4,6 +4,8 @@ import functools
 import importlib
 import sys
 import warnings
+from collections.abc import Container
+from types import ModuleType
 from typing import Any
 
 
@@ -35,6 +37,20 @@ def forget_interrupt_in_text() -> None:
     Python remembers it, and would end by SIGINT. Seen in CPython 3.11 to 3.13.
     """
     exec("")
+
+
+def keep_from_files(package: str, names: Container[str]) -> None:
+    """Let names of a package, as the function ``run``, stay what they are when files of the same name are imported.
+
+    Python sets each file as an attribute of its package. Seen in CPython 3.11 to 3.13.
+    """
+
+    class Package(ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in names and isinstance(value, ModuleType)):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
 
 
 def is_run_by_name() -> bool:

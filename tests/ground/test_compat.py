@@ -67,6 +67,21 @@ def test_python_remembers_an_interrupt_in_text_and_forgets_it_with_another(forge
     assert done.returncode == (130 if forgets else -2)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_file_takes_the_place_of_a_function_of_its_name_in_the_package(keeps, tmp_path, monkeypatch):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("def door(): pass\n")
+    (tmp_path / "pack" / "door.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("pack")
+    if keeps:
+        compat.keep_from_files("pack", {"door"})
+    importlib.import_module("pack.door")
+    assert callable(package.door) is keeps
+    for name in ("pack.door", "pack"):
+        del sys.modules[name]
+
+
 def test_the_first_word_is_m_while_python_looks_for_the_file_that_m_names(tmp_path):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("import sys; print(sys.argv[0])")
