@@ -83,6 +83,10 @@ class Beginning(Protocol):
     def weights(self) -> Mapping[str, Tensor]:
         """The shared weights, without buffers."""
 
+    @property
+    def model(self) -> Mapping[str, Tensor]:
+        """All weights and buffers of the initial model, also those that are not shared."""
+
     def other(self, number: int) -> Mapping[str, Tensor]:
         """The shared weights and buffers of another random model, by its number from 1."""
 
@@ -135,7 +139,10 @@ class Participant(Protocol):
 
     @property
     def extras(self) -> Mapping[str, Tensor]:
-        """What the server sent besides, as of ``Algorithm.broadcast``; after a round as of ``broadcast_after``."""
+        """What the server sent besides, as of ``Algorithm.broadcast``; after a round as of ``broadcast_after``.
+
+        Of arrays with a row for each client (``Algorithm.rows``) it has this client's alone, without the first axis.
+        """
 
     def module(self, *states: Mapping[str, Tensor]) -> Learner:
         """A new module with the initial weights, over which the weights of states are laid, one after the other.
@@ -214,6 +221,7 @@ class Algorithm:
         private: parts that stay with the client although they lie in what is shared, as ("norm",).
         state: names of what a client keeps besides weights; what it keeps under them is named ``name.anything``.
         in_cohorts: whether several clients can be trained together; its callbacks then see weights with a leading axis.
+        rows: names of what the server sends with a row for each client, who gets its own: ``name.anything``.
     """
 
     title: str
@@ -223,6 +231,7 @@ class Algorithm:
     private: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     in_cohorts: bool = True
+    rows: tuple[str, ...] = ()
 
     @property
     def pooled(self) -> bool:

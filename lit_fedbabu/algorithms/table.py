@@ -21,6 +21,7 @@ from lit_fedbabu.ground.errors import InputError, close_to
 from lit_fedbabu.learning.parts import NORM, PARTS, parts_of
 
 BODY, FULL = (("body", EPOCHS),), (("full", EPOCHS),)
+HEAD = ("head", "num_head_epochs")
 
 SHARED = "shared"
 """Where the provenance of a checkpoint has the part that a method of the user's own shares."""
@@ -57,7 +58,7 @@ _ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "fedbabu": Algorithm("FedBABU", "body", BODY),  # Oh et al. 2022, Algorithm 1
     "fedavg": Algorithm("FedAvg", "full", FULL),  # McMahan et al. 2017, Algorithm 1
     "fedper": Algorithm("FedPer", "body", FULL),  # Arivazhagan et al. 2019, Algorithm 1
-    "fedrep": Algorithm("FedRep", "body", (("head", "num_head_epochs"), *BODY)),  # Collins et al. 2021, Algorithm 1
+    "fedrep": Algorithm("FedRep", "body", (HEAD, *BODY)),  # Collins et al. 2021, Algorithm 1
     "lg-fedavg": Algorithm("LG-FedAvg", "head", FULL),  # Liang et al. 2020, Algorithm 1
     "fedbn": Algorithm("FedBN", "full", FULL, private=(NORM,)),  # Li et al. 2021, Algorithm 1
     "fedprox": Algorithm("FedProx", "full", FULL, step="proximal"),  # Li et al. 2020, Algorithm 2
@@ -80,6 +81,7 @@ _ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "apfl": of_file("apfl", "Apfl", "APFL", "full", FULL),  # Deng et al. 2020, Algorithm 1
     "fedala": of_file("fedala", "FedAla", "FedALA", "full", FULL),  # Zhang et al. 2023, Algorithm 1
     "fedas": of_file("fedas", "FedAs", "FedAS", "body", FULL),  # Yang et al. 2024, Algorithm 1
+    "fedpac": of_file("fedpac", "FedPac", "FedPAC", "body", (HEAD, *BODY)),  # Xu et al. 2023, Algorithm 1
     "local": Algorithm("Local only", "none", FULL),  # no federation: what a client can do alone
     "centralized": Centralized("Centralized", "full", FULL),  # no federation: all images in one place
 }

@@ -24,8 +24,8 @@ class Config(Derived):
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
         " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, scaffold,"
-        " scaffold-babu, apfl, fedala, fedas, local or centralized; or the import path of a lit_fedbabu.Algorithm of"
-        " your own, such as my_module:method",
+        " scaffold-babu, apfl, fedala, fedas, fedpac, local or centralized; or the import path of a"
+        " lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
         "FourConvNet",
@@ -110,7 +110,7 @@ class Config(Derived):
         0, "local mini-batches of a client in a round, in place of num-local-epochs; 0: epochs", low=0
     )
     num_head_epochs: int | float = option(
-        4, "epochs on the head, before num-local-epochs on the body", read_by="fedrep", low=0
+        4, "epochs on the head, before num-local-epochs on the body", read_by="fedrep, fedpac", low=0
     )
     fraction_train: float = option(0.1, "f: share of the clients that train in a round", above=0, high=1)
     min_clients_per_round: int = option(
@@ -168,6 +168,12 @@ class Config(Derived):
     mixing_learning_rate: float = option(1.0, "eta, of the mixture's weights", read_by="fedala", above=0)
     num_alignment_epochs: int | float = option(
         1, "epochs that fit the received body to the client's features, before others", read_by="fedas", low=0
+    )
+    alignment_lambda: float = option(
+        1.0,
+        "lambda, the weight of the term that draws features to everyone's mean of their class",
+        read_by="fedpac",
+        low=0,
     )
     aggregator: str = option(
         "mean",

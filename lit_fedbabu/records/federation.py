@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm
+from lit_fedbabu.algorithms.rows import numbered
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
@@ -163,11 +164,11 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         memories if memories.is_dir() else None,
         provenance.get("client"),
         initial=without(content.state, shared),  # so that no file which they came from is needed any more
-        extras=_extras(path, method, provenance["round"]),
+        extras=_extras(path, method, config, provenance["round"]),
     )
 
 
-def _extras(path: Path, method: Algorithm, server_round: int) -> dict[str, Tensor]:
+def _extras(path: Path, method: Algorithm, config: Config, server_round: int) -> dict[str, Tensor]:
     """What clients need of the server's state after a round: of what it kept, or of what a site got of it."""
     if not method.needs_server:
         return {}
@@ -180,7 +181,7 @@ def _extras(path: Path, method: Algorithm, server_round: int) -> dict[str, Tenso
         prefix: {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
         for prefix in (EXTRA, STATE)
     }
-    return parts[EXTRA] or dict(method.broadcast_after(parts[STATE]))
+    return parts[EXTRA] or numbered(method, config, method.broadcast_after(parts[STATE]))
 
 
 def _memories_on_nodes(folder: Path) -> bool:

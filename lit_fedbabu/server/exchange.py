@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 
@@ -21,7 +23,7 @@ from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.sampling import participants, substitutes
-from lit_fedbabu.server.server_state import received
+from lit_fedbabu.server.server_state import for_clients, received
 from lit_fedbabu.server.spent import note_asked
 from lit_fedbabu.tasks.entries import row_problem
 
@@ -74,7 +76,7 @@ class Exchange:
     def begin(
         self, server_round: int, arrays: ArrayRecord, grid: Grid, expected: Mapping[str, Array] | None = None
     ) -> None:
-        """A round begins, with the arrays that all its messages carry, and in training those that replies must have."""
+        """A round begins, with the arrays that its messages carry, and in training those that replies must have."""
         self.server_round, self.arrays, self.grid = server_round, arrays, grid
         self.expected = expected or arrays
         self.bytes_down = self.bytes_up = 0
@@ -85,7 +87,9 @@ class Exchange:
         clients = list(clients)
         note_asked(self.config, self.folder, self.server_round, clients)
         messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
-        self.bytes_down += len(messages) * sum(array.numpy().nbytes for array in self.arrays.values())
+        for message in messages:
+            sent = message.content.array_records["arrays"].values()
+            self.bytes_down += sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in sent)
         return messages
 
     def updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
@@ -152,7 +156,9 @@ class Exchange:
             hosted.setdefault(self._node_of(client), []).append(client)
         return [
             Message(
-                Order(self.server_round, tuple(own), self.memory, **options).to_record(self.arrays, self._code),
+                Order(self.server_round, tuple(own), self.memory, **options).to_record(
+                    for_clients(self._algorithm, self.arrays, own), self._code
+                ),
                 node,
                 kind,
                 ttl=self.config.timeout_s,  # a site that comes back does not begin with a round that is over

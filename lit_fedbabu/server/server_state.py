@@ -13,7 +13,8 @@ from torch import Tensor
 from lit_fedbabu.aggregation.aggregator import Trained
 from lit_fedbabu.aggregation.optimizer import ServerOptimizer
 from lit_fedbabu.aggregation.table import aggregator_of
-from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Received
+from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm, Received
+from lit_fedbabu.algorithms.rows import NUMBERS, numbered, rows_in
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.protocol.wire import ClientUpdate
@@ -64,11 +65,13 @@ class ServerRounds:
 
     def sent(self, arrays: ArrayRecord) -> ArrayRecord:
         """The shared weights, and what the algorithm sends besides."""
-        return _beside(arrays, self.experiment.algorithm.broadcast(self.state))
+        algorithm = self.experiment.algorithm
+        return _beside(arrays, numbered(algorithm, self.config, algorithm.broadcast(self.state)))
 
     def sent_after(self, arrays: ArrayRecord) -> ArrayRecord:
         """The same when a round is over."""
-        return _beside(arrays, self.experiment.algorithm.broadcast_after(self.state))
+        algorithm = self.experiment.algorithm
+        return _beside(arrays, numbered(algorithm, self.config, algorithm.broadcast_after(self.state)))
 
     def expected(self, arrays: ArrayRecord) -> ArrayRecord:
         """What a client answers with, as examples of shapes and types."""
@@ -118,6 +121,15 @@ def received(update: ClientUpdate) -> Received:
     shared = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
     extras = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
     return Received(update.client, update.num_train, shared, extras)
+
+
+def for_clients(method: Algorithm, arrays: ArrayRecord, clients: Sequence[int]) -> ArrayRecord:
+    """What is sent to some clients: of arrays with a row for each client, theirs alone."""
+    names = rows_in(method, (name.removeprefix(EXTRA) for name in arrays if name.startswith(EXTRA)))
+    if not names:
+        return arrays
+    rows = {EXTRA + name: Array(arrays[EXTRA + name].numpy()[list(clients)]) for name in (*names, NUMBERS)}
+    return ArrayRecord({name: rows.get(name, array) for name, array in arrays.items()})
 
 
 def _of(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

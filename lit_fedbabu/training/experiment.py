@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lit_fedbabu.algorithms.algorithm import EXTRA, Update
+from lit_fedbabu.algorithms.rows import numbered
 from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.derived import FINETUNING
@@ -131,9 +132,11 @@ class Experiment:
     def extras(self) -> Extras:
         """What travels besides the shared weights."""
         algorithm, state = self.algorithm, self.algorithm.server_state(self)
-        return Extras(
-            dict(algorithm.broadcast(state)), dict(algorithm.sends(self)), dict(algorithm.broadcast_after(state))
+        down, after = (
+            numbered(algorithm, self.config, sent)
+            for sent in (algorithm.broadcast(state), algorithm.broadcast_after(state))
         )
+        return Extras(down, dict(algorithm.sends(self)), after)
 
     @cached_property
     def down_names(self) -> tuple[str, ...]:
@@ -169,6 +172,11 @@ class Experiment:
         """The shared weights before the first round, without buffers, as running statistics are."""
         weights = {name for name, _ in self._initial.model.named_parameters()}
         return {name: value for name, value in self.initial_shared().items() if name in weights}
+
+    @property
+    def model(self) -> Mapping[str, Tensor]:
+        """All weights and buffers of the initial model, also those that are not shared."""
+        return {name: value.clone() for name, value in state_of(self._initial.model).items()}
 
     def other(self, number: int) -> dict[str, Tensor]:
         """The shared weights and buffers of another random model, by its number from 1."""
@@ -251,6 +259,8 @@ class Experiment:
             raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
         self.task.check(self.algorithm, lambda: self._initial, self._made, images)
         self.private  # noqa: B018 - refuses a model without what is to be private
+        if self.algorithm.rows:
+            self.extras  # noqa: B018 - refuses more or fewer rows than clients
         if config.clipping_norm:
             self._check_protected(self._initial.model)
         if config.initial_weights:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lit_fedbabu.algorithms.rows import own
 from lit_fedbabu.algorithms.steps import STEPS, Still
 from lit_fedbabu.config import Config
 from lit_fedbabu.learning.cohort import stack
@@ -162,11 +163,12 @@ def participation(
 
     Raises:
         ValueError: what was received is not exactly what the algorithm shares.
+        LookupError: what the server sent has no row of this client.
     """
     experiment.check_received(received)
     kept = bool(experiment.algorithm.kept)
     remembered = memory.recall(needed(memories, experiment), client, server_round) if kept else {}
-    return Participation(experiment, client, received, remembered, extras)
+    return Participation(experiment, client, received, remembered, own(experiment.algorithm, extras, client))
 
 
 def needed(memories: Path | None, experiment: Experiment) -> Path:

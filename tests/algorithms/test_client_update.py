@@ -59,7 +59,7 @@ def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     experiment = tiny(algorithm=algorithm, num_head_epochs=1)
     before = {name: value.clone() for name, value in experiment.new_module().model.state_dict().items()}
     extras = experiment.extras.down
-    state, *_ = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path, extras)
+    state, _, _, sent = update.client_update(experiment, 2, 5, experiment.initial_shared(), 0.1, tmp_path, extras)
     row = ALGORITHMS[algorithm]
     norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.private else set()
     assert len(norms) == (8 if row.private else 0), "weights and biases of four layers"
@@ -72,7 +72,9 @@ def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     remembered = {name: value for name, value in recalled.items() if not name.startswith(state_names)}
     assert {name.partition(".")[0] for name in recalled.keys() - remembered.keys()} == set(row.state)
     assert remembered.keys() == select(before, kept).keys() | norms
-    trained = {name for name, value in {**state, **remembered}.items() if not torch.equal(value, before[name])}
+    heads = {name: value for name, value in sent.items() if algorithm == "fedpac" and name in before}
+    own = {**state, **remembered, **heads}
+    trained = {name for name, value in own.items() if not torch.equal(value, before[name])}
     assert {name.partition(".")[0] for name in trained} == set(row.trained)
     assert memory.recall(tmp_path, 2, 4) == memory.recall(tmp_path, 1, 5) == {}
 

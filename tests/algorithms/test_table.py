@@ -32,6 +32,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "apfl": ({"body", "head"}, {"body", "head"}, {"body", "head", "mixing"}),
     "fedala": ({"body", "head"}, {"body", "head"}, {"mixing"}),
     "fedas": ({"body"}, {"body", "head"}, {"body", "head"}),
+    "fedpac": ({"body"}, {"body", "head"}, set()),
     "local": (set(), {"body", "head"}, {"body", "head"}),
     "centralized": ({"body", "head"}, {"body", "head"}, set()),
 }

@@ -83,7 +83,7 @@ def test_only_shared_parts_travel(algorithm, federate):
     shared = set(select(whole, parts_of(ALGORITHMS[algorithm].shared)))
     if algorithm == "fedbn":
         shared -= {"body.1.weight", "body.1.bias"}  # its second layer
-    up, down = ({EXTRA + name for name in each} for each in (extras.up, extras.down))
+    up, down, after = ({EXTRA + name for name in each} for each in (extras.up, extras.down, extras.after))
     trains = [message for message in grid.messages if message.metadata.message_type == "train"]
     assert len(trains) == (2 if algorithm == "centralized" else 4)
     for message in grid.messages:
@@ -91,9 +91,8 @@ def test_only_shared_parts_travel(algorithm, federate):
         if message.metadata.message_type == PLACE:
             assert set(message.content) == {"config"} and set(message.content["config"]) == code
         else:
-            assert set(message.content["arrays"]) == shared | (
-                down if message.metadata.message_type == "train" else set()
-            )
+            sent = down if message.metadata.message_type == "train" else after
+            assert set(message.content["arrays"]) == shared | sent
             assert set(message.content) == {"arrays", "config"}
             order = {"server-round", "clients", "memory", "learning-rate", "personalize"}
             assert set(message.content["config"]) == order | code
