@@ -208,10 +208,9 @@ def _in_settings(
 ) -> list[Results]:
     from lit_fedbabu.personal.settings import results_folder
     from lit_fedbabu.personal.sweep import Personalizer, Tuning, sweep
-    from lit_fedbabu.records import model_card
     from lit_fedbabu.records.progress import shown
     from lit_fedbabu.records.results import Results, curve, everyone, table, tuned_words
-    from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
+    from lit_fedbabu.records.saved import PERSONAL
 
     experiment = federation.experiment(max(configs, key=lambda each: each.finetune_part == "knn"))  # asks for most
     experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
@@ -243,14 +242,6 @@ def _in_settings(
             name = f"  ({in_line(row['name'])})" if "name" in row else ""
             say(f"client {row['client']:>4}  {scores}  of {row['num_test']} test {of_what}{name}")
     for tuning, outcome in zip(tunings, outcomes, strict=True):
-        if tuning.save_to is not None:
-            statistics = {"running_statistics": bool(request.running_statistics)}
-            provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
-            provenance["config"] = tuning.config.experiment()
-            saved = next(row["client"] for row in everyone(outcome) if row[key] is not None)
-            example = checkpoint_of(Path(PERSONAL), saved)
-            title = "Personal models of a federation's clients"
-            model_card.write(tuning.folder, title, provenance, outcome, str(example))
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             unsaved = "; models whose weights are not finite are not saved" if request.save else ""
             say(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")

@@ -16,18 +16,19 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.files import append_json_line, read_json_lines, write_json, write_whole
+from lit_fedbabu.ground.stops import settle
 from lit_fedbabu.ground.system import available_cores
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.learning.trainer import cohorts
-from lit_fedbabu.records import tensorboard
+from lit_fedbabu.records import model_card, tensorboard
 from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.results import everyone, named, read_results, results
 from lit_fedbabu.records.run_folder import RESULTS
-from lit_fedbabu.records.saved import checkpoint_of
+from lit_fedbabu.records.saved import PERSONAL, checkpoint_of
 from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.training.client_update import (
     finetuning_data,
@@ -119,6 +120,16 @@ class Personalizer:
         own = ((client, own_module(experiment, client, *self.received)) for client in clients)
         tensorboard.write_finetuning(folder, outcome, names, confusions, features_of(experiment, own))
 
+    def describe(self, place: int, outcome: dict[str, Any]) -> None:
+        """Write the card of the personal models."""
+        experiment, tuning = self.experiments[place], self.tunings[place]
+        statistics = {"running_statistics": tuning.running_statistics}
+        provenance = experiment.provenance("personal", round=outcome["round"], **statistics)
+        key = f"personalized_{experiment.task.score.name}"
+        saved = [row["client"] for row in everyone(outcome) if row[key] is not None]
+        example = checkpoint_of(Path(PERSONAL), saved[0]) if saved else PERSONAL
+        model_card.write(tuning.folder, "Personal models of a federation's clients", provenance, outcome, str(example))
+
 
 def sweep(
     personalizer: Personalizer, federation: Federation, clients: Sequence[int], warm: Warm, progress: Lines
@@ -150,14 +161,17 @@ def sweep(
             append_json_line(tunings[place].folder / ROWS, row)
         progress.advance(len(rows))
     outcomes = []
-    for tuning, rows_done in zip(tunings, done, strict=True):
+    for place, (tuning, rows_done) in enumerate(zip(tunings, done, strict=True)):
         score, rows = personalizer.experiments[0].task.score, [rows_done[client] for client in clients]
         outcome = results(tuning.config, federation.rounds, rows, score)
-        write_json(tuning.folder / RESULTS, outcome)
-        (tuning.folder / ROWS).unlink(missing_ok=True)
         outcomes.append(outcome)
-    for place in dict.fromkeys(place for place, _ in todo):
-        personalizer.show(place, outcomes[place])
+        if (tuning.folder / ROWS).exists() or not (tuning.folder / RESULTS).exists():
+            personalizer.show(place, outcome)
+            if tuning.save_to is not None:
+                personalizer.describe(place, outcome)
+            write_json(tuning.folder / RESULTS, outcome)  # last: a command that is stopped before goes on from here
+            (tuning.folder / ROWS).unlink(missing_ok=True)
+    settle()
     return outcomes
 
 

@@ -59,6 +59,24 @@ def test_the_checkpoint_alone_is_enough_and_nothing_is_overwritten(federate, tmp
     }
 
 
+@pytest.mark.parametrize("hook", ["show", "describe"])
+def test_a_fine_tuning_that_is_stopped_while_it_writes_is_not_done_and_writes_it_all_then(hook, federate, monkeypatch):
+    folder, _ = federate(tiny_config(model_name=NARROW, num_server_rounds=1))
+    command = [str(folder), "--model-name", NARROW, "--clients", "0,1", "--save", "--no-running-statistics"]
+
+    def stopped(self, place, outcome):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Personalizer, hook, stopped)
+        assert finetune(command) == 130
+    (place,) = (folder / "finetune").iterdir()
+    assert not (place / "results.json").exists()
+    assert finetune(command) == 0
+    names = {path.name.partition(".")[0] for path in place.iterdir()}
+    assert names >= {"results", "README", "events", "personal"} and "clients" not in names
+
+
 def test_a_dataset_that_was_changed_since_the_run_is_refused(federate, tmp_path, capsys):
     data = shutil.copytree(tiny_config().dataset, tmp_path / "data")
     folder, _ = federate(tiny_config(dataset=str(data), model_name=NARROW, num_server_rounds=1))
