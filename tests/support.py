@@ -49,6 +49,7 @@ def tiny_config(**changes):
         "fraction_train": 0.5,
         "batch_size": 10,
         "num_finetune_epochs": 1,
+        "num_etf_turns": 0,
         "evaluate_every": 1,
         "precision": "32-true",
         "weight_decay": 0.01,

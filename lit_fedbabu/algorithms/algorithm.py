@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
-from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning.parts import FRAME, PARTS, parts_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -220,6 +220,7 @@ class Algorithm:
         step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
         private: parts that stay with the client although they lie in what is shared, as ("norm",).
         state: names of what a client keeps besides weights; what it keeps under them is named ``name.anything``.
+        head: what takes the place of the head of models of images: "etf", as of ``learning.simplex``; empty: nothing.
         in_cohorts: whether several clients can be trained together; its callbacks then see weights with a leading axis.
         rows: names of what the server sends with a row for each client, who gets its own: ``name.anything``.
     """
@@ -230,8 +231,13 @@ class Algorithm:
     step: str = "sgd"
     private: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    head: str = ""
     in_cohorts: bool = True
     rows: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.head not in ("", "etf"):
+            raise ValueError(f'head = "{self.head}": must be "etf", or empty')
 
     @property
     def pooled(self) -> bool:
@@ -266,6 +272,10 @@ class Algorithm:
 
     def check_model(self, name: str, model: nn.Module) -> None:
         """Raise InputError where it cannot train a model of images; the name is that of the option."""
+        if self.head:
+            from lit_fedbabu.learning.simplex import refuse_unfit
+
+            refuse_unfit(name, model)
 
     def check_optimizer(self, name: str, optimizer: Optimizer) -> None:
         """Raise InputError where its equations do not hold for an optimizer of a task's module, which is its own."""
@@ -289,12 +299,18 @@ class Algorithm:
     @property
     def has_own_loss(self) -> bool:
         """Whether it has a loss of its own, which a task's module, with the user's loss, cannot be given."""
-        return type(self).losses is not Algorithm.losses
+        hooks = ("losses", "tuning_loss", "turns")
+        return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
     @property
     def of_features(self) -> bool:
         """Whether models of images must do no more than ``head(body(images))``."""
-        return self.has_own_loss
+        return self.has_own_loss or bool(self.head)
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Names of weights that follow from the seed, and neither train nor travel."""
+        return (FRAME,) if self.head else ()
 
     def train(self, cohort: Cohort, modules: Sequence[Learner]) -> list[float]:
         """Train the modules in place, phase by phase; returns each one's mean loss in the last, in nats."""
@@ -315,6 +331,18 @@ class Algorithm:
     def generic_model(self, client: Participant) -> Learner | None:
         """What ``initial`` measures are of when a round is over, where it is another than ``own_model``."""
         return None
+
+    def tuning_loss(self, config: Config, class_counts: Tensor) -> Loss | None:
+        """What a client's fine-tuning trains on, by its numbers of images (C,); None: the cross-entropy."""
+        return None
+
+    def turns(self, config: Config) -> Sequence[tuple[str, int, float]]:
+        """What fine-tuning trains after its epochs, by the cross-entropy: parts or weights, epochs and rates."""
+        return ()
+
+    def tuning_length(self, config: Config) -> int:
+        """How often a model is evaluated in fine-tuning after the beginning."""
+        return config.finetune_length + bool(self.turns(config))
 
     def sends(self, start: Beginning) -> Mapping[str, Tensor]:
         """What a client sends besides, as examples of names, shapes and types."""

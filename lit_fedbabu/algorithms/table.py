@@ -76,6 +76,7 @@ _ROWS: dict[str, Algorithm | Callable[[], Algorithm]] = {
     "ifca": of_file("ifca", "Ifca", "IFCA", "full", FULL),  # Ghosh et al. 2020, Algorithm 1
     "feddbe": of_file("feddbe", "FedDbe", "FedDBE", "full", FULL, state=("own",)),  # Zhang et al. 2023, Algorithm 1
     "pfedfda": of_file("pfedfda", "PFedFda", "pFedFDA", "full", BODY),  # McLaughlin and Su 2024, Algorithm 1
+    "fedetf": of_file("fedetf", "FedEtf", "FedETF", "full", FULL, head="etf"),  # Li et al. 2023, Section 4
     "scaffold": of_file("scaffold", "Scaffold", "SCAFFOLD", "full", FULL),  # Karimireddy et al. 2020, Algorithm 1
     "scaffold-babu": of_file("scaffold", "Scaffold", "SCAFFOLD+BABU", "body", BODY),  # the same of a FedBABU body
     "apfl": of_file("apfl", "Apfl", "APFL", "full", FULL),  # Deng et al. 2020, Algorithm 1

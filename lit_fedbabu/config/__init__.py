@@ -23,8 +23,8 @@ class Config(Derived):
     algorithm: str = option(
         "fedbabu",
         "method: fedbabu, fedavg, fedper, fedrep, lg-fedavg, fedbn, fedprox, fedprox-babu, ditto, per-fedavg, pfedme,"
-        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, scaffold,"
-        " scaffold-babu, apfl, fedala, fedas, fedpac, local or centralized; or the import path of a"
+        " moon, moon-babu, fedrod, fednova, fednova-babu, feddyn, feddyn-babu, ifca, feddbe, pfedfda, fedetf,"
+        " scaffold, scaffold-babu, apfl, fedala, fedas, fedpac, local or centralized; or the import path of a"
         " lit_fedbabu.Algorithm of your own, such as my_module:method",
     )
     model_name: str = option(
@@ -174,6 +174,12 @@ class Config(Derived):
         "lambda, the weight of the term that draws features to everyone's mean of their class",
         read_by="fedpac",
         low=0,
+    )
+    num_etf_turns: int = option(
+        20, "turns of the frame of classes and the projection, after the epochs of fine-tuning", read_by="fedetf", low=0
+    )
+    etf_learning_rate: float = option(
+        0.1, "of the frame in these turns; the projection has half of it", read_by="fedetf", above=0
     )
     aggregator: str = option(
         "mean",

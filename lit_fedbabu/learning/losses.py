@@ -52,26 +52,41 @@ class Contrastive(nn.Module):
         return functional.cross_entropy(batch.logits, batch.labels) + self.mu * contrast
 
 
-class Decoupled(nn.Module):
+class Balanced(nn.Module):
+    """Balanced softmax: the cross-entropy of logits plus logarithms of the numbers of images.
+
+    Args:
+        counts: (C,) of the client's training images by class. Classes without images leave the loss.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("prior", counts.double().log())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean over a batch, in nats."""
+        logits = batch.logits.to(torch.promote_types(batch.logits.dtype, torch.float32))
+        return functional.cross_entropy(logits + self.get_buffer("prior").to(logits.dtype), batch.labels)
+
+
+class Decoupled(Balanced):
     """Balanced softmax of the generic logits, and the cross-entropy of these and an own head's together.
 
     Args:
         head: the own head, which is trained.
-        counts: (C,) of the client's training images by class. Classes without images leave the first loss.
+        counts: as of ``Balanced``.
     """
 
     def __init__(self, head: nn.Module, counts: Tensor) -> None:
-        super().__init__()
+        super().__init__(counts)
         self.head = head
-        self.register_buffer("prior", counts.double().log())
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean of the sum of both over a batch, in nats."""
         logits = batch.logits.to(torch.promote_types(batch.logits.dtype, torch.float32))
-        prior = self.get_buffer("prior").to(logits.dtype)
         together = logits.detach() + self.head(batch.features.detach())
         own = functional.cross_entropy(together, batch.labels)
-        return functional.cross_entropy(logits + prior, batch.labels) + own
+        return super().forward(batch) + own
 
 
 class Debiased(nn.Module):

@@ -18,6 +18,7 @@ from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning.simplex import with_simplex
 from lit_fedbabu.learning.state import load_state, state_of
 
 
@@ -44,11 +45,12 @@ class PartModule(L.LightningModule):
         return dtype
 
     def set_mode(self, mode: str) -> None:
-        """Choose what trains: "body", "head" or "full"."""
+        """Choose what trains: "body", "head", "full", or a module or weight of these, as in "head.projection"."""
         self.hparams["mode"] = mode
         trained = parts_of(mode)
         for name, weight in self.model.named_parameters():
-            weight.requires_grad_(name.partition(".")[0] in trained and name not in self.frozen)
+            inside = f"{name}.".startswith(tuple(f"{part}." for part in trained))
+            weight.requires_grad_(inside and (name not in self.frozen or name == mode))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over what trains. Its momentum lives as long as one ``Trainer.fit``: one round."""
@@ -88,6 +90,7 @@ class LitFedBABU(PartModule):
         model_seed: seed of the initial weights, which are drawn in float32.
         dtype: "float32" or "float64": of the weights.
         image_size: height and width of the images in pixels.
+        head: "etf" for a frame of classes, as of ``simplex.SimplexHead``; empty: the model's own.
         neighbors: of kNN-Per k, the number of stored features, and of numbers in each; empty: none vote.
     """
 
@@ -109,6 +112,7 @@ class LitFedBABU(PartModule):
         model_seed: int = 0,
         dtype: str = "float32",
         image_size: int = 32,
+        head: str = "",
         neighbors: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class LitFedBABU(PartModule):
         self.provenance = {}
         self.loss = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
-        initial = with_neighbors(initial, neighbors)
+        initial = with_neighbors(with_simplex(initial, model_seed) if head else initial, neighbors)
         self.model = in_format(initial, getattr(torch, dtype))
         self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
         nan = float("nan")

@@ -8,6 +8,8 @@ NORM = "norm"
 """The part of normalization layers, which lies across body and head."""
 REST = "rest"
 """What of a user's module lies in no part: weights that its maker froze, and buffers. It never travels."""
+FRAME = "head.etf"
+"""The frame of classes of a head as of ``simplex.SimplexHead``, which follows from the seed."""
 PRIVATE = "private"
 """Where the provenance of a checkpoint has the names of weights that stay with clients, though their part travels."""
 

@@ -66,9 +66,11 @@ def finetune(
         own = experiment.client_data(0, config.derived_seed("finetune", 0))
         say(f"{data}: {task.described(own)}")
 
+        length = experiment.algorithm.tuning_length(config)
+
         def follow(curve: Sequence[Measured]) -> None:
             epoch, now = len(curve) - 1, curve[-1]
-            stage = "initial" if epoch == 0 else "personalized" if epoch == config.finetune_length else ""
+            stage = "initial" if epoch == 0 else "personalized" if epoch == length else ""
             loss = "" if math.isnan(now.loss) else f"  loss {now.loss:.4f}"
             say(f"epoch {epoch}  {score.name} {score.shown(now.score):>6}{score.unit}{loss}  {stage}".rstrip())
 

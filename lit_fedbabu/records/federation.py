@@ -155,7 +155,8 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
     on_nodes = config.on_sites or _memories_on_nodes(folder)
     if method.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
-    shared = without(select(content.state, parts_of(method.shared)), provenance.get(PRIVATE, ()))
+    own = *provenance.get(PRIVATE, ()), *method.fixed
+    shared = without(select(content.state, parts_of(method.shared)), own)
     return Federation(
         config,
         provenance["rounds"],

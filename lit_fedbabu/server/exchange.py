@@ -131,6 +131,7 @@ class Exchange:
             RunError: none of the clients was evaluated.
         """
         missing, rows, asked = set(clients), list[dict[str, Any]](), sorted(clients)
+        length = self._algorithm.tuning_length(self.config)
         self.refused = set()
         for attempt in range((self.config.max_round_retries if personalize else 0) + 1):
             if attempt:
@@ -142,7 +143,7 @@ class Exchange:
                 time.sleep(pause)
                 messages = self.evaluation(asked, personalize)
                 replies = self.grid.send_and_receive(messages, timeout=self.config.timeout_s)
-            rows += self._valid_rows(asked, replies, self.config.finetune_length if personalize else None)
+            rows += self._valid_rows(asked, replies, length if personalize else None)
             missing = missing - {row["client"] for row in rows}
             if not missing:
                 return rows

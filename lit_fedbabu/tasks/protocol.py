@@ -191,11 +191,15 @@ class AnyTask(Protocol):
         part: str,
         epochs: int,
         learning_rate: float,
+        losses: Sequence[Loss] = (),
+        turns: Sequence[tuple[str, int, float]] = (),
         say: Callable[[Sequence[Measured]], None] = lambda _: None,
     ) -> list[Personalization]:
         """Fine-tune a part of the modules in place; evaluate before, and after every epoch.
 
-        ``say`` is told of the first module's evaluations until now.
+        ``say`` is told of the first module's evaluations until now. Of images alone there are ``losses``, one for each
+        client in place of the cross-entropy, and ``turns``: what trains afterwards, with epochs and rates. After all of
+        these is one more evaluation.
         """
 
     def external_start(

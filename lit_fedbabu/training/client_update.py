@@ -7,6 +7,7 @@ from typing import NamedTuple, TypedDict
 from torch import Tensor
 
 from lit_fedbabu.learning.evaluation import Measured, Personalization
+from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner
 from lit_fedbabu.tasks.protocol import Data
@@ -178,11 +179,15 @@ def personalize(
     say: Callable[[Sequence[Measured]], None] = lambda _: None,
 ) -> list[Personalization]:
     """Fine-tune modules of clients in place, as the options say; ``say`` is told of the first one's evaluations."""
-    config = experiment.config
+    config, method, own = experiment.config, experiment.algorithm, OwnTuning()
+    if method.has_own_loss:  # so that these are images, whose classes are known
+        losses = [method.tuning_loss(config, each.class_counts) for each in data]
+        own["losses"] = [loss for loss in losses if loss is not None]
+        own["turns"] = method.turns(config)
     with seeded(config.derived_seed("finetuning-draws", *clients)):
         if config.finetune_part == "knn":
             return experiment.classifier.vote(modules, data, config.knn_neighbors, config.knn_weight, say)
-        return experiment.task.personalize(modules, data, **finetuning_of(experiment), say=say)
+        return experiment.task.personalize(modules, data, **finetuning_of(experiment), **own, say=say)
 
 
 def initial_evaluations(
@@ -233,6 +238,13 @@ class FineTuning(TypedDict):
     part: str
     epochs: int
     learning_rate: float
+
+
+class OwnTuning(TypedDict, total=False):
+    """More options of it, for methods with a loss of their own."""
+
+    losses: Sequence[Loss]
+    turns: Sequence[tuple[str, int, float]]
 
 
 def finetuning_of(experiment: Experiment) -> FineTuning:

@@ -184,7 +184,7 @@ class Experiment:
 
     def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that travel."""
-        return without(select(state, parts_of(self.algorithm.shared)), self.private)
+        return without(select(state, parts_of(self.algorithm.shared)), {*self.private, *self.algorithm.fixed})
 
     def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a model's state that a client keeps."""

@@ -64,7 +64,7 @@ def test_what_is_kept_is_what_is_trained_and_not_shared(algorithm, tmp_path):
     norms = {name for name in before if name.split(".")[:3:2] == ["body", "1"]} if row.private else set()
     assert len(norms) == (8 if row.private else 0), "weights and biases of four layers"
     kept = row.kept
-    assert state.keys() == select(before, parts_of(row.shared)).keys() - norms
+    assert state.keys() == select(before, parts_of(row.shared)).keys() - norms - set(row.fixed)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
     assert files == (["client_0002/round_0005.safetensors"] if kept else [])
     state_names = tuple(f"{each}." for each in row.state)

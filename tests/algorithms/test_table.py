@@ -27,6 +27,7 @@ PARTS_OF = {  # what a round shares, trains and keeps, as the methods' papers sa
     "ifca": ({"body", "head"}, {"body", "head"}, set()),
     "feddbe": ({"body", "head"}, {"body", "head"}, {"own"}),
     "pfedfda": ({"body", "head"}, {"body"}, set()),
+    "fedetf": ({"body", "head"}, {"body", "head"}, set()),
     "scaffold": ({"body", "head"}, {"body", "head"}, {"control"}),
     "scaffold-babu": ({"body"}, {"body"}, {"control"}),
     "apfl": ({"body", "head"}, {"body", "head"}, {"body", "head", "mixing"}),

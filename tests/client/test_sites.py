@@ -44,6 +44,7 @@ def nodes(tmp_path, monkeypatch):
         pytest.param("fedbabu", "full", marks=pytest.mark.slow),
         ("fedper", "full"),
         pytest.param("fedavg", "knn", marks=pytest.mark.slow),
+        pytest.param("fedetf", "full", marks=pytest.mark.slow),
     ],
 )
 def test_sites_train_on_their_own_images_and_keep_what_is_theirs(algorithm, part, nodes, tmp_path, capsys):

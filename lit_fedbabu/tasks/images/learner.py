@@ -95,16 +95,27 @@ def personalize(
     part: str,
     epochs: int,
     learning_rate: float,
+    losses: Sequence[Loss] = (),
+    turns: Sequence[tuple[str, int, float]] = (),
     say: Say = lambda _: None,
 ) -> list[Personalization]:
     """Fine-tune a part of the modules in place; evaluate before, and after every epoch.
 
-    ``say`` is told of the first module before training and after every epoch, as soon as it is known.
+    ``say`` is told of the first module before training and after every epoch, as soon as it is known. ``losses`` and
+    ``turns`` are as of ``AnyTask.personalize``.
     """
     curves = [[evaluation] for evaluation in evaluate(modules, data)]
     say(curves[0])
     before = probe(modules, data)
-    fit(modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves, say=say)
+    fit(
+        modules, data, mode=part, epochs=epochs, learning_rate=learning_rate, curves=curves, losses=losses, say=say
+    )  # fmt: skip
+    for named, length, rate in turns:
+        fit(modules, data, mode=named, epochs=length, learning_rate=rate)
+    if turns:
+        for curve, evaluation in zip(curves, evaluate(modules, data), strict=True):
+            curve.append(evaluation)
+        say(curves[0])
     after = probe(modules, data)
     return [_course(*each) for each in zip(modules, curves, before, after, strict=True)]
 

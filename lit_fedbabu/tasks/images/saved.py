@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
 from lit_fedbabu.learning.neighbors import with_neighbors
+from lit_fedbabu.learning.simplex import with_simplex
 
 NEEDED = frozenset({"class_names", "mean", "std"})
 OPTIONS = frozenset({"model_name", "num_classes", "norm", "channels"})
@@ -25,6 +26,7 @@ def problem(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         "channels": type(channels) is int and channels in (1, 3),
         "dtype": options.get("dtype", "float32") in ("float32", "float64"),
         "image_size": type(size_of(options)) is int and size_of(options) > 0,
+        "head": options.get("head", "") in ("", "etf"),
         "neighbors": _are_neighbors(options.get("neighbors", ())),
     }
     for key in (key for key, fit in fits.items() if not fit):
@@ -62,6 +64,7 @@ def model(
     """A new model, and the weights by their names there."""
     model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
     made = build_model(model_name, options["num_classes"], 0, norm, channels, size_of(options))
+    made = with_simplex(made, 0) if options.get("head") else made
     dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     made = in_format(made, dtype)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.errors import InputError, some
@@ -262,6 +263,7 @@ class ImageClassification:
             model_seed=seed,
             dtype="float64" if config.precision == "64-true" else "float32",
             image_size=config.image_size,
+            head=algorithm_of(config).head,
         )
 
     def fit(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[float]:
