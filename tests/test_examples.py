@@ -37,11 +37,9 @@ def test_the_page_shows_every_public_name():
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize(("page", "least", "told"), [
-        (PAGE, 8, "num-clients = 0: must be"), pytest.param("README.md", 1, "['", marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("page", "least", "told"), [(PAGE, 8, "num-clients = 0: must be"), ("README.md", 1, "['")])
 def test_the_page_runs_from_top_to_bottom(page, least, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("image.png")
@@ -90,9 +88,8 @@ def data(package, name):
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize(
-    "name", ["timeseries", *(pytest.param(name, marks=pytest.mark.slow) for name in TRIED if name != "timeseries")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRIED)
 def test_an_example_goes_from_its_data_to_personal_models(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, few, least = TRIED[name]

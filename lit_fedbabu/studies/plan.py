@@ -243,7 +243,7 @@ def _per(
                 raise InputError(table, options, f"the axis has no such value; there are {there}")
             if not isinstance(options, dict):
                 raise InputError(table, options, f"must be a table of options, as in [{table}]")
-            form = "lists" if of_lists else "single values"
+            form = "lists of values" if of_lists else "single values"
             if wrong := [key for key, each in options.items() if isinstance(each, list) != of_lists or key in PLACES]:
                 raise InputError(table, wrong, f"must be {form}, and no places")
             if names := [key for key in options if key in axes]:

@@ -95,7 +95,18 @@ def test_flowers_mean_as_a_users_strategy_is_the_mean():
         np.testing.assert_allclose(mine[name].numpy(), array.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedMedian", "Krum", "Bulyan"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FedAvgM",
+        "FedAdam",
+        "FedYogi",
+        "FedAdagrad",
+        "FedMedian",
+        "Krum",
+        pytest.param("Bulyan", marks=pytest.mark.slow),
+    ],
+)
 def test_what_flowers_strategies_keep_is_written_and_read_whole(name, tmp_path, monkeypatch):
     for identity in ("_task_id", "_run_id", "_node_id"):  # as in a command before its run
         monkeypatch.setattr(TaskIdentity, identity, None)

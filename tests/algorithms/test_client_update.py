@@ -116,7 +116,10 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("changes", SAME.values(), ids=SAME)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(each, id=name, marks=pytest.mark.slow if "+BABU" in name else ()) for name, each in SAME.items()],
+)
 def test_algorithms_meet_where_they_are_the_same(changes, federate):
     states = []
     for change in changes:
@@ -176,6 +179,7 @@ def test_dittos_personal_model_goes_on_from_itself_and_is_the_clients_own(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_centralized_training_sees_the_images_of_all_clients(federate, capsys):
     experiment = tiny(algorithm="centralized", num_server_rounds=1)
     _, count, *_ = update.client_update(experiment, 0, 1, experiment.initial_shared(), 0.1)
@@ -247,7 +251,7 @@ def test_what_is_not_shared_is_not_accepted():
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["fedbabu", "fedrep", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedavg", "local"))]
+    "algorithm", ["fedbabu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedrep", "fedavg", "local"))]
 )
 def test_a_federation_of_one_client_is_sgd_by_hand(algorithm, federate):
     experiment = tiny(

@@ -102,7 +102,8 @@ def test_one_cluster_is_fedavg_to_the_bit(federate):
 
 
 @pytest.mark.usefixtures("one_core")
-@pytest.mark.parametrize("kind", ["images", pytest.param("task", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "task"])
 def test_a_stopped_run_goes_on_to_the_same_bytes_and_is_fine_tuned(kind, federate, capsys):
     config = of_task("ifca") if kind == "task" else config_of("ifca", num_server_rounds=3, fraction_train=0.7)
     whole, folder = stopped_and_resumed(config, federate)

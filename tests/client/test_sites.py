@@ -273,7 +273,7 @@ class TaskSites(Sites):
             return super().answer(message, context)
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper"])
+@pytest.mark.parametrize("algorithm", [pytest.param("fedbabu", marks=pytest.mark.slow), "fedper"])
 def test_sites_of_a_task_have_their_own_data_alone(algorithm, tmp_path, capsys, monkeypatch):
     options = {
         "task": "tests.own_tasks:on_sites", "algorithm": algorithm, "num-clients": SITES, "fraction-train": 1.0,

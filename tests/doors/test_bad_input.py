@@ -72,7 +72,7 @@ CASES = [
     ("run finetune-part=Head", "must be one of head, body, full, knn; did you mean head?"),
     ("run finetune-part=knn knn-weight=-0.5", "knn-weight = -0.5: must be from 0 to 1, or -1, which chooses it"),
     ("run augmentation=mixup", 'augmentation = "mixup": must be one of crop-flip, crop, resized-crop-flip, none'),
-    ("run norm=group", 'norm = "group": must be one of batch, batch-running'),
+    ("run norm=layer", 'norm = "layer": must be one of batch, batch-running, group'),
     ("run precision=8-bit", 'precision = "8-bit": must be one of auto'),
     ("run cohort-size=-1", "cohort-size = -1: must be at least 0"),
     (f"run {DIGITS} algorithm=fedbaboon", "of your own; did you mean fedbabu?"),

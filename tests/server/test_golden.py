@@ -46,7 +46,7 @@ def course(federate, algorithm):
     return lines
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", "ditto"])
+@pytest.mark.parametrize("algorithm", ["fedbabu", "fedavg", pytest.param("ditto", marks=pytest.mark.slow)])
 def test_the_course_of_a_federation_is_as_written(algorithm, federate, request):
     path = GOLDEN / f"{algorithm}.txt"
     lines = course(federate, algorithm)

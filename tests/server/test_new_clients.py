@@ -19,7 +19,15 @@ from lit_fedbabu.training.client_update import own_module
 from tests.support import FakeGrid, curves, finetuned, tiny, tiny_config
 
 
-@pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "ditto", "centralized"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "fedbabu",
+        "fedper",
+        pytest.param("ditto", marks=pytest.mark.slow),
+        pytest.param("centralized", marks=pytest.mark.slow),
+    ],
+)
 def test_new_clients_have_no_part_and_are_reported_apart(algorithm, federate, one_core, capsys):
     config = tiny_config(algorithm=algorithm, num_new_clients=2, fraction_train=1.0)
     folder, grid = federate(config)

@@ -110,6 +110,11 @@ def test_the_shipped_studies_are_those_of_their_configurations():
         alone = parse_words([str(folder / "official.toml"), *([str(own)] if own.exists() else [])])
         alone |= {"dataset": "data/cifar10", "evaluate-every": 5, "seed": run.config.seed}
         assert run.config.experiment() == Config.from_run_config(alone).experiment()
+
+
+@pytest.mark.slow
+def test_the_studies_of_all_methods_have_all_and_tune_them_alike():
+    folder = Path(__file__).parent.parent.parent / "configs"
     for name in ("digits", "field"):
         found = read_study(folder / "studies" / f"{name}.toml")
         assert {run.config.algorithm for run in found.runs} == set(ALGORITHMS)

@@ -124,7 +124,7 @@ REFUSED = {
     "[tune]\nruns = 0.5\nmomentum = [0.1, 0.2]": "tune.runs = 0.5: must be a whole number, at least 1",
     "[tune.per.algorithm.fedavg]\nproximal-mu = [0.1, 0.2]": "tune.per.algorithm = .*no such axis; there are seed",
     "[tune.per.seed.2]\nmomentum = [0.1, 0.2]": r"tune.per.seed.2 = .*there are \[tune.per.seed.1\]",
-    "[tune.per.seed.1]\nmomentum = 0.1": "tune.per.seed.1 = .*must be lists, and no places",
+    "[tune.per.seed.1]\nmomentum = 0.1": "tune.per.seed.1 = .*must be lists of values, and no places",
     "[tune.per.seed.1]\nmomentum = [0.1]": "tune.per.seed.1.momentum = .*two different values or more",
     "[tune.per.seed.1]\nproximal-mu = [0.1, 0.2]": "tune.per.seed.1.proximal-mu = .*is read by fedprox, .* alone",
     "[tune]\nmomentum = [0.1]": "tune.momentum = .*two different values or more",
