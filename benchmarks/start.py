@@ -48,8 +48,9 @@ def main() -> int:
 
 def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
     """What is measured: a function for each command, which returns seconds."""
-    image, count = scratch / "image.png", iter(range(1_000_000))
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
+    images, count = [str(scratch / f"{name}.png") for name in "ab"], iter(range(1_000_000))
+    for image in images:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
     small = ["dataset=digits", "num-clients=4", "num-local-epochs=1", f"output-dir={scratch}"]
     done = [*small, "run-name=done", "num-server-rounds=1", "num-finetune-epochs=1", "fraction-train=0.5"]
     _seconds([sys.executable, "-m", "lit_fedbabu.run", *done])
@@ -87,7 +88,7 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
         f'python -c "{IMPORTS}"': lambda: _seconds([sys.executable, "-c", IMPORTS]),
         "lit-fedbabu run --help": ours("run", "--help"),
         "a refusal: lit-fedbabu run seeed=1": ours("run", "seeed=1", status=2),
-        "lit-fedbabu predict of one image": ours("predict", checkpoint, str(image)),
+        "lit-fedbabu predict of two images": ours("predict", checkpoint, *images),
         "lit-fedbabu finetune, one epoch of one client": lambda: _seconds(
             [
                 sys.executable,
