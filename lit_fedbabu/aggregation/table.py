@@ -13,7 +13,6 @@ from lit_fedbabu.config import AGGREGATORS, Config
 from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.ground.errors import InputError, RunError, told
-from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.training.experiment import Experiment
 
 TRIED_ROUNDS = 2
@@ -49,7 +48,7 @@ def check(experiment: Experiment) -> None:
     config, name = experiment.config, experiment.config.aggregator
     if name == "mean":
         return
-    if experiment.algorithm.pooled or not parts_of(experiment.algorithm.shared):
+    if not experiment.algorithm.federates:
         raise InputError("aggregator", name, f"{config.algorithm} has nothing to aggregate; take mean")
     count = config.min_clients_per_round or config.clients_per_round
     if problem := too_few(name, count, config.num_malicious, config.trim_fraction):

@@ -245,6 +245,11 @@ class Algorithm:
         return False
 
     @property
+    def federates(self) -> bool:
+        """Whether there are several clients' models to make one of."""
+        return not self.pooled and bool(parts_of(self.shared))
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """The parts that a round trains."""
         return tuple(part for part in PARTS if any(part in parts_of(phase) for phase, _ in self.phases))

@@ -136,7 +136,7 @@ def kind_of(name: str) -> str:
     if name not in ALGORITHMS:
         return ""
     row = ALGORITHMS[name]
-    if row.pooled or not parts_of(row.shared):
+    if not row.federates:
         return "bound"
     own = {*row.kept} & {*PARTS} - {*parts_of(row.shared)} or type(row).own_model is not Algorithm.own_model
     return "one each" if own or row.private else "one for all"
