@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_fedbabu.config import Config
     from lit_fedbabu.finetune import finetune
     from lit_fedbabu.ground.errors import InputError, RunError
+    from lit_fedbabu.learning.checkpoint import load_module
     from lit_fedbabu.learning.losses import Batch
     from lit_fedbabu.learning.module import LitFedBABU
     from lit_fedbabu.records.classifier import Classifier, load_model
@@ -51,6 +52,7 @@ _HOME = {
     "as_columns": "records.results",
     "finetune": "finetune",
     "load_model": "records.classifier",
+    "load_module": "learning.checkpoint",
     "read_results": "records.results",
     "run": "run",
     "trained_weights": "algorithms.steps",
@@ -60,7 +62,7 @@ _HOME = {
 __all__ = [
     "ALGORITHMS", "Algorithm", "Batch", "Beginning", "Classifier", "ClientData", "Cohort", "Combined", "Config",
     "Experiment", "FedBABUClient", "InputError", "LitFedBABU", "Participant", "Results", "RunError", "SharedParts",
-    "Task", "Update", "__version__", "as_columns", "finetune", "load_model", "read_results", "run",
+    "Task", "Update", "__version__", "as_columns", "finetune", "load_model", "load_module", "read_results", "run",
     "trained_weights",
 ]  # fmt: skip
 

@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lit_fedbabu import Task
-
 INPUTS, KINDS, ROWS = 5, 3, 22
 PARTS = {"body": ("body", "teacher"), "head": ("head",)}
 
@@ -268,11 +266,19 @@ class Data(L.LightningDataModule):
         return DataLoader(self.rest, 6)
 
 
-task = Task(
-    Net,
-    Data,
-    "test_loss",
-    higher_is_better=False,
-    callbacks=lambda: made(draw.of_task),
-    **PARTS,
-)
+class Drawn:
+    """The task of the draw, as an object of one's own."""
+
+    module, data, score, higher_is_better = Net, Data, "test_loss", False
+    body, head = PARTS["body"], PARTS["head"]
+
+    def callbacks(self):
+        return made(draw.of_task)
+
+    @property
+    def base(self):
+        """None of its frozen weights where some of these move."""
+        return () if draw.teacher or draw.freeze == "thaw" else None
+
+
+task = Drawn()

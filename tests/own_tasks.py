@@ -509,7 +509,39 @@ silent = Task(Silent, Sensors, score="test_f1")
 elsewhere = Task(Elsewhere, Sensors, score="test_f1")
 elsewhere_data = Task(Windows, lambda **_: Elsewhere(), score="test_f1")
 outside_teacher = Task(Teaches, Sensors, score="test_f1")
-teaches = Task(Teaches, Sensors, score="test_f1", body=("body", "teacher"))
+teaches = Task(Teaches, Sensors, score="test_f1", body=("body", "teacher"), base=())
+based_teacher = Task(Teaches, Sensors, score="test_f1", body=("body", "teacher"))
+
+
+class Trunk(Windows):
+    """Its body is a layer of a trunk that it has frozen, with its statistics, and an adapter of two layers.
+
+    The trunk is read from the file that TRUNK names, if there is one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        trunk = nn.Sequential(nn.Linear(SENSORS, 32), nn.BatchNorm1d(32)).requires_grad_(False)
+        if "TRUNK" in os.environ:
+            trunk.load_state_dict(torch.load(os.environ["TRUNK"], weights_only=True))
+        self.body = nn.Sequential(trunk.eval(), nn.ReLU(), nn.Linear(32, 8), nn.BatchNorm1d(8))
+        self.outside = nn.Linear(SENSORS, SENSORS).requires_grad_(False)
+
+    def forward(self, windows):
+        return super().forward(windows + self.outside(windows))
+
+
+class PlainTrunk(Trunk):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+trunk = Task(Trunk, Sensors, score="test_f1")
+plain_trunk = Task(PlainTrunk, Sensors, score="test_f1")
+plain_carried = Task(PlainTrunk, Sensors, score="test_f1", base=())
+carried = Task(Trunk, Sensors, score="test_f1", base=())
+partly = Task(Trunk, Sensors, score="test_f1", base=("body.0.0",))
+trained_base = Task(Trunk, Sensors, score="test_f1", base=("body",))
 streamed = Task(Plain, Streamed, score="test_f1")
 endless = Task(Plain, Endless, score="test_f1")
 one_part = Task(Windows, Sensors, score="test_f1", body=("body", "head"), head=())

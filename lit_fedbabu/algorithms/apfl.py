@@ -101,7 +101,7 @@ class Mixed(L.Callback):
         return {name: value.detach().cpu() for name, value in self._own.items()}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        names = {id(weight): name for name, weight in view_of(module).named_parameters()}
+        names = {id(weight): name for name, weight in view_of(module).named_parameters() if name in self._own}
         self._own = {name: value.to(module.device) for name, value in self._own.items()}
         for optimizer in trainer.optimizers:
             refuse_but_sgd(self._name, optimizer)

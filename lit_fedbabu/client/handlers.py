@@ -35,6 +35,7 @@ def place(message: Message, context: Context) -> Message:
     try:
         Code.from_record(message.content).refuse_other()
         host = HOSTS.of(context)
+        base = str(host.experiment.base_facts.get("digest", ""))
     except ValueError as error:
         say(f"error: {error}")
         return Message(Place(0, 0, "", refusal=" ".join(str(error).split())).to_record(), reply_to=message)
@@ -42,7 +43,7 @@ def place(message: Message, context: Context) -> Message:
     device, digest = trains_on(config.precision), config.initial_weights_digest
     sizes = host.experiment.task.sizes[host.client] if host.client is not None else (0, 0)
     precision = resolve_precision(config.precision)
-    answer = Place(host.place, host.nodes, device, precision, host.state is not None, digest, *sizes)
+    answer = Place(host.place, host.nodes, device, precision, host.state is not None, digest, base, *sizes)
     return Message(answer.to_record(), reply_to=message)
 
 

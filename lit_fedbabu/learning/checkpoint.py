@@ -18,10 +18,11 @@ from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import whole
 from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.parts import PARTS, REST, select
-from lit_fedbabu.learning.state import aliases, load_state, not_finite
+from lit_fedbabu.learning.state import aliases, base_names, load_state, not_finite, state_of
 
 if TYPE_CHECKING:
-    from lit_fedbabu.learning.module import LitFedBABU
+    from lightning import LightningModule
+
     from lit_fedbabu.learning.state import Learner
 
 OUTSIDE = "lit_fedbabu_rest"
@@ -43,6 +44,7 @@ class Checkpoint:
         hyper_parameters: of ``LitFedBABU``, or of the user's module.
         state: the model's weights by their names, ``body...`` and ``head...``, and of a task's module ``rest...``, what
             it has in neither.
+        base: names of those that its maker froze, and that do not travel.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     hyper_parameters: dict[str, Any]
     state: dict[str, Tensor]
+    base: frozenset[str] = frozenset()
 
     @property
     def task(self) -> str:
@@ -80,6 +83,10 @@ class Checkpoint:
         model.eval()
         return model
 
+    def module(self) -> LightningModule:
+        """The LightningModule with its weights, in evaluation mode."""
+        return _saved(self.provenance).loaded(self.provenance, self.hyper_parameters, self.state).eval()
+
 
 class Saved(Protocol):
     """What a module of a task's folder says of the task's checkpoints. It does not import Lightning until it must."""
@@ -101,7 +108,12 @@ class Saved(Protocol):
     def model(
         self, provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]
     ) -> tuple[nn.Module, dict[str, Tensor]]:
-        """A new model, and the entries of the checkpoint's state by the names there."""
+        """A new model, and the entries of the checkpoint's state by the names there, with those of its base."""
+
+    def loaded(
+        self, provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]
+    ) -> LightningModule:
+        """The LightningModule with such a state."""
 
 
 def save(module: Learner, path: Path, written: Callable[[Path], None] = lambda scratch: None) -> None:
@@ -117,7 +129,7 @@ def save(module: Learner, path: Path, written: Callable[[Path], None] = lambda s
     """
     from lit_fedbabu.learning.trainer import new_trainer  # imports Lightning, which takes seconds
 
-    state = module.model.state_dict()
+    state = state_of(module.model)
     if broken := not_finite(state):
         raise RunError(f"{path} is not written: its weights are not finite, the first is {broken[0]}")
     if module.provenance["kind"] not in KINDS:
@@ -170,18 +182,22 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
     tied = aliases(model)
-    return Checkpoint(path, kind, provenance, options, {key: state[key] for key in state if key not in tied})
+    state = {key: state[key] for key in state if key not in tied}
+    return Checkpoint(path, kind, provenance, options, state, base_names(model))
 
 
-def load(path: Path, trusted: str = "") -> LitFedBABU:
-    """The LightningModule of a checkpoint of images, in evaluation mode; arguments and errors as of ``read``."""
-    from lit_fedbabu.learning.module import LitFedBABU  # imports Lightning, which takes seconds
+def load_module(path: str | Path, trusted: str = "") -> LightningModule:
+    """The LightningModule of a saved model, in evaluation mode: a ``LitFedBABU``, or that of a task of your own.
 
-    checkpoint = read(path, trusted)
-    module = LitFedBABU(**checkpoint.hyper_parameters)
-    load_state(module.model, checkpoint.state)
-    module.provenance = checkpoint.provenance
-    return module.eval()
+    Args:
+        path: of a checkpoint, or of the folder of a saved model.
+        trusted: the import path of a model or of a task of your own that the checkpoint may import.
+
+    Raises:
+        InputError: the file is damaged, not a checkpoint of this package, names code that is not trusted, or lies on
+            a base that cannot be had.
+    """
+    return read(Path(path), trusted).module()
 
 
 def _of_file(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Many clients as one: a module whose weights have a leading axis of clients."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lit_fedbabu.learning.base import copied
 from lit_fedbabu.learning.losses import Batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
-from lit_fedbabu.learning.state import Learner, aliases, load_state, state_of
+from lit_fedbabu.learning.state import Learner, aliases, base_names, load_state, state_of
 
 Group = tuple[list[int], Tensor, Tensor]
 """A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
@@ -19,10 +19,10 @@ Group = tuple[list[int], Tensor, Tensor]
 class LitCohort(PartModule):
     """The modules of several clients, trained together.
 
-    Every weight and buffer of ``model`` has a leading axis of clients, and ``vmap`` gives each client's batch to its
-    own weights, so batch statistics are a client's own. SGD acts on every number by itself, so its state is each
-    client's own too. A client that has no more batches in an epoch stands still, weights and momentum, until the next
-    epoch. Random layers, such as dropout, draw other numbers than they do for one client after another.
+    Every weight and buffer of ``model`` but the base has a leading axis of clients, and ``vmap`` gives each client's
+    batch to its own weights, so batch statistics are a client's own. SGD acts on every number by itself, so its
+    state is each client's own too. A client that has no more batches in an epoch stands still, weights and momentum,
+    until the next epoch. Random layers, such as dropout, draw other numbers than they do for one client after another.
 
     Args:
         members: the clients' modules. They get their weights back from ``unstack``.
@@ -32,7 +32,7 @@ class LitCohort(PartModule):
         super().__init__()
         self.save_hyperparameters(dict(members[0].hparams))
         self._members = tuple(members)  # a tuple, so that their weights are not weights of this module
-        self.model = copy.deepcopy(members[0].model)
+        self.model = copied(members[0].model, members[0].base.values())
         tied = aliases(self.model)
         for name, value in stack(members).items():
             owner, leaf = self._owner(name)
@@ -139,11 +139,13 @@ class LitCohort(PartModule):
         """The model, or a part of it, of each client on the client's own inputs (A, B, ...)."""
         module = self.model.get_submodule(part)
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        rows = {name: value[self._rows(clients)] for name, value in state.items()}
+        alike = {name for name in state if f"{part}.{name}".lstrip(".") in base_names(self.model)}
+        rows = {name: value[self._rows(clients)] for name, value in state.items() if name not in alike}
         outputs: Tensor = vmap(lambda own, x: functional_call(module, own, (x,)), randomness="different")(rows, inputs)
         if len(clients) < len(self._members):
             for name, buffer in module.named_buffers():
-                buffer[clients] = rows[name]
+                if name in rows:
+                    buffer[clients] = rows[name]
         return outputs
 
 

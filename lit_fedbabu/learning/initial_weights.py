@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, some
-from lit_fedbabu.learning.state import load_state, not_finite, state_of
+from lit_fedbabu.learning.state import base_of, load_state, not_finite, state_of
 
 KEY = "initial-weights"
 PLACES = ("", "body.")
@@ -35,7 +35,7 @@ def load(model: nn.Module, path: str) -> str:
     Raises:
         InputError: the file cannot be read, has no matrix or kernel of the model, or numbers that are not finite.
     """
-    own, given = state_of(model), _read(Path(path))
+    own, given = {**state_of(model), **base_of(model)}, _read(Path(path))
     ways = itertools.product(_beginnings(given), PLACES)
     named = max((_renamed(given, *way) for way in ways), key=lambda each: len(_fitting(own, each)))
     found = _fitting(own, named)

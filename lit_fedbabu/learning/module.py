@@ -1,6 +1,5 @@
 """LitFedBABU: a LightningModule that trains one part of its model and leaves the rest bitwise unchanged."""
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,14 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from lit_fedbabu.learning.base import copied, frozen_names, put_under, take_out
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.simplex import with_simplex
-from lit_fedbabu.learning.state import load_state, state_of
+from lit_fedbabu.learning.state import base_names, base_of, load_state, state_of
 
 
 class PartModule(L.LightningModule):
@@ -120,8 +120,10 @@ class LitFedBABU(PartModule):
         self.provenance = {}
         self.loss = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
+        base = frozen_names(initial)
         initial = with_neighbors(with_simplex(initial, model_seed) if head else initial, neighbors)
         self.model = in_format(initial, getattr(torch, dtype))
+        take_out(self.model, base)
         self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
         nan = float("nan")
         self.train_loss = MeanMetric(nan_strategy=nan)  # a loss that is not a number stays one
@@ -143,9 +145,14 @@ class LitFedBABU(PartModule):
     def _is_listened_to(self) -> bool:
         return not isinstance(self.trainer, ClientTrainer)
 
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """What the model's maker froze."""
+        return base_of(self.model)
+
     def copy(self) -> "LitFedBABU":
-        """Another one with the same weights."""
-        return copy.deepcopy(self)
+        """Another one with the same weights, of which those of the base are shared."""
+        return copied(self, self.base.values())
 
     @property
     def named(self) -> nn.Module:
@@ -227,8 +234,14 @@ class LitFedBABU(PartModule):
         return self.in_weights_dtype(features.flatten(1), self.model.get_submodule("head")(features), labels)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in base_names(self.model):
+            del checkpoint["state_dict"][f"model.{name}"]
         # Pickle writes an object that it has seen before as a reference. Copied, equal contents make equal bytes.
         checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.provenance = checkpoint.get("lit_fedbabu", {})
+        whole = self.model.state_dict()
+        if lacking := {name for name in base_names(self.model) if f"model.{name}" not in checkpoint["state_dict"]}:
+            put_under(self.model, self.base, self.provenance)
+            checkpoint["state_dict"] |= {f"model.{name}": whole[name] for name in lacking}

@@ -1,7 +1,8 @@
-"""A model's state, in which tied weights are one tensor."""
+"""A model's state, in which tied weights are one tensor, and which is without the model's base."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -19,6 +20,26 @@ NORMALIZATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 NEAR = 1e-4
 """Relative difference of weights that the same code makes: threads and the type of CPU may change the last bits."""
+
+BASE = "base"
+"""Attribute of a model with its ``Base``, and where the provenance of a checkpoint tells of it."""
+
+
+@dataclasses.dataclass
+class Base:
+    """What of a model its maker froze. Copies of the model have the same one, and the same tensors for it.
+
+    Args:
+        names: in the model's whole state.
+        sums: of their bits, as they were when training was first seen.
+    """
+
+    names: frozenset[str] = frozenset()
+    sums: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
 
 VIEWS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """Of users' modules that are trained: each as a body and a head."""
@@ -43,8 +64,12 @@ class Learner(Protocol):
     def rest(self) -> dict[str, Tensor]:
         """What it has in no part, by names behind ``rest.``."""
 
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """What its maker froze, by names of the model, and behind ``rest.`` of what lies in no part."""
+
     def copy(self) -> Self:
-        """Another one with the same weights."""
+        """Another one with the same weights, of which those of the base are shared."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Lay a state, or some of it, over its own; raises ValueError where it is of another model."""
@@ -67,9 +92,26 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state with every tensor under one name, the first that it has."""
-    tied = aliases(model)
-    return {name: value for name, value in model.state_dict().items() if name not in tied}
+    """A model's state without its base, and with every tensor under one name, the first that it has."""
+    left_out = aliases(model).keys() | base_names(model)
+    return {name: value for name, value in model.state_dict().items() if name not in left_out}
+
+
+def base_names(model: nn.Module) -> frozenset[str]:
+    """Names in a model's whole state of its base."""
+    found: Base = getattr(model, BASE, Base())
+    return found.names
+
+
+def over_base(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state with what it lacks of the model's base, also under the other names of tied weights."""
+    return {**{name: value for name, value in model.state_dict().items() if name in base_names(model)}, **state}
+
+
+def base_of(model: nn.Module) -> dict[str, Tensor]:
+    """The base of a model, as its module holds it, with every tensor under one name."""
+    whole, tied = model.state_dict(keep_vars=True), aliases(model)
+    return {name: value for name, value in whole.items() if name in base_names(model) and name not in tied}
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
@@ -88,13 +130,13 @@ def first_other(before: Mapping[str, Any], after: Mapping[str, Any], near: float
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state as of ``state_of``, or one that also has the other names of tied weights.
+    """Load a state as of ``state_of``, or one that also has the base, or the other names of tied weights.
 
     Raises:
         ValueError: it is not a state of this model.
     """
     wrong = model.load_state_dict(state, strict=False)
-    if missing := sorted(set(wrong.missing_keys) - set(aliases(model))):
+    if missing := sorted(set(wrong.missing_keys) - set(aliases(model)) - base_names(model)):
         raise ValueError(f"a state without {', '.join(missing)}")
     if wrong.unexpected_keys:
         raise ValueError(f"a state with {', '.join(wrong.unexpected_keys)}, which the model does not have")

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lit_fedbabu.ground import system
 
-VERSION = 6
+VERSION = 7
 """Of the messages. It grows when a name or a meaning changes."""
 KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "lists": MetricRecord}
 """Types of records by their names; others are a ConfigRecord."""
@@ -74,6 +74,7 @@ class Place:
         precision: what ``precision`` stands for there.
         own_disk: whether its clients' memories lie in a folder of its own, and not in that of the run.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
+        base: digest of what its model's maker froze; empty: nothing.
         num_train: training samples of a site's client; 0: it is no site.
         num_test: its test samples.
         refusal: why it cannot take part; empty: it can.
@@ -85,6 +86,7 @@ class Place:
     precision: str = ""
     own_disk: bool = False
     initial_weights: str = ""
+    base: str = ""
     num_train: int = 0
     num_test: int = 0
     refusal: str = ""

@@ -40,7 +40,7 @@ class Classifier(nn.Module, ModelHubMixin):
     def __init__(self, saved: Checkpoint) -> None:
         super().__init__()
         if not saved.of.by_options:
-            remedy = f"is of the task {saved.task}; load it with load_from_checkpoint of its own LightningModule"
+            remedy = f"is of the task {saved.task}; load_module gives its LightningModule"
             raise InputError("checkpoint", str(saved.path), remedy)
         self._saved = saved
         self.model = saved.build()

@@ -148,14 +148,15 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
     if content.kind != "federation":
         if content.of.by_options:
             config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
-        return Federation(config, [], content.state, provenance, kind=content.kind)
+        under = {**{name: content.state[name] for name in content.base}, **select(content.state, [REST])}
+        return Federation(config, [], content.state, provenance, kind=content.kind, initial=under)
     method = algorithm_of(config)
     folder = path.resolve().parent.parent
     memories = folder / MEMORY
     on_nodes = config.on_sites or _memories_on_nodes(folder)
     if method.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
-    own = *provenance.get(PRIVATE, ()), *method.fixed
+    own = *provenance.get(PRIVATE, ()), *method.fixed, *content.base
     shared = without(select(content.state, parts_of(method.shared)), own)
     return Federation(
         config,

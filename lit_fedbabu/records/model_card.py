@@ -12,6 +12,7 @@ from lit_fedbabu.ground.files import dataset_folder, write_whole
 from lit_fedbabu.ground.printing import in_code, in_markdown
 from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
+from lit_fedbabu.learning.state import BASE
 from lit_fedbabu.records.results import measures, score_of
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
         provenance=provenance,
         settings={key: in_markdown(str(config[key])) for key in keys},
         trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
-        began=_began(config),
+        began=_began(config) + _based(provenance),
         finetuned=_finetuned(provenance),
         results=_results(provenance, outcome) if outcome else {},
         license=LICENSE,
@@ -215,13 +216,12 @@ def _from_hub(provenance: Mapping[str, Any]) -> str:
 
 def _of_task(config: Mapping[str, Any], path: str) -> tuple[tuple[str, str], str]:
     """What a module of a task is, around its method, and how it is used."""
-    module = config["task"].partition(":")[0]
     return (
         ("The LightningModule of a task, a body and a head", "."),
         f"""```python
-from {module} import task
+import lit_fedbabu
 
-model = type(task.module()).load_from_checkpoint("{path}", weights_only=True)
+model = lit_fedbabu.load_module("{path}", "{config["task"]}")  # which imports the task
 ```
 
 A federation's checkpoint has the head as it was before the first round unless the head is shared.""",
@@ -242,6 +242,15 @@ def _began(config: Mapping[str, Any]) -> str:
         return ""
     file, digest = Path(config["initial-weights"]).name, config["initial-weights-digest"]
     return f" It began with what fits of the weights in {in_code(file)} (SHA-256 {digest})."
+
+
+def _based(provenance: Mapping[str, Any]) -> str:
+    """What of the model its maker froze, which is not in the file."""
+    base = provenance.get(BASE)
+    if not base:
+        return ""
+    size = f"{base['weights']:,} weights ({base['bytes'] / 1e6:.1f} MB)"
+    return f" {size} are frozen and not in this file: they are made again by {in_code(base['from'])}."
 
 
 def _finetuned(provenance: Mapping[str, Any]) -> str:

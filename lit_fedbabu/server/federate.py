@@ -18,6 +18,7 @@ from lit_fedbabu.ground.files import alone_in, write_json, write_whole
 from lit_fedbabu.ground.stops import settle
 from lit_fedbabu.ground.system import LOG_MARK
 from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.base import is_same
 from lit_fedbabu.learning.parts import parts_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
 from lit_fedbabu.records.features import features_of
@@ -99,7 +100,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     if config.on_sites and isinstance(grid, Grid):
         grid = cast(Grid, PatientGrid(grid, say))
-    nodes = _nodes(grid, config, say)
+    nodes = _nodes(grid, experiment, say)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, board, server_round, arrays)
@@ -142,12 +143,18 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         say(line)
 
 
-def _nodes(grid: Grid, config: Config, say: Callable[[str], None]) -> list[Node]:
-    """The nodes; raises RunError where one of them has another file of initial weights."""
+def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> list[Node]:
+    """The nodes; raises RunError where one of them has another file of initial weights, or another base."""
+    config, base = experiment.config, experiment.base_facts
     nodes = find_nodes(grid, say, most=config.num_clients if config.on_sites else MOST_NODES)
     if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
         what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
         raise RunError(f"{what}; copy the server's to them, under the same path")
+    if others := [place for place, node in enumerate(nodes) if not is_same(node.base, base.get("digest", ""))]:
+        what = f"nodes {', '.join(map(str, others))} have another base, the weights that the model's maker froze"
+        raise RunError(f"{what}; give them the server's code, and the files that it reads weights from")
+    if base:
+        say(f"{base['weights']:,} frozen weights ({base['bytes'] / 1e6:.1f} MB) are on each node and do not travel")
     if config.on_sites:
         say(f"training samples of the sites: {', '.join(str(node.sizes[0]) for node in nodes)}")
     return nodes

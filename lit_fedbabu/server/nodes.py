@@ -27,6 +27,7 @@ class Node(NamedTuple):
         precision: what ``precision`` stands for there.
         own_disk: whether its clients' memories lie in a folder of its own.
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
+        base: digest of what its model's maker froze; empty: nothing.
         sizes: training and test samples of a site.
     """
 
@@ -35,6 +36,7 @@ class Node(NamedTuple):
     precision: str
     own_disk: bool
     initial_weights: str = ""
+    base: str = ""
     sizes: tuple[int, int] = (0, 0)
 
 
@@ -84,7 +86,13 @@ def find_nodes(
         raise RunError(f"nodes {', '.join(without)} have no state-path, and others have; give all of them one")
     by_place = {
         each.node: Node(
-            node, each.trains_on, each.precision, each.own_disk, each.initial_weights, (each.num_train, each.num_test)
+            node,
+            each.trains_on,
+            each.precision,
+            each.own_disk,
+            each.initial_weights,
+            each.base,
+            (each.num_train, each.num_test),
         )
         for node, each in places.items()
     }

@@ -17,8 +17,9 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning import initial_weights
+from lit_fedbabu.learning.base import facts_of
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
-from lit_fedbabu.learning.state import Learner, norm_names, state_of
+from lit_fedbabu.learning.state import BASE, Learner, base_names, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.tasks.protocol import AnyTask, Classifies, Data, task_of
 
@@ -111,7 +112,8 @@ class Experiment:
         """The initial model, random body and random head, with states laid over it, one after the other."""
         module = self._initial.copy()
         if states:
-            module.load({name: value for state in states for name, value in state.items()})
+            base = base_names(module.model)
+            module.load({name: state[name] for state in states for name in state if name not in base})
         return module
 
     @cached_property
@@ -168,6 +170,16 @@ class Experiment:
             raise ValueError(f"{name} keeps {unknown[0]}, which is no weight and not declared in its state")
 
     @property
+    def base(self) -> dict[str, Tensor]:
+        """What of the initial model its maker froze: it does not travel."""
+        return {name: value.detach() for name, value in self._initial.base.items()}
+
+    @cached_property
+    def base_facts(self) -> dict[str, Any]:
+        """What checkpoints say of the base, as of ``base.facts``; empty where there is none."""
+        return facts_of(self.base, self.config)
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """The shared weights before the first round, without buffers, as running statistics are."""
         weights = {name for name, _ in self._initial.model.named_parameters()}
@@ -222,7 +234,7 @@ class Experiment:
 
     def start(self) -> dict[str, Tensor]:
         """All weights and buffers of the initial model, also those in no part."""
-        return {**state_of(self._initial.model), **self._initial.rest}
+        return {**state_of(self._initial.model), **self._initial.rest, **self.base}
 
     def provenance(self, kind: str, **facts: Any) -> dict[str, Any]:
         """What a checkpoint says of its weights: kind, configuration, and what images and outputs mean.
@@ -233,7 +245,9 @@ class Experiment:
         """
         private = {PRIVATE: sorted(self.private)} if self.private else {}
         named = {SHARED: self.algorithm.shared} if ":" in self.config.algorithm else {}
-        return {"kind": kind, "config": self.config.experiment(), **named, **private, **facts, **self.task.provenance}
+        based = {BASE: self.base_facts} if self.base_facts else {}
+        made = {**named, **private, **based}
+        return {"kind": kind, "config": self.config.experiment(), **made, **facts, **self.task.provenance}
 
     def check(self, images: bool = True) -> None:
         """Check what can be checked before anything starts: algorithm, model, dataset and split.

@@ -64,7 +64,7 @@ def test_checkpoints_of_version_0_1_still_open(kind):
     assert "kind" not in torch.load(path, weights_only=True)["lit_fedbabu"], "0.1 did not say it"
     assert found.kind == kind
     state = {name.removeprefix("model."): value for name, value in found.state.items()}
-    module, model = checkpoint.load(path, MODEL), load_model(path, MODEL)
+    module, model = checkpoint.load_module(path, MODEL), load_model(path, MODEL)
     assert state_digest(module.model.state_dict()) == state_digest(model.model.state_dict()) == state_digest(state)
     assert not module.training and not model.training
     with pytest.raises(InputError, match="is code that the checkpoint names"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_fedbabu import load_module
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.models import build_model
@@ -63,7 +64,7 @@ def test_the_batches_that_are_tried_are_the_largest_and_the_smallest():
 def test_a_layer_that_its_maker_has_frozen_never_trains(federate):
     config = tiny_config(model_name="tests.own_models:frozen_layer", algorithm="fedavg")
     folder, _ = federate(config)
-    after = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    after = load_module(folder / "checkpoints" / "last.ckpt", config.model_name).state_dict()
     before = Experiment(config).new_module().state_dict()
     moved = {
         name for name, value in before.items() if name.startswith("model.") and not torch.equal(value, after[name])

@@ -53,7 +53,7 @@ def test_a_body_becomes_the_model_of_someone_who_had_no_part_in_it(finished, tmp
     assert told[0] == f"{images}: 24 training and 6 test images of 3 classes, resized to 32 x 32"
     assert [line.split()[:2] for line in told[1:5]] == [["epoch", str(epoch)] for epoch in range(4)]
     assert told[1].endswith("initial") and told[4].endswith("personalized")
-    module = checkpoint.load(out)
+    module = checkpoint.load_module(out)
     assert tuple(module.provenance["class_names"]) == ("blue", "green", "red")
     federation = LitFedBABU.load_from_checkpoint(finished / run_folder.LAST_CHECKPOINT)
     assert (module.provenance["mean"], module.provenance["std"]) == (
@@ -90,14 +90,14 @@ def test_a_saved_model_is_tuned_further_on_some_of_its_classes(finished, tmp_pat
     options = ["--epochs", "2", "--lr", "0.05"]
     assert finetune([str(finished), "--data", str(first), "--save", str(me), *options]) == 0
     assert finetune([str(me), "--data", str(second), "--save", str(again), *options, "--part", "head"]) == 0
-    before, after = checkpoint.load(me), checkpoint.load(again)
+    before, after = checkpoint.load_module(me), checkpoint.load_module(again)
     assert tuple(after.provenance["class_names"]) == ("blue", "green", "red")
     for name, value in before.model.body.state_dict().items():
         assert torch.equal(after.model.body.state_dict()[name], value), "it begins where it was, with its statistics"
     assert not torch.equal(after.model.head.weight, before.model.head.weight)
     capsys.readouterr()
     assert finetune([str(me), "--data", str(second), "--epochs", "0", "--save", str(tmp_path / "same")]) == 0
-    for name, value in checkpoint.load(tmp_path / "same").model.state_dict().items():
+    for name, value in checkpoint.load_module(tmp_path / "same").model.state_dict().items():
         assert torch.equal(value, before.model.state_dict()[name]), "head and body are the saved ones"
     assert f"It was then fine-tuned on `{first}`, `{second}`." in (again / "README.md").read_text()
     assert finetune([str(me), "--data", str(paint(tmp_path / "other", classes=("green", "pink")))]) == 2
@@ -154,7 +154,7 @@ def test_a_model_is_tuned_further_whatever_its_classes_are_called(finished, tmp_
     some = paint(tmp_path / "some", classes=classes[:2], count=4)
     command = ["--data", str(some), "--save", str(tmp_path / "again"), "--epochs", "0"]
     assert finetune([str(tmp_path / "me"), *command]) == 0
-    assert tuple(checkpoint.load(tmp_path / "again").provenance["class_names"]) == classes
+    assert tuple(checkpoint.load_module(tmp_path / "again").provenance["class_names"]) == classes
 
 
 def test_an_algorithm_without_a_shared_body_has_nothing_to_offer(federate, tmp_path, capsys):

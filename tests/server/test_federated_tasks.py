@@ -118,7 +118,7 @@ def test_clients_are_finetuned_to_what_the_run_noted(windows, tmp_path, one_core
     data.setup("test")
     score = own_tasks.L.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
     assert score.test(personal, data, verbose=False)[0]["test_f1"] == pytest.approx(noted[2]["personalized_f1"])
-    with pytest.raises(InputError, match="load_from_checkpoint of its own LightningModule"):
+    with pytest.raises(InputError, match="load_module gives its LightningModule"):
         load_model(tuned / "personal" / "client_0002.ckpt", TASK)
 
 

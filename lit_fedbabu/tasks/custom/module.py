@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.learning.base import copied, frozen_names
 from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
 from lit_fedbabu.learning.seeding import seeded
-from lit_fedbabu.learning.state import VIEWS, load_state, state_of
+from lit_fedbabu.learning.state import BASE, VIEWS, Base, base_of, load_state, state_of
 from lit_fedbabu.tasks.custom import state as outside
 from lit_fedbabu.tasks.custom.data import foreign
 
@@ -33,6 +33,7 @@ class CustomModule:
     Args:
         lightning: the user's module.
         task: which says what of it is body and head.
+        base: what the user's module froze when it was made; None: what is frozen now.
 
     Raises:
         InputError: a part that is named has no weights, or a weight lies in no part.
@@ -40,17 +41,29 @@ class CustomModule:
 
     provenance: dict[str, Any]
 
-    def __init__(self, lightning: L.LightningModule, task: CustomTask) -> None:
+    def __init__(self, lightning: L.LightningModule, task: CustomTask, base: Base | None = None) -> None:
         self.lightning = lightning
         self.task = task
         self.provenance = {}
         self.model = _view(lightning, task)
+        setattr(self.model, BASE, base or Base(_frozen(lightning, self.model, task)))
         self._given: dict[str, bool] = {}
         VIEWS[lightning] = self.model
 
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """What its maker froze, also of what lies in no part, but for buffers there that are not persistent."""
+        held = {id(value) for value in self._whole.values()}
+        return {**base_of(self.model), **{name: value for name, value in self.rest.items() if id(value) in held}}
+
     def copy(self) -> CustomModule:
-        """Another one with the same weights."""
-        return CustomModule(copy.deepcopy(self.lightning), self.task)
+        """Another one with the same weights, of which those of the base are shared."""
+        return CustomModule(copied(self.lightning, self.base.values()), self.task, getattr(self.model, BASE))
+
+    @property
+    def _whole(self) -> dict[str, Tensor]:
+        """The state of the user's module, also what its own ``state_dict`` leaves out."""
+        return nn.Module.state_dict(self.lightning, keep_vars=True)
 
     @property
     def named(self) -> nn.Module:
@@ -81,8 +94,11 @@ class CustomModule:
 
         def add(checkpoint: dict[str, Any]) -> None:
             users(checkpoint)
+            base = {id(value) for value in self.base.values()}
+            for name in [name for name, value in self._whole.items() if id(value) in base]:
+                checkpoint["state_dict"].pop(name, None)  # the module may leave it out itself
             checkpoint["hyper_parameters"] = outside.kept(checkpoint.get("hyper_parameters", {}))
-            outside.add_rest(checkpoint, self.lightning)
+            outside.add_rest(checkpoint, self.lightning, base)
             checkpoint["lit_fedbabu"] = json.loads(json.dumps(self.provenance))
 
         self.lightning.on_save_checkpoint = add  # type: ignore[method-assign]
@@ -98,7 +114,7 @@ class CustomModule:
 
     def seen(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of a state of the user's module by their names in body, head and ``rest``."""
-        users = {id(value): name for name, value in self.lightning.state_dict(keep_vars=True).items()}
+        users = {id(value): name for name, value in self._whole.items()}
         names = {name: users[id(value)] for name, value in self.model.state_dict(keep_vars=True).items()}
         names |= {name: name.removeprefix(f"{REST}.") for name in self.rest}
         return {name: state[of_user] for name, of_user in names.items() if of_user in state}
@@ -194,6 +210,23 @@ def _view(lightning: L.LightningModule, task: CustomTask) -> nn.Module:
             raise InputError("task", task.config.task, remedy)
     _refuse_outside(lightning, view, task)
     return view
+
+
+def _frozen(lightning: L.LightningModule, view: nn.Module, task: CustomTask) -> frozenset[str]:
+    """The base by names of the view: what the module froze, or what of it the task names."""
+    if task.task.base is None:
+        return frozen_names(view)
+    named = [task.task.base] if isinstance(task.task.base, str) else list(task.task.base)
+    inside: set[int] = set()
+    for name in named:
+        found = _found(lightning, name)
+        weights = [] if found is None else [found] if isinstance(found, nn.Parameter) else list(found.parameters())
+        if not weights or any(weight.requires_grad for weight in weights):
+            what = "has weights that train: freeze them in __init__" if weights else "is not there, or has no weights"
+            raise InputError("task", task.config.task, f"its base {name} {what}, or leave base=(...) out")
+        inside |= {id(weight) for weight in weights}
+    of_view = view.named_parameters(remove_duplicate=False)
+    return frozen_names(view, {name for name, weight in of_view if id(weight) in inside})
 
 
 def _found(lightning: nn.Module, name: str) -> nn.Module | nn.Parameter | None:

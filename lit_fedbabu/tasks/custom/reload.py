@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning import checkpoint
+from lit_fedbabu.learning.base import facts_of
 from lit_fedbabu.learning.seeding import seeded
-from lit_fedbabu.learning.state import first_other
+from lit_fedbabu.learning.state import BASE, first_other
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import tested
 from lit_fedbabu.tasks.custom.module import CustomModule
@@ -56,6 +57,8 @@ def try_reading(
     with tempfile.TemporaryDirectory(prefix="lit_fedbabu-") as folder:
         path = Path(folder) / "tried.ckpt"
         trained.provenance = {"kind": "personal", "config": task.config.experiment(), "round": 1, **task.provenance}
+        if trained.base:
+            trained.provenance[BASE] = facts_of(trained.base, task.config)
         try:
             checkpoint.save(trained, path)
         except Exception as error:  # whatever the user's hooks raise
@@ -75,7 +78,10 @@ def try_reading(
             raise refuse(f"{name} is another one after a checkpoint was written and read: {remedy}")
         try:
             with seeded(0):
-                loaded = type(trained.lightning).load_from_checkpoint(path, map_location="cpu", weights_only=True)
+                options: dict[str, Any] = {"strict": False} if trained.base else {}
+                loaded = type(trained.lightning).load_from_checkpoint(
+                    path, map_location="cpu", weights_only=True, **options
+                )
                 other = first_other(before, _measured(CustomModule(loaded, task), data) if before else {})
             reason = f"{other} is another one then" if other else ""
         except Exception as error:  # whatever the user's __init__ raises without its arguments

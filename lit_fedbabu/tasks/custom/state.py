@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,10 @@ def load_rest(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             setattr(layer, last, value.to(own).clone())
 
 
-def add_rest(checkpoint: dict[str, Any], module: nn.Module) -> None:
-    """Add to a checkpoint the weights and buffers that its own ``state_dict`` lacks."""
+def add_rest(checkpoint: dict[str, Any], module: nn.Module, base: Collection[int]) -> None:
+    """Add to a checkpoint the weights and buffers that its own ``state_dict`` lacks, but for the base, by its ids."""
     named, state = [*module.named_parameters(), *module.named_buffers()], checkpoint["state_dict"]
-    if lacking := {name: value.detach().cpu() for name, value in named if name not in state}:
+    if lacking := {name: value.detach().cpu() for name, value in named if name not in state and id(value) not in base}:
         checkpoint[OUTSIDE] = lacking
 
 

@@ -50,6 +50,8 @@ class Task:
         higher_is_better: whether more of it is better.
         body: names of the modules or weights that are the body.
         head: the same of the head. No weight that trains lies in neither, and one of the two may be empty: ().
+        base: names of weights or modules that the module freezes in ``__init__`` and that no training moves. They do
+            not travel, and are not in checkpoints. None: all that it freezes; (): none.
         callbacks: makes Lightning's callbacks, anew for every fit and test. Those that save checkpoints, draw progress
             bars or print summaries are left out, here and of the module's ``configure_callbacks``.
     """
@@ -60,6 +62,7 @@ class Task:
     higher_is_better: bool = True
     body: Sequence[str] = ("body",)
     head: Sequence[str] = ("head",)
+    base: Sequence[str] | None = None
     callbacks: Callable[[], Sequence[L.Callback]] = list
 
     @property

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch import Tensor
 
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.base import moved
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.tasks.custom.data import CustomData, foreign
@@ -87,12 +88,16 @@ def train(
     inside = {id(value) for value in module.model.state_dict(keep_vars=True).values()}
     names = {name for name, value in module.lightning.state_dict(keep_vars=True).items() if id(value) in inside}
     outside = _outside(module, names)
+    moved(module.model)  # notes how the base is
     options |= {"max_epochs": watch.max_epochs, "num_sanity_val_steps": 0}
     with trainer_of(module, own, callbacks, [watch], **options) as trainer, watch:
         if watch.left < math.inf:
             trainer.mini_batches = int(watch.left)
         trainer.fit(module.lightning, datamodule=own.module)
     module.lightning.zero_grad(set_to_none=True)
+    if name := moved(module.model):
+        remedy = "where a base does not: say which frozen weights stay so by Task(..., base=(...)), or () for none"
+        raise InputError("task", own.config.task, f"its {name} is frozen in __init__ and changes in training, {remedy}")
     for name, value in _outside(module, names).items():
         if outside.get(name) != value:
             remedy = "add its layer to one, or register it with persistent=False"

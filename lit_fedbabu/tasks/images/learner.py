@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.base import moved
 from lit_fedbabu.learning.cohort import LitCohort
 from lit_fedbabu.learning.evaluation import Evaluation, FeatureProbe, Personalization
 from lit_fedbabu.learning.losses import Loss
@@ -72,7 +74,11 @@ def fit(
         limit_val_batches=1.0 if watch else 0,
         callbacks=[*callbacks, *watch],
     )
+    moved(modules[0].model)  # notes how the base is
     trainer.fit(module, datamodule=datamodule)
+    if name := moved(modules[0].model):
+        remedy = "is frozen by its maker and changes in training; make it a buffer of a layer that trains"
+        raise InputError("model-name", modules[0].hparams["model_name"], f"its {name} {remedy}")
     for each in modules if losses else ():
         del each.loss  # and no None in the place of a module
         each.loss = None

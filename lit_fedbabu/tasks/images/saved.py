@@ -1,16 +1,23 @@
 """What a checkpoint of images says: classes, normalization, and the options that its model is made by."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_fedbabu.learning.base import frozen_names, put_under, take_out
 from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
 from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.simplex import with_simplex
+from lit_fedbabu.learning.state import base_of, load_state, over_base
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
 
 NEEDED = frozenset({"class_names", "mean", "std"})
 OPTIONS = frozenset({"model_name", "num_classes", "norm", "channels"})
@@ -27,6 +34,7 @@ def problem(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         "dtype": options.get("dtype", "float32") in ("float32", "float64"),
         "image_size": type(size_of(options)) is int and size_of(options) > 0,
         "head": options.get("head", "") in ("", "etf"),
+        "model_seed": type(options.get("model_seed", 0)) is int,
         "neighbors": _are_neighbors(options.get("neighbors", ())),
     }
     for key in (key for key, fit in fits.items() if not fit):
@@ -61,16 +69,36 @@ def is_code(name: str) -> bool:
 def model(
     provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A new model, and the weights by their names there."""
+    """A new model, and the weights by their names there.
+
+    Raises:
+        InputError: it lies on a base that cannot be had.
+    """
     model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
-    made = build_model(model_name, options["num_classes"], 0, norm, channels, size_of(options))
+    seed = options.get("model_seed", 0)
+    made = build_model(model_name, options["num_classes"], seed, norm, channels, size_of(options))
+    names = frozen_names(made)
     made = with_simplex(made, 0) if options.get("head") else made
     dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     made = in_format(made, dtype)
+    take_out(made, names)
     if _fit(options.get("neighbors", ()), options["num_classes"], weights):
         made = with_neighbors(made, options.get("neighbors", ()))
-    return made, weights
+    base = base_of(made)
+    if base.keys() - weights.keys():
+        put_under(made, base, provenance)
+    return made, over_base(made, weights)
+
+
+def loaded(provenance: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Tensor]) -> LightningModule:
+    """A classifier with a state as of ``model``."""
+    from lit_fedbabu.learning.module import LitFedBABU  # imports Lightning, which takes seconds
+
+    module = LitFedBABU(**options)
+    load_state(module.model, state)
+    module.provenance = dict(provenance)
+    return module
 
 
 def size_of(options: Mapping[str, Any]) -> int:

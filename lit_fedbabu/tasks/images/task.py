@@ -17,7 +17,7 @@ from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalizatio
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
-from lit_fedbabu.learning.state import Learner
+from lit_fedbabu.learning.state import Learner, base_names
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER
@@ -303,7 +303,8 @@ class ImageClassification:
         if not further and not select(shared, ["body"]):
             raise ValueError("shares no body that others could make their own")
         start = {**initial, **shared}
-        return {}, start if further else select(start, ["body"])
+        start = start if further else select(start, ["body"])
+        return start, start
 
     def described(self, data: Data) -> str:
         """Numbers of images and classes, and their size."""
@@ -313,7 +314,9 @@ class ImageClassification:
     def save(self, module: Learner, folder: Path) -> Sequence[str]:
         """Write weights and options in the form of model hubs."""
         (saved,) = _classifiers([module])
-        pretrained.write(folder, saved.provenance, saved.hparams, saved.model.state_dict())
+        state, base = saved.model.state_dict(), base_names(saved.model)
+        own = {name: value for name, value in state.items() if name not in base}
+        pretrained.write(folder, saved.provenance, saved.hparams, own)
         return [pretrained.WEIGHTS, pretrained.CONFIG]
 
 
