@@ -45,6 +45,11 @@ class Config(Derived):
         " statistics, which are shared, kept and frozen with the part they are in; group normalizes each image alone",
         choices=("batch", "batch-running", "group"),
     )
+    trainable: str = option(
+        "all",
+        "what of the body trains: all; last:N, its last N blocks; norm, its normalization layers; lora:R, adapters of"
+        " rank R beside its linear layers; the rest is frozen and does not travel",
+    )
     task: str = option(
         "",
         "import path of a lit_fedbabu.Task of your own, such as my_module:task; options of images and of the models"

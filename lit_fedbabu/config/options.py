@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +32,14 @@ PROTOCOL = {
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 """Types that an option can have, by the name in its annotation."""
 ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+TRAINABLE = re.compile(r"all|norm|last:[1-9]\d{0,4}|lora:[1-9]\d{0,4}")
+
+
+def is_trainable(value: Any) -> bool:
+    """Whether it says what of a body trains."""
+    return isinstance(value, str) and TRAINABLE.fullmatch(value) is not None
 
 
 def option(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_fedbabu.config.options import OF_TASKS, TRAINER, key_of
+from lit_fedbabu.config.options import OF_TASKS, TRAINER, is_trainable, key_of
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import dataset_folder
 
@@ -124,6 +124,8 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         rate = getattr(config, field.name)
         if rate < 0 or not (rate or config.kind.has_own_rates):
             raise InputError(key_of(field), rate, f"must be greater than 0, as in {key_of(field)}={field.default}")
+    if not is_trainable(config.trainable):
+        raise InputError("trainable", config.trainable, "must be all, norm, last:N or lora:R, as in last:2 or lora:8")
     if config.pretrained and not config.model_name.startswith("timm:"):
         remedy = "is for networks of timm, as model-name=timm:resnet18; others start from a file, initial-weights=PATH"
         raise InputError("pretrained", True, remedy)

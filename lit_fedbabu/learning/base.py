@@ -30,7 +30,7 @@ BUCKETS = 16
 NEAR = 1e-5
 """Distance, relative to their length, of bases that are the same: types of CPU draw other last bits."""
 
-T = TypeVar("T", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_names(model: nn.Module, inside: Collection[str] | None = None) -> frozenset[str]:
@@ -61,12 +61,27 @@ def _around(path: str, weights: Iterable[str]) -> list[str]:
     return inside if inside or not path else _around(path.rpartition(".")[0], weights)
 
 
+def still(model: nn.Module, base: frozenset[str]) -> frozenset[str]:
+    """Put normalization layers whose weights are in the base into evaluation mode, so that their statistics stand.
+
+    Returns:
+        The base with these statistics.
+    """
+    layers = [(path, layer) for path, layer in model.named_modules() if base and isinstance(layer, _NormBase)]
+    for path, layer in layers:
+        own = [name for name, _ in layer.named_parameters(path, recurse=False)]
+        if own and base.issuperset(own):
+            layer.eval()
+            base |= {f"{path}.{name}" for name, _ in layer.named_buffers(recurse=False)} & model.state_dict().keys()
+    return base
+
+
 def take_out(model: nn.Module, names: frozenset[str]) -> None:
     """Make these entries of a model's state its base: ``state_of`` has them no more."""
     setattr(model, BASE, Base(names))
 
 
-def copied(module: T, base: Iterable[Tensor]) -> T:
+def copied(module: M, base: Iterable[Tensor]) -> M:
     """A copy of a module that has the same tensors of the base, and not copies of them."""
     return copy.deepcopy(module, {id(value): value for value in base})
 
@@ -99,8 +114,6 @@ def is_same(one: str, other: str) -> bool:
 
 def facts_of(base: Mapping[str, Tensor], config: Config) -> dict[str, Any]:
     """What a checkpoint says of the base that it lies on: its digest, its sizes, and what it was made from."""
-    if not base:
-        return {}
     source = Path(config.initial_weights).name if config.initial_weights else f"the seed {config.seed}"
     sizes = {"weights": sum(value.numel() for value in base.values()), "bytes": sum(map(_size, base.values()))}
     return {"digest": digest(base), "from": source, **sizes}

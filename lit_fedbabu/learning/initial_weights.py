@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.learning.state import base_of, load_state, not_finite, state_of
+from lit_fedbabu.learning.trainable import ADAPTER, INSIDE
 
 KEY = "initial-weights"
 PLACES = ("", "body.")
@@ -35,17 +36,21 @@ def load(model: nn.Module, path: str) -> str:
     Raises:
         InputError: the file cannot be read, has no matrix or kernel of the model, or numbers that are not finite.
     """
-    own, given = {**state_of(model), **base_of(model)}, _read(Path(path))
+    whole = {**state_of(model), **base_of(model)}
+    names = {name.replace(INSIDE, "."): name for name in whole}  # under an adapter a weight has another name
+    own, given = {name: whole[inner] for name, inner in names.items()}, _read(Path(path))
+    own = {name: value for name, value in own.items() if ADAPTER not in name or name in given}
     ways = itertools.product(_beginnings(given), PLACES)
     named = max((_renamed(given, *way) for way in ways), key=lambda each: len(_fitting(own, each)))
     found = _fitting(own, named)
-    if not any(name in found and weight.ndim > 1 for name, weight in model.named_parameters()):
+    matrices = {name.replace(INSIDE, ".") for name, weight in model.named_parameters() if weight.ndim > 1}
+    if not matrices & found.keys():
         # a bias or the scale of a norm fits to many models by chance
         remedy = f"has no matrix or kernel of the model: it has {_shaped(given)}, and the model has {_shaped(own)}"
         raise InputError(KEY, path, remedy)
     if broken := not_finite(found):
         raise InputError(KEY, path, f"has weights that are not finite, the first is {broken[0]}")
-    load_state(model, {**own, **found})
+    load_state(model, {**whole, **{names[name]: value for name, value in found.items()}})
     other_shape = [name for name in own if name in named and name not in found]
     parts = {
         "not there": [name for name in own if name not in named],

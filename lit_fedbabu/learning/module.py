@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from lit_fedbabu.learning.base import copied, frozen_names, put_under, take_out
+from lit_fedbabu.learning.base import copied, frozen_names, put_under, still, take_out
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
@@ -20,6 +20,7 @@ from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.simplex import with_simplex
 from lit_fedbabu.learning.state import base_names, base_of, load_state, state_of
+from lit_fedbabu.learning.trainable import restrict
 
 
 class PartModule(L.LightningModule):
@@ -63,9 +64,11 @@ class PartModule(L.LightningModule):
         """Keep running statistics of what does not train as they are."""
         for part in PARTS:
             self.model.get_submodule(part).train(part in parts_of(self.hparams["mode"]))
+        still(self.model, base_names(self.model))
 
     def on_fit_end(self) -> None:
         self.train()
+        still(self.model, base_names(self.model))
 
     def in_weights_dtype(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions in the type of the weights, for mixed precision leaves them in its own."""
@@ -91,6 +94,7 @@ class LitFedBABU(PartModule):
         dtype: "float32" or "float64": of the weights.
         image_size: height and width of the images in pixels.
         head: "etf" for a frame of classes, as of ``simplex.SimplexHead``; empty: the model's own.
+        trainable: what of the body trains, as of ``trainable.restrict``.
         neighbors: of kNN-Per k, the number of stored features, and of numbers in each; empty: none vote.
     """
 
@@ -113,6 +117,7 @@ class LitFedBABU(PartModule):
         dtype: str = "float32",
         image_size: int = 32,
         head: str = "",
+        trainable: str = "all",
         neighbors: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -120,7 +125,8 @@ class LitFedBABU(PartModule):
         self.provenance = {}
         self.loss = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
-        base = frozen_names(initial)
+        restrict(initial, ["body"], trainable, model_seed)
+        base = still(initial, frozen_names(initial))
         initial = with_neighbors(with_simplex(initial, model_seed) if head else initial, neighbors)
         self.model = in_format(initial, getattr(torch, dtype))
         take_out(self.model, base)

@@ -23,7 +23,7 @@ LICENSE = "apache-2.0"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
     "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
-    "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "knn-neighbors", "knn-weight", "seed",
+    "trainable", "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "knn-neighbors", "knn-weight", "seed",
 )  # fmt: skip
 OF_IMAGES = (
     "partitioner",
@@ -250,7 +250,8 @@ def _based(provenance: Mapping[str, Any]) -> str:
     if not base:
         return ""
     size = f"{base['weights']:,} weights ({base['bytes'] / 1e6:.1f} MB)"
-    return f" {size} are frozen and not in this file: they are made again by {in_code(base['from'])}."
+    trained = f"; {base['trained']:,} of the body train" if "trained" in base else ""
+    return f" {size} are frozen and not in this file, but made again from {in_code(base['from'])}{trained}."
 
 
 def _finetuned(provenance: Mapping[str, Any]) -> str:

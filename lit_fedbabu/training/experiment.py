@@ -177,7 +177,10 @@ class Experiment:
     @cached_property
     def base_facts(self) -> dict[str, Any]:
         """What checkpoints say of the base, as of ``base.facts``; empty where there is none."""
-        return facts_of(self.base, self.config)
+        model = self._initial.model
+        weights = select(dict(model.named_parameters()), ["body"])
+        trained = sum(value.numel() for name, value in weights.items() if name not in base_names(model))
+        return {**facts_of(self.base, self.config), "trained": trained} if self.base else {}
 
     @property
     def weights(self) -> dict[str, Tensor]:

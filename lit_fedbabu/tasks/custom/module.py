@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, told
-from lit_fedbabu.learning.base import copied, frozen_names
+from lit_fedbabu.learning.base import copied, frozen_names, still
 from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import BASE, VIEWS, Base, base_of, load_state, state_of
+from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.tasks.custom import state as outside
 from lit_fedbabu.tasks.custom.data import foreign
 
@@ -177,6 +178,10 @@ def initial_module(task: CustomTask, seed: int, double: bool = False) -> CustomM
         if not is_overridden(hook, lightning):
             remedy = f"has no {hook}" + ("; add one that logs the score" if hook == "test_step" else "")
             raise InputError("task", task.config.task, f"its {type(lightning).__name__} {remedy}")
+    body = (task.task.body,) if isinstance(task.task.body, str) else task.task.body
+    restrict(lightning, body, task.config.trainable, seed)
+    if task.config.trainable != "all":
+        still(lightning, frozen_names(lightning))
     _detach(lightning)
     return CustomModule(lightning.double() if double else lightning, task)
 

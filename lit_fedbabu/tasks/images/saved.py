@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_fedbabu.learning.base import frozen_names, put_under, take_out
+from lit_fedbabu.config.options import is_trainable
+from lit_fedbabu.learning.base import frozen_names, put_under, still, take_out
 from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
 from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.simplex import with_simplex
 from lit_fedbabu.learning.state import base_of, load_state, over_base
+from lit_fedbabu.learning.trainable import restrict
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -33,6 +35,7 @@ def problem(provenance: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         "channels": type(channels) is int and channels in (1, 3),
         "dtype": options.get("dtype", "float32") in ("float32", "float64"),
         "image_size": type(size_of(options)) is int and size_of(options) > 0,
+        "trainable": is_trainable(options.get("trainable", "all")),
         "head": options.get("head", "") in ("", "etf"),
         "model_seed": type(options.get("model_seed", 0)) is int,
         "neighbors": _are_neighbors(options.get("neighbors", ())),
@@ -77,7 +80,8 @@ def model(
     model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
     seed = options.get("model_seed", 0)
     made = build_model(model_name, options["num_classes"], seed, norm, channels, size_of(options))
-    names = frozen_names(made)
+    restrict(made, ["body"], options.get("trainable", "all"), seed)
+    names = still(made, frozen_names(made))
     made = with_simplex(made, 0) if options.get("head") else made
     dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
     weights = {name.removeprefix("model."): value for name, value in state.items()}

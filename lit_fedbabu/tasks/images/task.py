@@ -18,6 +18,7 @@ from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import select
 from lit_fedbabu.learning.state import Learner, base_names
+from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER
@@ -192,6 +193,7 @@ class ImageClassification:
             self.check_data()
         classes, seed = len(self.class_names), config.derived_seed("model")
         model = build_model(config.model_name, classes, seed, config.norm, self.channels, config.image_size)
+        restrict(model, ["body"], config.trainable, seed)
         if config.model_name not in MODELS:
             sizes = self.batches(algorithm.pooled)[:2] if with_data else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.image_shape, *sizes)
@@ -264,6 +266,7 @@ class ImageClassification:
             dtype="float64" if config.precision == "64-true" else "float32",
             image_size=config.image_size,
             head=algorithm_of(config).head,
+            trainable=config.trainable,
         )
 
     def fit(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[float]:
