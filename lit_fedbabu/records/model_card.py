@@ -23,7 +23,8 @@ LICENSE = "apache-2.0"
 SETTINGS = (
     "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "batch-size",
     "learning-rate", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
-    "trainable", "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "knn-neighbors", "knn-weight", "seed",
+    "trainable", "finetune-part", "num-finetune-epochs", "finetune-learning-rate", "knn-neighbors", "knn-weight",
+    "seed",
 )  # fmt: skip
 OF_IMAGES = (
     "partitioner",
