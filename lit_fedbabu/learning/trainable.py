@@ -75,6 +75,8 @@ def blocks_of(root: nn.Module, name: str) -> list[list[str]]:
     modules = dict(root.named_modules())
     if name not in modules:  # a weight
         return [[name]]
+    while len(inner := _with_weights(modules[name])) == 1 and _is_nested(modules[f"{name}.{inner[0]}"]):
+        name = f"{name}.{inner[0]}"  # of what wraps a network
     units = list(_units(modules[name], name)) or [(name, True)]
     if not any(is_block for _, is_block in units):
         return [[path] for path, _ in units]
@@ -89,11 +91,10 @@ def blocks_of(root: nn.Module, name: str) -> list[list[str]]:
 
 def _units(module: nn.Module, path: str) -> Iterator[tuple[str, bool]]:
     """Paths of what in a module has weights, in their order, and whether they are items of a list of modules."""
-    children = {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
     is_list = _is_list(module)
-    for name, child in children.items():
-        wraps = not is_list and len(children) == 1 and not any(True for _ in module.parameters(recurse=False))
-        if _is_list(child) or (wraps and _is_nested(child)) or (not is_list and _holds_list(child)):
+    for name in _with_weights(module):
+        child = module.get_submodule(name)
+        if _is_list(child) or (not is_list and _holds_list(child)):
             yield from _units(child, f"{path}.{name}")
         else:
             yield f"{path}.{name}", is_list and _is_nested(child)
@@ -106,8 +107,13 @@ def _is_list(module: nn.Module) -> bool:
 
 def _holds_list(module: nn.Module) -> bool:
     """Whether it is no more than a list, as an encoder is of its layers."""
-    inner = [child for child in module.children() if any(True for _ in child.parameters())]
-    return len(inner) == 1 and _is_list(inner[0])
+    inner = _with_weights(module)
+    return len(inner) == 1 and _is_list(module.get_submodule(inner[0]))
+
+
+def _with_weights(module: nn.Module) -> list[str]:
+    """The names of the children that have weights."""
+    return [name for name, child in module.named_children() if any(True for _ in child.parameters())]
 
 
 def _is_nested(module: nn.Module) -> bool:

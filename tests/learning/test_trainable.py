@@ -45,6 +45,12 @@ def test_a_body_without_lists_has_its_layers_for_blocks():
     assert blocks_of(model, "body.0") == [["body.0"]]
 
 
+def test_what_wraps_a_network_is_no_block():
+    model = build_model(VIT, 3, 0)
+    model.body = nn.Sequential(nn.Identity(), nn.Sequential(model.body))
+    assert [len(blocks_of(model, name)) for name in ("body", "body.1")] == [6, 6]
+
+
 def test_what_is_asked_for_trains_and_no_more():
     model = build_model(VIT, 3, 0)
     head = {"head.weight", "head.bias"}

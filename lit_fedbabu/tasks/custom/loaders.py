@@ -1,6 +1,7 @@
 """The loaders of a LightningDataModule: whatever a Trainer takes, one or a collection of them."""
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +35,12 @@ def samples_in(batch: Any) -> int:
 
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
+    if dataclasses.is_dataclass(batch):
+        batch = vars(batch)
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((samples_in(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
+    kinds = (Tensor, Mapping, list, tuple)
+    inner = [part for part in parts if isinstance(part, kinds) or dataclasses.is_dataclass(part)]
+    return samples_in(inner[0]) if inner else 1
 
 
 def _samples_of(loader: Any) -> int:

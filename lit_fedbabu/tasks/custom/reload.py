@@ -89,6 +89,8 @@ def try_reading(
         if reason:
             name = type(trained.lightning).__name__
             remedy = "call self.save_hyperparameters() in its __init__, or give it its arguments then"
+            if trained.base:
+                remedy = "lit_fedbabu.load_module(PATH, TASK) does, with what was frozen"
             task.found.append(f"{name}.load_from_checkpoint(PATH) does not make the task's module: {reason}; {remedy}")
 
 
