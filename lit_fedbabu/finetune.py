@@ -212,9 +212,13 @@ def _in_settings(
     from lit_fedbabu.records.results import Results, curve, everyone, table, tuned_words
     from lit_fedbabu.records.saved import PERSONAL
 
-    experiment = federation.experiment(max(configs, key=lambda each: each.finetune_part == "knn"))  # asks for most
+    configs.sort(key=lambda each: each.finetune_part != "knn")  # which asks for most of a model of images
+    experiment = federation.experiment(configs[0])
     experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
     experiment.check()
+    others = {config.finetune_part: config for config in configs[1:]} if not configs[0].kind.by_options else {}
+    for part in others.keys() - {configs[0].finetune_part}:
+        federation.experiment(others[part]).check()  # a task's module may not train every part
     if federation.extras.keys() != experiment.extras.after.keys():
         remedy = f"{experiment.config.algorithm} needs the run's folder {SERVER}/ beside it"
         raise InputError("checkpoint", str(checkpoint), remedy)

@@ -536,6 +536,29 @@ class PlainTrunk(Trunk):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
+class Dual(Trunk):
+    """Two adapters of a frozen trunk, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = self.body[0]
+        self.body, self.aside = nn.Linear(32, 8), nn.Linear(32, 8)
+
+    def forward(self, windows):
+        features = torch.relu(self.trunk(windows))
+        return self.head(self.body(features) + self.aside(features))
+
+    def configure_optimizers(self):
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        return torch.optim.SGD(weights, lr=self.hparams.lr, momentum=0.9)
+
+
+dual = Task(Dual, Sensors, score="test_f1", parts={"aside": "aside"})
+dual_in_body = Task(Dual, Sensors, score="test_f1", body=("body", "aside"))
+dual_in_head = Task(Dual, Sensors, score="test_f1", head=("head", "aside"))
+dual_nowhere = Task(Dual, Sensors, score="test_f1")
+dual_twice = Task(Dual, Sensors, score="test_f1", parts={"aside": ("aside", "body")})
+dual_named = Task(Dual, Sensors, score="test_f1", parts={"full": ("aside",)})
 trunk = Task(Trunk, Sensors, score="test_f1")
 plain_trunk = Task(PlainTrunk, Sensors, score="test_f1")
 plain_carried = Task(PlainTrunk, Sensors, score="test_f1", base=())

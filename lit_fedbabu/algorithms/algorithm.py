@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
@@ -215,14 +215,16 @@ class Algorithm:
 
     Args:
         title: its name in tables and figures.
-        shared: the part that travels: "body", "head", "full" or "none".
-        phases: what a client trains in a round, one after the other: a part, and the option with its number of epochs.
+        shared: the part that travels: "body", "head", "full" or "none"; several as in "body+neck".
+        phases: what a client trains in a round, one after the other: a part or several, and the option with the number
+            of epochs.
         step: how a mini-batch moves the weights: a name of ``steps.STEPS``.
         private: parts that stay with the client although they lie in what is shared, as ("norm",).
         state: names of what a client keeps besides weights; what it keeps under them is named ``name.anything``.
         head: what takes the place of the head of models of images: "etf", as of ``learning.simplex``; empty: nothing.
         in_cohorts: whether several clients can be trained together; its callbacks then see weights with a leading axis.
         rows: names of what the server sends with a row for each client, who gets its own: ``name.anything``.
+        parts: of the models; a task may have more than body and head.
     """
 
     title: str
@@ -234,10 +236,19 @@ class Algorithm:
     head: str = ""
     in_cohorts: bool = True
     rows: tuple[str, ...] = ()
+    parts: tuple[str, ...] = PARTS
 
     def __post_init__(self) -> None:
         if self.head not in ("", "etf"):
             raise ValueError(f'head = "{self.head}": must be "etf", or empty')
+
+    def of_parts(self, parts: tuple[str, ...]) -> Self:
+        """The same of models that have these parts: "full" is all of them."""
+        if parts == PARTS:
+            return self
+        whole = {"full": "+".join(parts)}
+        phases = tuple((whole.get(part, part), length) for part, length in self.phases)
+        return dataclasses.replace(self, shared=whole.get(self.shared, self.shared), phases=phases, parts=parts)
 
     @property
     def pooled(self) -> bool:
@@ -252,7 +263,7 @@ class Algorithm:
     @property
     def trained(self) -> tuple[str, ...]:
         """The parts that a round trains."""
-        return tuple(part for part in PARTS if any(part in parts_of(phase) for phase, _ in self.phases))
+        return tuple(part for part in self.parts if any(part in parts_of(phase) for phase, _ in self.phases))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -427,7 +438,7 @@ class Ditto(Algorithm):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        return PARTS
+        return self.parts
 
     @property
     def lengths(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from lit_fedbabu.algorithms.algorithm import Algorithm, Cohort, Participant, Upd
 from lit_fedbabu.algorithms.steps import refuse_but_sgd, trained_weights
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
-from lit_fedbabu.learning.parts import PARTS
 from lit_fedbabu.learning.state import Learner, state_of, view_of
 
 MIXING = "mixing"
@@ -37,7 +36,7 @@ class Apfl(Algorithm):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        return (*PARTS, *self.state)
+        return (*self.parts, *self.state)
 
     def check(self, config: Config) -> None:
         why = f"{config.algorithm} trains a second model, which Lightning does not see"

@@ -23,7 +23,6 @@ from lit_fedbabu.algorithms.algorithm import (
     refuse_of_trainer,
 )
 from lit_fedbabu.algorithms.steps import stepped
-from lit_fedbabu.learning.parts import PARTS
 
 if TYPE_CHECKING:
     from lit_fedbabu.config import Config
@@ -52,7 +51,7 @@ class FedAs(Algorithm):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        return PARTS
+        return self.parts
 
     @property
     def lengths(self) -> tuple[str, ...]:

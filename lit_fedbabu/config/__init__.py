@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from lit_fedbabu.config.derived import Derived
 from lit_fedbabu.config.options import checked, option
-from lit_fedbabu.config.rules import RATES, check_together
+from lit_fedbabu.config.rules import RATES, TUNED, check_together
 
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound")
 
@@ -224,8 +224,9 @@ class Config(Derived):
     finetune_part: str = option(
         "full",
         "part of the model that fine-tuning trains; knn trains none: features of a client's training images are stored,"
-        " and the nearest of them vote beside the model (kNN-Per)",
-        choices=("head", "body", "full", "knn"),
+        " and the nearest of them vote beside the model (kNN-Per); of a task also parts that it names, as in head+neck",
+        choices=TUNED,
+        parts=True,
     )
     num_finetune_epochs: int = option(
         5, "epochs of fine-tuning on a client's own data", read_by="head, body, full", low=0

@@ -34,6 +34,8 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
+NAMES = re.compile(r"[a-z][a-z0-9_]*(\+[a-z][a-z0-9_]*)*")
+"""Parts of a model, as in body+neck."""
 TRAINABLE = re.compile(r"all|norm|last:[1-9]\d{0,4}|lora:[1-9]\d{0,4}")
 
 
@@ -53,6 +55,7 @@ def option(
     high: float | None = None,
     import_path: bool = False,
     several: bool = False,
+    parts: bool = False,
 ) -> Any:
     """Declare a field of ``Config``.
 
@@ -65,10 +68,12 @@ def option(
         above: a value that must be exceeded.
         high: the greatest value allowed.
         import_path: whether the path of an object, as in my_module:name, may stand in place of a choice.
+        parts: whether names of parts, as in head+adapters, may stand in place of a choice.
         several: whether a text names several things with commas between them; a list of texts is taken too.
     """
     limits = {"about": about, "read_by": read_by, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata={**limits, "import_path": import_path, "several": several})
+    kinds = {"import_path": import_path, "several": several, "parts": parts}
+    return dataclasses.field(default=default, metadata={**limits, **kinds})
 
 
 def key_of(field: "dataclasses.Field[Any]") -> str:
@@ -97,7 +102,8 @@ def checked(value: Any, field: "dataclasses.Field[Any]") -> Any:
         raise InputError(key, value, "must be a text; put it in quotes")
     if type(value) is not kind:
         raise InputError(key, value, f"must be {ARTICLES[kind]}, as in {key}={json.dumps(field.default)}")
-    if limits["choices"] and value not in limits["choices"] and not (limits["import_path"] and ":" in value):
+    free = (limits["import_path"] and ":" in value) or (limits["parts"] and NAMES.fullmatch(value))
+    if limits["choices"] and value not in limits["choices"] and not free:
         path = f", or an import path as in my_module:{field.name}" if limits["import_path"] else ""
         remedy = f"must be one of {', '.join(limits['choices'])}{path}{close_to(value, limits['choices'])}"
         raise InputError(key, value, remedy)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_fedbabu.config.options import OF_TASKS, TRAINER, is_trainable, key_of
-from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.errors import InputError, close_to
 from lit_fedbabu.ground.files import dataset_folder
 
 RATES = ("learning_rate", "finetune_learning_rate")
 """Fields of learning rates, which a task's module has its own of."""
 
+TUNED = ("head", "body", "full", "knn")
+"""What fine-tuning trains of models of images."""
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
 
@@ -46,6 +48,9 @@ class Kind:
 
 
 def _check_images(config: Any) -> None:
+    if config.finetune_part not in TUNED:
+        remedy = f"must be one of {', '.join(TUNED)}{close_to(config.finetune_part, TUNED)}"
+        raise InputError("finetune-part", config.finetune_part, remedy)
     if config.on_sites and len(config.classes) < 2:
         remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
         raise InputError("class-names", config.class_names, remedy)

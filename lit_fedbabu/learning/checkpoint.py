@@ -17,7 +17,7 @@ from lit_fedbabu.config.rules import Kind, kind_of
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import whole
 from lit_fedbabu.learning import pretrained
-from lit_fedbabu.learning.parts import PARTS, REST, select
+from lit_fedbabu.learning.parts import REST, select, without
 from lit_fedbabu.learning.state import aliases, base_names, load_state, not_finite, state_of
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def read(path: Path, trusted: str = "") -> Checkpoint:
     model, state = saved.model(provenance, options, state)
     if wrong := _mismatch(model, state):
         raise InputError("checkpoint", str(path), f"has weights of another model than {names[0]}: {wrong}")
-    if broken := not_finite(select(state, PARTS)):
+    if broken := not_finite(without(state, select(state, [REST]))):
         remedy = f"has weights that are not finite, the first is {broken[0]}; train again with a lower learning rate"
         raise InputError("checkpoint", str(path), remedy)
     tied = aliases(model)

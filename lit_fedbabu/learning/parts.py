@@ -1,4 +1,4 @@
-"""The parts of a model: a *body* that extracts features and a *head* that classifies them."""
+"""The parts of a model: a *body* that extracts features, a *head* that classifies them, and those that a task names."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
@@ -17,8 +17,8 @@ Value = TypeVar("Value")
 
 
 def parts_of(part: str) -> tuple[str, ...]:
-    """The parts that a mode names: "full" is both, "none" is none, "body" and "head" are themselves."""
-    return {"full": PARTS, "none": ()}.get(part, (part,))
+    """The parts that a mode names: "full" is body and head, "none" is none; others are themselves, as "body+neck"."""
+    return {"full": PARTS, "none": ()}.get(part, tuple(part.split("+")))
 
 
 def select(state: Mapping[str, Value], parts: Iterable[str]) -> dict[str, Value]:

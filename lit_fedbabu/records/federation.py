@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.system import shipped_bodies
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.parts import PRIVATE, REST, parts_of, select, without
+from lit_fedbabu.learning.parts import PARTS, PRIVATE, REST, parts_of, select, without
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.learning.state import first_other
 from lit_fedbabu.records import seal
@@ -150,7 +150,7 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
             config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
         under = {**{name: content.state[name] for name in content.base}, **select(content.state, [REST])}
         return Federation(config, [], content.state, provenance, kind=content.kind, initial=under)
-    method = algorithm_of(config)
+    method = algorithm_of(config).of_parts(tuple(dict.fromkeys([*PARTS, *_parts_in(content.state)])))
     folder = path.resolve().parent.parent
     memories = folder / MEMORY
     on_nodes = config.on_sites or _memories_on_nodes(folder)
@@ -168,6 +168,11 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         initial=without(content.state, shared),  # so that no file which they came from is needed any more
         extras=_extras(path, method, config, provenance["round"]),
     )
+
+
+def _parts_in(state: Iterable[str]) -> Iterator[str]:
+    """The parts that the weights of a state lie in."""
+    return (name.partition(".")[0] for name in state if not name.startswith(f"{REST}."))
 
 
 def _extras(path: Path, method: Algorithm, config: Config, server_round: int) -> dict[str, Tensor]:

@@ -187,7 +187,8 @@ def finetunings(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, list[R
             for tuned in tunings_of(run):
                 key = tuned_words(tuned.config)
                 longest[key] = tuned
-                places[key] = parts.index(tuned.config.finetune_part), tuned.config.finetune_learning_rate
+                part = tuned.config.finetune_part
+                places[key] = parts.index(part) if part in parts else len(parts), tuned.config.finetune_learning_rate
             for key, tuned in longest.items():
                 found[key].setdefault(cell.method, []).append(tuned)
     return dict(sorted(found.items(), key=lambda entry: places[entry[0]]))

@@ -80,6 +80,10 @@ class AnyTask(Protocol):
         """
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Of its modules: body and head, and others that it names."""
+
+    @property
     def score(self) -> Score:
         """What clients are compared by."""
 

@@ -62,8 +62,8 @@ class Experiment:
         self.config = config if initial is not None else with_pretrained(config)
         self._given = initial
         self.starting_note = ""
-        self.algorithm = algorithm_of(config)
         self.task: AnyTask = task or task_of(config)
+        self.algorithm = algorithm_of(config).of_parts(self.task.parts)
 
     @property
     def classifier(self) -> Classifies:

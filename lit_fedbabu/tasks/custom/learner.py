@@ -39,7 +39,7 @@ def fit(
     Args:
         modules: one module.
         data: the client's.
-        mode: "body", "head" or "full".
+        mode: parts as in "body+neck", or "full".
         epochs: over the client's training samples; of a fraction of an epoch its first batches, rounded up.
         learning_rate: written to the module's hyper-parameters; 0: the module's own stands.
         steps: mini-batches, in place of ``epochs``; 0: the epochs.

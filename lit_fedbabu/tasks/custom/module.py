@@ -126,6 +126,10 @@ class CustomModule:
         load_state(self.model, {**state_of(self.model), **without(state, rest)})
         outside.load_rest(self.lightning, rest)
 
+    def parts_of(self, mode: str) -> tuple[str, ...]:
+        """The parts that a mode names; "full" is all of the task's."""
+        return self.task.parts if mode == "full" else parts_of(mode)
+
     def refuse_empty(self, needed: Mapping[str, Sequence[str]]) -> None:
         """Raise InputError where something is done with parts of which the task says that they are empty.
 
@@ -138,16 +142,16 @@ class CustomModule:
                 raise InputError("task", self.task.config.task, remedy)
 
     def set_mode(self, mode: str) -> None:
-        """Choose what trains: "body", "head" or "full", of which the module itself may freeze weights."""
+        """Choose what trains: parts as in "body+neck", or "full", of which the module itself may freeze weights."""
         self.freeze(mode)
         for name, weight in self.model.named_parameters():
-            if name.partition(".")[0] in parts_of(mode) and name in self._given:
+            if name.partition(".")[0] in self.parts_of(mode) and name in self._given:
                 weight.requires_grad_(self._given.pop(name))
 
     def freeze(self, mode: str) -> None:
         """Freeze what a mode does not name; ``set_mode`` gives it back as it was."""
         for name, weight in self.model.named_parameters():
-            if name.partition(".")[0] not in parts_of(mode):
+            if name.partition(".")[0] not in self.parts_of(mode):
                 self._given.setdefault(name, weight.requires_grad)
                 weight.requires_grad_(False)
 
@@ -193,16 +197,15 @@ def _is_number(value: Any) -> TypeGuard[float]:
 def _view(lightning: L.LightningModule, task: CustomTask) -> nn.Module:
     """A module whose ``body`` and ``head`` hold the weights of the user's module, and are not copies of them."""
     view = nn.Module()
-    for part in PARTS:
-        names: Sequence[str] = getattr(task.task, part)
+    for part, named in {"body": task.task.body, "head": task.task.head, **task.task.parts}.items():
+        names: Sequence[str] = named
         names = (names,) if isinstance(names, str) else tuple(names)
         held = None if names else nn.Module()
         for name in names:
             found = _found(lightning, name)
             if found is None:
-                remedy = (
-                    f"{type(lightning).__name__} has no {name}, which is to be its {part}; say what is: {part}=(...)"
-                )
+                how = f"{part}=(...)" if part in PARTS else f'parts={{"{part}": (...)}}'
+                remedy = f"{type(lightning).__name__} has no {name}, which is to be its {part}; say what is: {how}"
                 raise InputError("task", task.config.task, remedy)
             if names == (part,) and isinstance(found, nn.Module):
                 held = found
@@ -256,12 +259,13 @@ def _hang(held: nn.Module, name: str, found: nn.Module | nn.Parameter) -> None:
 
 
 def _refuse_outside(lightning: L.LightningModule, view: nn.Module, task: CustomTask) -> None:
-    """Refuse weights that lie in neither part, or in both."""
-    body, head = ({id(weight) for weight in view.get_submodule(part).parameters()} for part in PARTS)
+    """Refuse weights that lie in no part, or in several."""
+    inside = {part: {id(weight) for weight in view.get_submodule(part).parameters()} for part in task.parts}
     for name, weight in lightning.named_parameters(remove_duplicate=False):
-        if id(weight) in body & head:
-            remedy = f"its weight {name} is in body and head at once; they cannot share it"
+        holds = [part for part, weights in inside.items() if id(weight) in weights]
+        if len(holds) > 1:
+            remedy = f"its weight {name} is in {' and '.join(holds)} at once; they cannot share it"
             raise InputError("task", task.config.task, remedy)
-        if id(weight) not in body | head and weight.requires_grad:
+        if not holds and weight.requires_grad:
             remedy = f"its weight {name} is in neither body nor head; add it to one: Task(..., body=(...), head=(...))"
             raise InputError("task", task.config.task, remedy)

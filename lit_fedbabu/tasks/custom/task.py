@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.config.options import imported
+from lit_fedbabu.config.options import NAMES, imported
+from lit_fedbabu.config.rules import TUNED
 from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.evaluation import Score
-from lit_fedbabu.learning.parts import parts_of
+from lit_fedbabu.learning.parts import NORM, PARTS, REST, parts_of
 from lit_fedbabu.tasks.custom import learner
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import short
@@ -50,6 +51,8 @@ class Task:
         higher_is_better: whether more of it is better.
         body: names of the modules or weights that are the body.
         head: the same of the head. No weight that trains lies in neither, and one of the two may be empty: ().
+        parts: names of other parts, and of the modules or weights in each, as {"adapters": ("encoder.adapters",)}. They
+            lie beside body and head: "full" is all of them, and "head+adapters" is two.
         base: names of weights or modules that the module freezes in ``__init__`` and that no training moves. They do
             not travel, and are not in checkpoints. None: all that it freezes; (): none.
         callbacks: makes Lightning's callbacks, anew for every fit and test. Those that save checkpoints, draw progress
@@ -62,6 +65,7 @@ class Task:
     higher_is_better: bool = True
     body: Sequence[str] = ("body",)
     head: Sequence[str] = ("head",)
+    parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     base: Sequence[str] | None = None
     callbacks: Callable[[], Sequence[L.Callback]] = list
 
@@ -89,6 +93,14 @@ def read_task(path: str) -> Task:
     return Task(**{field.name: getattr(task, field.name) for field in fields if hasattr(task, field.name)})
 
 
+def _refuse_names(task: Task, path: str) -> None:
+    """Raise InputError where a part's name means something else, or is none."""
+    taken = (*PARTS, *TUNED, NORM, REST, "none")
+    for name in task.parts:
+        if not isinstance(name, str) or name in taken or "+" in name or not NAMES.fullmatch(name):
+            raise InputError("task", path, f"names a part {name!r}; take another name, of small letters, digits and _")
+
+
 class CustomTask:
     """The user's task of a configuration.
 
@@ -114,6 +126,7 @@ class CustomTask:
         everyone: Sequence[int] = () if config.on_sites else range(config.num_clients)
         self.clients = everyone if clients is None else clients
         self.task = read_task(config.task)
+        _refuse_names(self.task, config.task)
         self._data = data
         self.left_out: set[str] = set()
         """Kinds of callbacks that were left out."""
@@ -134,6 +147,11 @@ class CustomTask:
         """
         make = imported("--data", data, "must be the import path of a LightningDataModule, as in my_module:MyData")
         return cls(dataclasses.replace(config, num_clients=1, num_new_clients=0, min_clients_per_round=0), make)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Body, head, and those that the task names."""
+        return (*PARTS, *self.task.parts)
 
     @property
     def title(self) -> str:
@@ -215,13 +233,25 @@ class CustomTask:
             raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
         if algorithm.of_features:
             raise InputError("algorithm", name, "is of features of images by their classes; take another, as fedper")
+        self._refuse_parts(algorithm)
         (module,) = _own([initial()])
         self.sizes  # noqa: B018 - counted once, here
         algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)
         modes = dict(algorithm.phases) | {config.finetune_part: ""}
         needed = {f"{name} shares": parts_of(algorithm.shared), f"with {name} a client keeps": algorithm.kept}
-        module.refuse_empty({**needed, **{f"something trains ({mode})": parts_of(mode) for mode in modes}})
+        module.refuse_empty({**needed, **{f"something trains ({mode})": module.parts_of(mode) for mode in modes}})
         try_task(module, self, modes, lambda: _own([made()])[0], lambda each: algorithm.check_optimizer(name, each))
+
+    def _refuse_parts(self, algorithm: Algorithm) -> None:
+        """Raise InputError where something is asked for by a part that the task does not have."""
+        for key, value, mode in (
+            ("finetune-part", self.config.finetune_part, self.config.finetune_part),
+            ("algorithm", self.config.algorithm, algorithm.shared),
+            *(("algorithm", self.config.algorithm, part) for part, _ in algorithm.phases),
+        ):
+            if unknown := [part for part in parts_of(mode) if part not in self.parts]:
+                remedy = f"there is no part {unknown[0]}; the task has {', '.join(self.parts)}, and full is all of them"
+                raise InputError(key, value, remedy)
 
     def batches(self, pooled: bool) -> Batches | None:
         """Not known: loaders may give anything."""

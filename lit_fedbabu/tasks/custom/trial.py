@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lit_fedbabu.config.rules import RATES
 from lit_fedbabu.ground.errors import InputError, told
-from lit_fedbabu.learning.parts import parts_of, select
+from lit_fedbabu.learning.parts import select
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.trial import refuse_unsendable
 from lit_fedbabu.tasks.custom import reload
@@ -45,7 +45,7 @@ def try_task(
     Args:
         module: it is left as it is.
         task: whose module it is.
-        modes: what trains: "body", "head" or "full".
+        modes: what trains: parts as in "body+neck", or "full".
         make: makes it anew.
         check: is given each optimizer, and raises InputError where the algorithm cannot do with it.
 
@@ -80,7 +80,7 @@ def try_task(
             raise
         except Exception as error:  # whatever the user's code raises
             raise refuse(f"training its {mode} on data of client {client} fails: {told(error)}") from error
-        weights = select(dict(tried.model.named_parameters()), parts_of(mode))
+        weights = select(dict(tried.model.named_parameters()), tried.parts_of(mode))
         if not any(id(weight) in held.weights for weight in weights.values()):
             raise refuse(f"its optimizer holds no weight of its {mode}, which the run trains")
         if not watch.told:

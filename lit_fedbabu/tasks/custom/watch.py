@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.state import state_of
 from lit_fedbabu.tasks.custom.loaders import samples_in
 from lit_fedbabu.tasks.custom.module import CustomModule
@@ -23,7 +22,7 @@ class Watch(L.Callback):
 
     Args:
         module: that is trained.
-        mode: what trains: "body", "head" or "full".
+        mode: what trains: parts as in "body+neck", or "full".
         epochs: that are begun at most.
         batches: that may be trained on.
         keep: whether the weights after every epoch are kept.
@@ -34,7 +33,8 @@ class Watch(L.Callback):
     ) -> None:
         self._module = module
         self.mode = mode
-        self._parts = [module.model.get_submodule(part) for part in PARTS if part not in parts_of(mode)]
+        trained = module.parts_of(mode)
+        self._parts = [module.model.get_submodule(part) for part in module.task.parts if part not in trained]
         self.max_epochs = epochs
         self.left = batches
         """Batches that may still be trained on."""
@@ -59,7 +59,8 @@ class Watch(L.Callback):
     def _standing(self) -> dict[str, Tensor]:
         """What does not train, as it is now."""
         state = state_of(self._module.model)
-        return {name: value for name, value in state.items() if name.partition(".")[0] not in parts_of(self.mode)}
+        trained = self._module.parts_of(self.mode)
+        return {name: value for name, value in state.items() if name.partition(".")[0] not in trained}
 
     def __enter__(self) -> None:
         lightning = self._module.lightning

@@ -16,7 +16,7 @@ from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalization
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
-from lit_fedbabu.learning.parts import select
+from lit_fedbabu.learning.parts import PARTS, select
 from lit_fedbabu.learning.state import Learner, base_names
 from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model
@@ -50,6 +50,7 @@ class ImageClassification:
     """
 
     score = ACCURACY
+    parts = PARTS
 
     def __init__(self, config: Config, constants: Constants | None = None, classes: Sequence[str] = ()) -> None:
         self.config = config
