@@ -65,7 +65,7 @@ def test_dual_adapters_of_which_one_stays_at_home(federate):
     folder, grid = federate(of("dual", algorithm=mine("shared_body")))
     experiment = Experiment(of("dual", algorithm=mine("shared_body")))
     assert experiment.shared_names == ("body.weight", "body.bias")
-    assert set(recall(folder / "memory", 0, 2)) == {"aside.aside.weight", "aside.aside.bias"}
+    assert set(recall(folder / "memory", 0, 2)) == {"aside.weight", "aside.bias"}
     begun, after = experiment.new_module().lightning.state_dict(), weights(folder, "dual")
     assert {name for name in begun if not torch.equal(begun[name], after[name])} == {"body.weight", "body.bias"}
     (tuned,) = finetune(
