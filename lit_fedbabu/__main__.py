@@ -15,6 +15,8 @@ COMMANDS = {
     "study": "do many runs that differ in a few options, and compare them",
     "report": "compare runs: a page, tables and figures",
     "data": "show which client has which images",
+    "new": "make a project of your own, with a model, data and a study",
+    "examples": "copy the package's examples and configurations",
     "configs": "list the configurations and bodies that come with the package",
     "doctor": "look at what a run needs on this machine",
     "credentials": "make certificates and keys for real nodes",

@@ -59,6 +59,12 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else package_folder().parent / "configs"
 
 
+def examples_folder() -> Path:
+    """The folder of the examples that come with the package, likewise."""
+    installed = package_folder() / "shipped_examples"
+    return installed if installed.is_dir() else package_folder().parent / "examples"
+
+
 def shipped_bodies() -> dict[str, Path]:
     """The bodies that come with the package, by their names: folders as ``lit-fedbabu body`` writes them."""
     return {folder.name: folder for folder in sorted((package_folder() / "bodies").glob("*/"))}
