@@ -48,7 +48,7 @@ def main() -> None:
 def _own_peak(config: Config, folder: Path) -> int:
     """The greatest memory of a worker that does a run, without what it shares with the process it was forked from."""
     with Warm(PREPARE, environment=threads(1)) as warm, Pool(warm, 1, [{PLACE: "0"}], str(folder / "log")) as pool:
-        ((_, outcome),) = pool.answers("lit_fedbabu.studies.work:work", [(config, [[{}]], warm.name)])
+        ((_, outcome),) = pool.answers("lit_fedbabu.studies.work:work", [(config, [[{}]])])
         if isinstance(outcome, Exception):
             raise SystemExit(str(outcome))
         (worker,) = [each for each in psutil.Process().children(recursive=True) if not each.children()]

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import json
 import random
@@ -85,7 +86,7 @@ class FakeGrid:
             node = message.metadata.dst_node_id
             replies.append(self.answer(message, self.contexts[node]))
         self.messages += messages
-        self.replies += replies
+        self.replies += map(copy.deepcopy, replies)  # whose arrays leave them as they are read
         if self.shuffle:
             self.random.shuffle(replies)
         return replies

@@ -154,7 +154,10 @@ def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) 
     total = sum(count for count, _ in updates)
 
     def mean(name: str, array: Array) -> npt.NDArray[Any]:
-        weighted = sum(count * trained[name].astype(np.float64) for count, trained in updates)
+        weighted, scaled = np.zeros(array.shape), np.empty(array.shape)
+        for count, trained in updates:
+            np.multiply(trained[name], count, out=scaled, dtype=np.float64)
+            weighted += scaled
         return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
 
     return ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})

@@ -143,10 +143,15 @@ class TrainReply:
 
     @classmethod
     def from_record(cls, content: RecordDict) -> TrainReply:
-        """Read a reply; raises WireError. A client whose count or loss cannot be true is among the failures."""
+        """Read a reply; raises WireError. A client whose count or loss cannot be true is among the failures.
+
+        The arrays leave the content one by one as they are read, so that they are in memory once.
+        """
         checked(content, "reply")
         columns = rows_of(content, "metrics", "client", "num_train", "train_loss")
-        stacks = {name: decoded(name, array) for name, array in checked_record(content, "arrays").items()}
+        checked_record(content, "arrays")
+        arrays = content.array_records["arrays"]
+        stacks = {name: decoded(name, arrays.pop(name)) for name in list(arrays)}
         for name, stacked in stacks.items():
             if stacked.shape[:1] != (len(columns),):
                 shape = f"whose array {name[:200]!r} is of shape {list(stacked.shape)}"
