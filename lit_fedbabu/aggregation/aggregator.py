@@ -59,6 +59,41 @@ class Mean:
         return {}
 
 
+class NoisedMean(Mean):
+    """The mean of updates, with Gaussian noise on their sum (McMahan et al. 2018, Algorithm 1, with a fixed divisor).
+
+    Every client counts once. The divisor is known before the round, so that one client more or less moves the sum by
+    no more than the bound. The noise comes from the system's entropy.
+
+    Args:
+        bound: the largest L2 norm of an update; longer ones are scaled down.
+        noise_multiplier: standard deviation of the noise on the sum, as a multiple of the bound.
+        divisor: how many clients a round draws, on average.
+    """
+
+    def __init__(self, bound: float, noise_multiplier: float, divisor: int) -> None:
+        self.bound, self.noise_multiplier, self.divisor = bound, noise_multiplier, divisor
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        rng, deviation, total = np.random.default_rng(), self.bound * self.noise_multiplier, self.total(before, updates)
+        noised = {name: value + rng.normal(0, deviation, value.shape) for name, value in total.items()}
+        with np.errstate(over="ignore"):  # it is refused below
+            moved = _moved(before, {name: Array(np.asarray(value / self.divisor)) for name, value in noised.items()})
+        if not all(np.isfinite(array.numpy()).all() for array in moved.values()):
+            raise RunError(f"round {server_round}: weights with noise are not finite; take a smaller clipping-norm")
+        return moved
+
+    def total(self, before: ArrayRecord, updates: Sequence[Trained]) -> dict[str, npt.NDArray[np.float64]]:
+        """The sum of the updates, none longer than the bound, without noise; zeros where there are none."""
+        received = [array.numpy() for array in before.values()]
+        total = {name: np.zeros(array.shape) for name, array in before.items()}
+        for update in updates:
+            norm = update_norm([update.arrays[name] for name in before], received)
+            for name, move in _move(update.arrays, before).items():
+                total[name] += move * min(1.0, self.bound / norm) if norm else move
+        return total
+
+
 class NormBound(Mean):
     """The mean of updates, each scaled down to a largest L2 norm (Sun et al. 2019, section 5).
 
