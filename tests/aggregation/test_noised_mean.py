@@ -37,7 +37,8 @@ def numbers(arrays):
 def test_noise_is_gaussian_around_the_sum_of_the_clients_and_new_each_time():
     rng = np.random.default_rng(0)
     before, mean = record(rng), NoisedMean(0.5, 3.0, divisor=7)
-    for updates in (clients(rng, before, 4, 0.3), []):
+    none: list[Trained] = []
+    for updates in (clients(rng, before, 4, 0.3), none):
         total = flat(mean.total(before, updates))
         np.random.seed(0)
         noises = []
