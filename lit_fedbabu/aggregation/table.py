@@ -7,7 +7,16 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from lit_fedbabu.aggregation.aggregator import Aggregator, Mean, NoisedMean, NormBound, Robust, Trained, too_few
+from lit_fedbabu.aggregation.aggregator import (
+    AdaptiveNoisedMean,
+    Aggregator,
+    Mean,
+    NoisedMean,
+    NormBound,
+    Robust,
+    Trained,
+    too_few,
+)
 from lit_fedbabu.aggregation.strategy import OfStrategy
 from lit_fedbabu.config import AGGREGATORS, Config
 from lit_fedbabu.config.options import imported
@@ -32,7 +41,8 @@ def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> A
     name = config.aggregator
     identify_process()  # also before the run, for what is built on Flower's strategies takes its messages
     if config.protection == "central":
-        return NoisedMean(config.clipping_norm, config.noise_multiplier, config.clients_per_round)
+        privacy = config.clipping_norm, config.noise_multiplier, config.clients_per_round
+        return AdaptiveNoisedMean(*privacy, kept or {}) if config.adaptive_clipping else NoisedMean(*privacy)
     if name == "mean":
         return Mean()
     if name == "norm-bound":

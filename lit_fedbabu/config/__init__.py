@@ -232,6 +232,11 @@ class Config(Derived):
         " their sum with central privacy; 0: none",
         low=0,
     )
+    adaptive_clipping: bool = option(
+        False,
+        "true: with central privacy clipping-norm is that of the first round, and follows the median norm of updates",
+        read_by="central",
+    )
     client_sampling: str = option(
         "poisson",
         "how central privacy draws the clients of a round, from the system's entropy: poisson, each by itself, or"

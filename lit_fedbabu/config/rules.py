@@ -118,6 +118,8 @@ def _check_privacy(config: Any) -> None:
     if config.protection != "none" and not config.noise_multiplier:
         remedy = "needs a noise-multiplier and a clipping-norm, as in noise-multiplier=1 clipping-norm=1"
         raise InputError("privacy", config.privacy, remedy)
+    if config.adaptive_clipping and config.protection != "central":
+        raise InputError("adaptive-clipping", True, "is of the server, with privacy=central; leave it out")
     if config.protection == "central" and config.noise_multiplier < LEAST_NOISE:
         remedy = f"is next to none, and epsilon is in the thousands; take {LEAST_NOISE:g} or more"
         raise InputError("noise-multiplier", config.noise_multiplier, remedy)

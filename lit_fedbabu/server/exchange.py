@@ -191,7 +191,7 @@ class Exchange:
 
     def _too_long(self, update: ClientUpdate) -> str:
         """With central privacy why an update was not clipped as it should be; empty if it was."""
-        if self.config.protection != "central":
+        if self.config.protection != "central" or self.config.adaptive_clipping:
             return ""
         shared = {name: array.numpy() for name, array in self.arrays.items() if not name.startswith(EXTRA)}
         norm = update_norm([update.arrays[name] for name in shared], list(shared.values()))

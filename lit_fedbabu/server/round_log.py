@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite, log
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lit_fedbabu.config import Config
@@ -66,7 +67,12 @@ class RoundLog:
         self._started = time.monotonic()
 
     def trained(
-        self, server_round: int, loss: float, bytes_down: int, bytes_up: int, epsilon: float | None = None
+        self,
+        server_round: int,
+        loss: float,
+        bytes_down: int,
+        bytes_up: int,
+        privacy: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """A round was averaged.
 
@@ -75,7 +81,7 @@ class RoundLog:
             loss: mean training loss in nats; not a number where no client trained.
             bytes_down: of shared weights from the server to nodes, without framing.
             bytes_up: of shared weights from nodes to the server, without framing.
-            epsilon: of privacy, spent by the end of the round; None: there is no noise.
+            privacy: with noise ``epsilon``, spent by the end of the round, and what is adapted.
         """
         seconds = time.monotonic() - self._started
         self._seconds += seconds
@@ -83,15 +89,14 @@ class RoundLog:
         self.left = timedelta(seconds=round(mean_seconds * (self._last_round - server_round)))
         rate = self._rate_in(server_round)
         known = loss if isfinite(loss) else None
-        spent = {} if epsilon is None else {"epsilon": epsilon}
-        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": known, **spent})
+        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": known, **privacy})
         cost = {"round": server_round, "seconds": seconds, "bytes_down": bytes_down, "bytes_up": bytes_up}
         append_json_line(self.folder / COSTS, cost)
         self.board.round(
             server_round,
             {
                 **({} if known is None else {"train/loss": loss}),
-                **({} if epsilon is None else {"privacy/epsilon": epsilon}),
+                **{f"privacy/{key}": value for key, value in privacy.items()},
                 "train/learning_rate": rate,
                 "communication/bytes_down": bytes_down,
                 "communication/bytes_up": bytes_up,
@@ -99,10 +104,10 @@ class RoundLog:
             },
         )
         self._hint_at_chance(server_round)
+        spent = "".join(f"  {key.replace('_', ' ')} {value:.3g}" for key, value in privacy.items())
         what = "no client was drawn" if known is None else f"training loss {loss:.4f}"
         self.say(
-            f"round {server_round}/{self.config.num_server_rounds}  {what}"
-            f"{'' if epsilon is None else f'  epsilon {epsilon:.3g}'}"
+            f"round {server_round}/{self.config.num_server_rounds}  {what}{spent}"
             f"  learning rate {f'{rate:.3g}' if rate else 'of the module'}  {seconds:.1f} s"
             f"  {self.left} of training left"
         )

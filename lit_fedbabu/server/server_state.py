@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from lit_fedbabu.aggregation.aggregator import Trained
+from lit_fedbabu.aggregation.aggregator import AdaptiveNoisedMean, Trained
 from lit_fedbabu.aggregation.optimizer import ServerOptimizer
 from lit_fedbabu.aggregation.table import aggregator_of
 from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm, Received
@@ -109,6 +109,13 @@ class ServerRounds:
         loss = sum(update.num_train * update.train_loss for update in updates) if updates else nan
         typed = {name: _array(combined.shared[name], array.dtype) for name, array in arrays.items()}
         return ArrayRecord(typed), loss / (sum(update.num_train for update in updates) or 1)
+
+    @property
+    def clipping(self) -> dict[str, float]:
+        """With adaptive clipping the largest norm of updates in the next round, as ``clipping_norm``; else nothing."""
+        if isinstance(self._aggregator, AdaptiveNoisedMean):
+            return {"clipping_norm": self._aggregator.bound}
+        return {}
 
     def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
         """What the aggregator makes of the clients' weights, and the server's optimizer of that."""

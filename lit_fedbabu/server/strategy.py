@@ -123,9 +123,11 @@ class SharedParts(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._resumed_after
+        clipping = self.server.clipping
         shared, loss = self.server.combine(server_round, self._shared, self.exchange.updates(replies))
         spent = self.ledger.epsilon(server_round)
-        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, spent)
+        privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
+        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy)
         return shared, None
 
     def configure_evaluate(

@@ -35,6 +35,8 @@ LEAST_INTERVAL, OF_NOISE = 1e-3, 1e-4
 def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) -> list[Array]:
     """Shared arrays with clipped distance to the received ones (L2 norm of all together), and local privacy's noise.
 
+    With adaptive clipping the server clips, which alone knows how far.
+
     The noise is Gaussian of standard deviation ``noise-multiplier`` times ``clipping-norm`` (McMahan et al. 2018,
     Algorithm 1, at the client instead of the server). It comes from the system's entropy: noise that followed from the
     seed could be removed by anyone who knows the seed.
@@ -50,7 +52,8 @@ def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) 
     protected = list(arrays)
     if config.clipping_norm:
         _refuse_not_finite(protected, "its weights are not finite; a lower learning-rate may help")
-        protected = _clipped(protected, received, config.clipping_norm)
+        if not config.adaptive_clipping:
+            protected = _clipped(protected, received, config.clipping_norm)
     if config.protection == "local":
         rng, deviation = np.random.default_rng(), config.noise_multiplier * config.clipping_norm
         with np.errstate(over="ignore"):  # it is refused below

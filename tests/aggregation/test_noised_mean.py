@@ -1,11 +1,13 @@
 """The server's noise, and how far one client can move the sum below it."""
 
+import math
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 from scipy import stats
 
-from lit_fedbabu.aggregation.aggregator import NoisedMean, Trained
+from lit_fedbabu.aggregation.aggregator import AdaptiveNoisedMean, NoisedMean, Trained
 from lit_fedbabu.aggregation.table import aggregator_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
@@ -99,3 +101,45 @@ def test_weights_that_are_not_finite_with_noise_end_the_run():
     before = record(np.random.default_rng(4), np.float32)
     with pytest.raises(RunError, match="round 3: weights with noise are not finite"):
         NoisedMean(1e30, 1e30, 2).aggregate(3, before, [])
+
+
+@pytest.mark.parametrize(("noise", "divisor"), [(1.0, 10), (1.0, 100), (0.1, 4), (8.0, 200)])
+def test_adaptive_clipping_costs_no_more_than_the_noise_that_was_asked_for(noise, divisor):
+    """One client moves the sum by the bound, and the count, which begins at half a client, by a half."""
+    mean = AdaptiveNoisedMean(0.5, noise, divisor, {})
+    assert mean.noise_multiplier**-2 + (0.5 / mean.count_noise) ** 2 == pytest.approx(noise**-2)
+    assert noise < mean.noise_multiplier <= 1.05 * noise * (1 + 1e-9) and mean.count_noise >= divisor / 20
+
+
+def test_a_bound_that_adapts_follows_the_share_of_shorter_updates_with_noise():
+    rng = np.random.default_rng(5)
+    before = record(rng)
+    updates = clients(rng, before, 6, 0.4)  # of nine, one of which does not move and two of which are too long
+    norms = np.array([np.linalg.norm(flat(each.arrays) - numbers(before)) for each in updates])
+    bound = float(np.sort(norms)[4] * 1.001)
+    found = []
+    for _ in range(400):
+        mean = AdaptiveNoisedMean(bound, 2.0, 8, {})
+        mean.aggregate(1, before, updates)
+        found.append(math.log(mean.bound / bound) / -0.2)
+    count = np.count_nonzero(norms <= bound)
+    assert 0 < count < len(norms)
+    noise = (np.array(found) * 8 - (count - len(norms) / 2)) / mean.count_noise
+    assert stats.kstest(noise, "norm").pvalue > 1e-6
+    again = AdaptiveNoisedMean(99.0, 2.0, 8, mean.state())
+    assert again.bound == mean.bound, "a run that is resumed goes on from it"
+
+
+def test_a_bound_that_adapts_comes_to_the_median():
+    rng = np.random.default_rng(6)
+    before, lengths = record(rng), np.linspace(0.5, 1.5, 41)
+    moves = [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in lengths]
+    updates = [
+        Trained(0, 1, {name: before[name].numpy() + length * move[name] / np.linalg.norm(flat(move)) for name in move})
+        for length, move in zip(lengths, moves, strict=True)
+    ]
+    for start in (0.05, 20.0):
+        mean = AdaptiveNoisedMean(start, 1.0, len(updates), {})
+        for server_round in range(1, 71):
+            mean.aggregate(server_round, before, updates)
+        assert mean.bound == pytest.approx(1.0, rel=0.2)

@@ -1,6 +1,7 @@
 """Runs with central privacy, and what ends a run whose budget is spent."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -345,6 +346,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, Any]] = {
     "a budget of nothing": ({"privacy": "none", "noise_multiplier": 0.0, "max_epsilon": 3.0}, "max-epsilon", 3.0),
     "a delta for all": ({"delta": 0.5}, "delta", 0.5),
     "running statistics": ({"norm": "batch-running"}, "clipping-norm", 1.0),
+    "a bound for nothing": ({"privacy": "local", "adaptive_clipping": True}, "adaptive-clipping", True),
     "nothing is shared": ({"algorithm": "local"}, "privacy", "central"),
     "nobody shares": ({"algorithm": "centralized"}, "privacy", "central"),
     "a sum of its own": ({"algorithm": "feddyn"}, "clipping-norm", 1.0),
@@ -379,3 +381,23 @@ def test_a_server_that_adds_no_noise_is_refused_by_the_node():
     (context,) = grid.contexts.values()
     with pytest.raises(ValueError, match="privacy=central adds noise where Flower's own strategies add none"):
         client_app.app(Message(content, node, "train"), context)
+
+
+def test_a_bound_that_adapts_is_recorded_and_goes_on_after_a_stop(federate, tmp_path):
+    config = central_config(adaptive_clipping=True, clipping_norm=1e-3, client_sampling="fixed")
+    with pytest.raises(KeyboardInterrupt):
+        federate(config, StoppedGrid(config, "train", 2))
+    folder, grid = federate(dataclasses.replace(config, resume=str(tmp_path / "run1")))
+    bounds = [each["clipping_norm"] for each in read_results(folder).rounds]
+    assert bounds[0] == 1e-3 and len(set(bounds)) == 3
+    assert all(0.5 < after / before < 2 for before, after in itertools.pairwise(bounds))
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in events.Scalars("privacy/clipping_norm")] == pytest.approx(bounds)
+    messages = [message for message in grid.messages if message.metadata.message_type == "train"]
+    replies = [reply for reply in grid.replies if "arrays" in reply.content]
+    for message, reply in zip(messages, replies, strict=True):
+        received = [array.numpy() for array in message.content["arrays"].values()]
+        for place in range(3):
+            sent = [array.numpy()[place] for array in reply.content["arrays"].values()]
+            assert privacy.update_norm(sent, received) > 0.01, "the server clips"
+    assert read_results(folder)["privacy"]["epsilon"] == privacy.central_epsilon(config, {1: 2, 2: 1})
