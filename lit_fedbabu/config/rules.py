@@ -128,6 +128,9 @@ def _check_privacy(config: Any) -> None:
     if config.protection == "central" and config.aggregator != "mean":
         remedy = "privacy=central adds noise to a sum that no client can move far; take mean"
         raise InputError("aggregator", config.aggregator, remedy)
+    if config.protection == "central" and config.cohort_size > 1:
+        remedy = "with privacy=central no client's update may depend on who is trained with it; take 0"
+        raise InputError("cohort-size", config.cohort_size, remedy)
 
 
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another

@@ -96,9 +96,10 @@ class SharedParts(Strategy):
         """Say what is about to run."""
         config = self.config
         count = config.num_federated
-        chance = config.protection == "central" and config.client_sampling == "poisson"
-        many = config.clients_per_round if chance else len(self.ledger.drawn(config.num_server_rounds))
-        drawn = f"{many} of {count} clients each{' on average' if chance else ''}"
+        central = config.protection == "central"
+        many = config.clients_per_round if central else len(self.ledger.drawn(config.num_server_rounds))
+        average = " on average" if central and config.client_sampling == "poisson" else ""
+        drawn = f"{many} of {count} clients each{average}"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")

@@ -139,7 +139,7 @@ def test_each_kind_says_who_is_protected_from_whom(kind, federate, capsys):
     options = {"noise_multiplier": 0.0, "clipping_norm": 0.0} if kind == "none" else {}
     folder, _ = federate(central_config(privacy=kind, delta=1e-4, **options))
     said, outcome = capsys.readouterr().out, read_results(folder)
-    assert f"privacy {TRUST[kind]}\n" in said
+    assert f"privacy {TRUST[kind]}\n" in said and ("normalization=data has mean" in said) == (kind != "none")
     assert outcome["privacy"]["kind"] == kind and outcome["privacy"]["trust"] == TRUST[kind]
     card = (folder / "README.md").read_text()
     assert f"Privacy {TRUST[kind]}." in card
@@ -345,6 +345,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, Any]] = {
     "noise without a unit": ({"clipping_norm": 0.0}, "noise-multiplier", 2.0),
     "a budget of nothing": ({"privacy": "none", "noise_multiplier": 0.0, "max_epsilon": 3.0}, "max-epsilon", 3.0),
     "a delta for all": ({"delta": 0.5}, "delta", 0.5),
+    "trained together": ({"cohort_size": 2}, "cohort-size", 2),
     "running statistics": ({"norm": "batch-running"}, "clipping-norm", 1.0),
     "a bound for nothing": ({"privacy": "local", "adaptive_clipping": True}, "adaptive-clipping", True),
     "nothing is shared": ({"algorithm": "local"}, "privacy", "central"),
