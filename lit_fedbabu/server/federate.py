@@ -166,12 +166,9 @@ def _ledger(config: Config, folder: Path, done: int) -> Ledger:
 
 def _say_privacy(ledger: Ledger, facts: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Say who is protected from whom, how much, and which round the budget ends before."""
-    config = ledger.config
-    for line in (f"privacy {TRUST[config.protection]}", facts.get("privacy"), ledger.stop):
+    for line in (f"privacy {TRUST[ledger.config.protection]}", facts.get("privacy"), ledger.stop):
         if line:
             say(line)
-    if config.protection != "none" and not config.task and config.normalization == "data":
-        say("note: normalization=data has mean and deviation of all images, without noise; imagenet has constants")
 
 
 def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> list[Node]:
