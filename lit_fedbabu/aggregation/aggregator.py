@@ -1,10 +1,12 @@
 """What an aggregator is, and those that are built in: the mean, and means that a few clients cannot move far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch import Tensor
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.protocol.wire import Arrays
 from lit_fedbabu.training.privacy import update_norm
+
+CLIPPING_RATE, MOST_GROWTH, BOUND = 0.2, 1.05, "bound"
+"""Of adaptive clipping: its rate, by how much the noise on updates may grow for it, and the name of what it keeps."""
 
 
 class Trained(NamedTuple):
@@ -57,6 +62,74 @@ class Mean:
 
     def state(self) -> Mapping[str, Tensor]:
         return {}
+
+
+class NoisedMean(Mean):
+    """The mean of updates, with Gaussian noise on their sum (McMahan et al. 2018, Algorithm 1, with a fixed divisor).
+
+    Every client counts once. The divisor is known before the round, so that one client more or less moves the sum by
+    no more than the bound. The noise comes from the system's entropy.
+
+    Args:
+        bound: the largest L2 norm of an update; longer ones are scaled down.
+        noise_multiplier: standard deviation of the noise on the sum, as a multiple of the bound.
+        divisor: how many clients a round draws, on average.
+    """
+
+    def __init__(self, bound: float, noise_multiplier: float, divisor: int) -> None:
+        self.bound, self.noise_multiplier, self.divisor = bound, noise_multiplier, divisor
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        rng, deviation, total = np.random.default_rng(), self.bound * self.noise_multiplier, self.total(before, updates)
+        noised = {name: value + rng.normal(0, deviation, value.shape) for name, value in total.items()}
+        with np.errstate(over="ignore"):  # it is refused below
+            moved = _moved(before, {name: Array(np.asarray(value / self.divisor)) for name, value in noised.items()})
+        if not all(np.isfinite(array.numpy()).all() for array in moved.values()):
+            raise RunError(f"round {server_round}: weights with noise are not finite; take a smaller clipping-norm")
+        return moved
+
+    def total(self, before: ArrayRecord, updates: Sequence[Trained]) -> dict[str, npt.NDArray[np.float64]]:
+        """The sum of the updates, none longer than the bound, without noise; zeros where there are none."""
+        received = [array.numpy() for array in before.values()]
+        total = {name: np.zeros(array.shape) for name, array in before.items()}
+        for update in updates:
+            norm = update_norm([update.arrays[name] for name in before], received)
+            for name, move in _move(update.arrays, before).items():
+                total[name] += move * min(1.0, self.bound / norm) if norm else move
+        return total
+
+
+class AdaptiveNoisedMean(NoisedMean):
+    """The same with a bound that follows the median norm of updates (Andrew et al. 2021, Algorithm 1).
+
+    After a round the bound is multiplied by exp(-0.2 (s - 0.5)), where s is the share of clients whose update was no
+    longer, with noise. That noise and that on the updates cost as much as ``noise_multiplier`` alone would (Theorem 1).
+    It is a twentieth of the divisor, as in the paper, and where clients are few as much more as keeps the noise on
+    updates from growing by more than 5 %.
+
+    Args:
+        bound: in the first round.
+        noise_multiplier: what both together cost.
+        divisor: how many clients a round draws, on average.
+        kept: its ``state`` after the last round of a run that is resumed.
+    """
+
+    def __init__(self, bound: float, noise_multiplier: float, divisor: int, kept: Mapping[str, Tensor]) -> None:
+        self.count_noise = max(divisor / 20, noise_multiplier / 2 / math.sqrt(1 - MOST_GROWTH**-2))
+        shared = (noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+        super().__init__(float(kept[BOUND]) if kept else bound, shared, divisor)
+
+    def aggregate(self, server_round: int, before: ArrayRecord, updates: Sequence[Trained]) -> ArrayRecord:
+        moved = super().aggregate(server_round, before, updates)
+        received = [array.numpy() for array in before.values()]
+        norms = [update_norm([update.arrays[name] for name in before], received) for update in updates]
+        halves = sum(0.5 if norm <= self.bound else -0.5 for norm in norms)  # one client moves it by half
+        surplus = (halves + np.random.default_rng().normal(0, self.count_noise)) / self.divisor
+        self.bound *= math.exp(-CLIPPING_RATE * surplus)
+        return moved
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {BOUND: torch.tensor(self.bound, dtype=torch.float64)}
 
 
 class NormBound(Mean):

@@ -7,7 +7,16 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from lit_fedbabu.aggregation.aggregator import Aggregator, Mean, NormBound, Robust, Trained, too_few
+from lit_fedbabu.aggregation.aggregator import (
+    AdaptiveNoisedMean,
+    Aggregator,
+    Mean,
+    NoisedMean,
+    NormBound,
+    Robust,
+    Trained,
+    too_few,
+)
 from lit_fedbabu.aggregation.strategy import OfStrategy
 from lit_fedbabu.config import AGGREGATORS, Config
 from lit_fedbabu.config.options import imported
@@ -22,7 +31,8 @@ def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> A
     """The aggregator that the configuration names.
 
     Args:
-        config: of which ``aggregator``, ``num-malicious``, ``trim-fraction`` and ``norm-bound`` are read.
+        config: of which ``aggregator``, ``num-malicious``, ``trim-fraction``, ``norm-bound`` and options of privacy are
+            read.
         kept: its ``state`` after the last round of a run that is resumed.
 
     Raises:
@@ -30,6 +40,9 @@ def aggregator_of(config: Config, kept: Mapping[str, Tensor] | None = None) -> A
     """
     name = config.aggregator
     identify_process()  # also before the run, for what is built on Flower's strategies takes its messages
+    if config.protection == "central":
+        privacy = config.clipping_norm, config.noise_multiplier, config.clients_per_round
+        return AdaptiveNoisedMean(*privacy, kept or {}) if config.adaptive_clipping else NoisedMean(*privacy)
     if name == "mean":
         return Mean()
     if name == "norm-bound":

@@ -215,11 +215,38 @@ class Config(Derived):
     server_momentum: float = option(0.9, "of the server's optimizer; beta 1 of adam and yogi", low=0, high=1)
     server_second_momentum: float = option(0.99, "beta 2 of adam and yogi", low=0, high=1)
     server_tau: float = option(0.001, "added to the root of the second moment of adam and yogi", above=0)
+    privacy: str = option(
+        "auto",
+        "differential privacy of clients: none; local: each adds noise to its update before it is sent, so that it is"
+        " protected from everyone; central: the server, which is trusted, adds noise to the sum of a round's updates,"
+        " so that clients are protected from whoever gets the shared weights; auto: local with a noise-multiplier, else"
+        " none",
+        choices=("auto", "none", "local", "central"),
+    )
     clipping_norm: float = option(
         0.0, "largest L2 norm of a client's shared update; longer ones are scaled; 0: no clipping", low=0
     )
     noise_multiplier: float = option(
-        0.0, "standard deviation of Gaussian noise on shared updates, as a multiple of clipping-norm; 0: none", low=0
+        0.0,
+        "standard deviation of Gaussian noise, as a multiple of clipping-norm: on each shared update with local, on"
+        " their sum with central privacy; 0: none",
+        low=0,
+    )
+    adaptive_clipping: bool = option(
+        False,
+        "true: with central privacy clipping-norm is that of the first round, and follows the median norm of updates",
+        read_by="central",
+    )
+    client_sampling: str = option(
+        "poisson",
+        "how central privacy draws the clients of a round, from the system's entropy: poisson, each by itself, or"
+        " fixed, as many in every round, which costs more epsilon",
+        choices=("poisson", "fixed"),
+        read_by="central",
+    )
+    delta: float = option(1e-5, "delta of (epsilon, delta)-differential privacy", above=0, high=0.1)
+    max_epsilon: float = option(
+        0.0, "the run ends, with its results, before the round after which epsilon would be more; 0: no limit", low=0
     )
     finetune_part: str = option(
         "full",

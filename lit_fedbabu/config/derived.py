@@ -48,6 +48,8 @@ OTHER_WORDS = {
     **dict.fromkeys(("server-lr",), "server-learning-rate"),
     **dict.fromkeys(("clip", "max-grad-norm", "clip-norm"), "clipping-norm"),
     **dict.fromkeys(("noise", "dp-noise"), "noise-multiplier"),
+    **dict.fromkeys(("dp", "differential-privacy"), "privacy"),
+    **dict.fromkeys(("epsilon", "target-epsilon", "budget"), "max-epsilon"),
     **dict.fromkeys(("ft-epochs", "finetune-epochs", "personalization-epochs"), "num-finetune-epochs"),
     **dict.fromkeys(("ft-lr", "finetune-lr"), "finetune-learning-rate"),
     **dict.fromkeys(("eval-every", "eval-interval"), "evaluate-every"),
@@ -58,6 +60,13 @@ OTHER_WORDS = {
     **dict.fromkeys(("random-state", "rng"), "seed"),
 }
 """Words of papers and of other programs, and the keys that they mean."""
+
+
+def protection_of(privacy: str, noise_multiplier: float) -> str:
+    """What the option ``privacy`` stands for: none, local or central."""
+    if privacy == "auto":  # which was all there was before the option
+        return "local" if noise_multiplier else "none"
+    return privacy
 
 
 class Derived:
@@ -75,6 +84,8 @@ class Derived:
     num_new_clients: int
     fraction_train: float
     aggregator: str
+    privacy: str
+    noise_multiplier: float
     num_server_rounds: int
     num_local_epochs: int | float
     num_local_steps: int
@@ -181,6 +192,11 @@ class Derived:
         return tuple(dict.fromkeys(name.strip() for name in self.logger.split(","))) if self.logger else ()
 
     @property
+    def protection(self) -> str:
+        """``privacy``, with what auto stands for: none, local or central."""
+        return protection_of(self.privacy, self.noise_multiplier)
+
+    @property
     def num_federated(self) -> int:
         """Clients that can be drawn, 0 to this number without it; those after them are new."""
         return self.num_clients - self.num_new_clients
@@ -191,9 +207,9 @@ class Derived:
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether algorithm, partitioner, aggregator and fine-tuning read an option, by its field."""
+        """Whether algorithm, partitioner, aggregator, privacy and fine-tuning read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
-        readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part}
+        readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part, self.protection}
         return not read_by or bool(readers & set(read_by.split(", ")))
 
     @property

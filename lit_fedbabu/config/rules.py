@@ -14,6 +14,8 @@ RATES = ("learning_rate", "finetune_learning_rate")
 
 TUNED = ("head", "body", "full", "knn")
 """What fine-tuning trains of models of images."""
+LEAST_NOISE = 0.01
+"""The smallest noise multiplier whose epsilon is computed with central privacy."""
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
 
@@ -106,6 +108,31 @@ def kind_of(task: str) -> Kind:
     return CUSTOM if task else IMAGES
 
 
+def _check_privacy(config: Any) -> None:
+    if config.noise_multiplier and not config.clipping_norm:
+        raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
+    if config.noise_multiplier and config.protection == "none":
+        raise InputError(
+            "noise-multiplier", config.noise_multiplier, "privacy=none has no noise; take local or central"
+        )
+    if config.protection != "none" and not config.noise_multiplier:
+        remedy = "needs a noise-multiplier and a clipping-norm, as in noise-multiplier=1 clipping-norm=1"
+        raise InputError("privacy", config.privacy, remedy)
+    if config.adaptive_clipping and config.protection != "central":
+        raise InputError("adaptive-clipping", True, "is of the server, with privacy=central; leave it out")
+    if config.protection == "central" and config.noise_multiplier < LEAST_NOISE:
+        remedy = f"is next to none, and epsilon is in the thousands; take {LEAST_NOISE:g} or more"
+        raise InputError("noise-multiplier", config.noise_multiplier, remedy)
+    if config.max_epsilon and config.protection == "none":
+        raise InputError("max-epsilon", config.max_epsilon, "without noise nothing is bounded; take privacy=central")
+    if config.protection == "central" and config.aggregator != "mean":
+        remedy = "privacy=central adds noise to a sum that no client can move far; take mean"
+        raise InputError("aggregator", config.aggregator, remedy)
+    if config.protection == "central" and config.cohort_size > 1:
+        remedy = "with privacy=central no client's update may depend on who is trained with it; take 0"
+        raise InputError("cohort-size", config.cohort_size, remedy)
+
+
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
     if "/" in config.run_name or config.run_name.startswith("."):
@@ -157,8 +184,7 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     if partial and (counting := sorted({"accumulate_grad_batches", "limit_train_batches"} & set(config.trainer))):
         remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
         raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
-    if config.noise_multiplier and not config.clipping_norm:
-        raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
+    _check_privacy(config)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")
     if config.clipping_norm and config.norm == "batch-running":

@@ -17,7 +17,7 @@ GROUPS = {
     "partitioner": "Clients and their split",
     "augmentation": "Training",
     "aggregator": "The server",
-    "clipping-norm": "Privacy of what is shared",
+    "privacy": "Privacy of what is shared",
     "finetune-part": "Fine-tuning and evaluation",
     "precision": "Computation",
     "logger": "The run",

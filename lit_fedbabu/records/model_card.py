@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.algorithms.table import shared_of, title_of
+from lit_fedbabu.config.derived import protection_of
 from lit_fedbabu.config.rules import Kind, kind_of
 from lit_fedbabu.ground.files import dataset_folder, write_whole
 from lit_fedbabu.ground.printing import in_code, in_markdown
@@ -14,6 +15,7 @@ from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
 from lit_fedbabu.learning.state import BASE
 from lit_fedbabu.records.results import measures, score_of
+from lit_fedbabu.training.privacy import TRUST
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -52,6 +54,8 @@ TEMPLATE = """---
 ## Training
 
 Federated on {{ dataset }} for {{ provenance.round }} rounds{{ trained_on }}.{{ began }}{{ finetuned }}
+
+{{ protected }}
 
 | option | value |
 |---|---|
@@ -106,6 +110,7 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
         trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
         began=_began(config) + _based(provenance),
         finetuned=_finetuned(provenance),
+        protected=_protected(provenance),
         results=_results(provenance, outcome) if outcome else {},
         license=LICENSE,
     )
@@ -272,6 +277,20 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
     if provenance.get(PRIVATE):
         return " Its normalization layers are as they began, for each client keeps its own: fine-tune before use."
     return ""
+
+
+def _protected(provenance: Mapping[str, Any]) -> str:
+    """Who is protected from whom, and what was spent by the round that the model is of."""
+    config = provenance["config"]
+    kind = protection_of(config.get("privacy", "auto"), config.get("noise-multiplier", 0.0))
+    words = [f"Privacy {TRUST[kind]}."]
+    if spent := (provenance.get("rounds") or [{}])[-1].get("epsilon"):
+        words.append(f"Epsilon is {spent:.4g} for delta {config['delta']:g}.")
+    if kind != "none" and provenance["kind"] != "federation":
+        words.append(
+            "Fine-tuning has no noise: from this model one may learn about the data that it was fine-tuned on."
+        )
+    return " ".join(words)
 
 
 def _on_batches(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ from lit_fedbabu.records.run_folder import COSTS, RESULTS, read_environment
 
 CONTENT = ("algorithm", "round", "summary", "best_round_on_test_data", "rounds", "clients")
 """The keys of every results.json."""
-OPTIONAL = ("score", "new_clients", "missing")
-"""Keys that it has where the score is no accuracy, where there are new clients, and where some were not evaluated."""
+OPTIONAL = ("score", "privacy", "new_clients", "missing")
+"""Keys that it has where the score is no accuracy, where it is of a federation, where there are new clients, and where
+some were not evaluated."""
 MEASURES = {
     "fairness (Jain)": ("accuracy", "jain"),
     "calibration error": ("calibration_error", "mean"),
@@ -57,6 +58,7 @@ def results(
     score: Score = ACCURACY,
     server_round: int | None = None,
     missing: Sequence[int] = (),
+    privacy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -69,6 +71,7 @@ def results(
         score: what clients are compared by.
         server_round: that the weights are of; None: the last one.
         missing: clients that were asked and not evaluated.
+        privacy: of a federation who is protected from whom, and what was spent; None: it is none.
 
     Raises:
         RunError: no client has a score that is a number, before or after fine-tuning.
@@ -87,6 +90,7 @@ def results(
         "algorithm": config.algorithm,
         **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
         "round": rounds[-1]["round"] if server_round is None else server_round,
+        **({"privacy": dict(privacy)} if privacy else {}),
         "summary": _summary(federated, score),
         "best_round_on_test_data": best_round(rounds, score),
         "rounds": list(rounds),
@@ -218,7 +222,7 @@ class Results(dict[str, Any]):
 
     @property
     def epsilon(self) -> float | None:
-        """Of the client that sent noised weights most often, for delta 1e-5; None without noise."""
+        """Of the shared weights, for ``delta``: with local privacy of the client that sent most often; None without."""
         epsilon = self._environment.get("epsilon")
         return None if epsilon is None else float(epsilon)
 

@@ -79,6 +79,10 @@ def _check_rounds(outcome: Mapping[str, Any], config: Config, score: Score) -> N
         rounds, score
     ):
         raise ValueError("the best round is not the best of the rounds")
+    if not all(
+        type(each["epsilon"]) is float and 0 <= each["epsilon"] < math.inf for each in rounds if "epsilon" in each
+    ):
+        raise ValueError("an epsilon is no number that is 0 or more")
     for entry in [*rounds, *([best] if best else [])]:
         if (key := f"initial_{score.name}") in entry or entry is best:
             _check_finite(entry[key])

@@ -199,6 +199,25 @@ def cost(study: Study) -> Drawing | None:
     return Drawing("cost", f"{study.score.title} beside cost", panels, note) if panels else None
 
 
+def privacy(study: Study) -> Drawing | None:
+    """Score over the epsilon that was spent, of all settings with noise in one panel for each stage."""
+    panels: list[Panel] = []
+    for stage in STAGES:
+
+        def label(axes: Axes, stage: str = stage) -> None:
+            axes.set(xlabel="epsilon", ylabel=f"{stage} {study.score.axis}", ylim=study.score.limits, xscale="log")
+
+        points: dict[str, list[tuple[float, float]]] = {}
+        for cell in study.cells:
+            spent = [each for run in cell.runs if (each := run.epsilon) is not None and each > 0]
+            if spent and len(spent) == len(cell.runs):
+                points.setdefault(cell.method, []).append((max(spent), float(np.mean(cell.means(stage)))))
+        lines = {name: Line(*np.array(sorted(each)).T) for name, each in points.items()}
+        panels += panels_of(study, stage, lines, label) if lines else []
+    note = "A point is a method in a setting, mean over seeds; a line joins the settings of a method."
+    return Drawing("privacy", f"{study.score.title} over epsilon", panels, note) if panels else None
+
+
 def partition(study: Study) -> Drawing | None:
     """Training images of each client and class, a panel for every split."""
     found = splits(study)

@@ -92,6 +92,12 @@ class Run:
         evaluated = [] if self.is_newcomers else [each for each in self.outcome["rounds"] if key in each]
         return {each["round"]: scaled(each[key], self.score) for each in evaluated}
 
+    @property
+    def epsilon(self) -> float | None:
+        """What the run spent of the privacy of its clients; None without noise, and of newcomers."""
+        rounds = [] if self.is_newcomers else self.outcome["rounds"]
+        return rounds[-1].get("epsilon") if rounds else None
+
     @cached_property
     def cost(self) -> Cost:
         """What training cost."""

@@ -29,6 +29,11 @@ NEW_CLIENTS = (
 )
 UNFINISHED = "They are in no figure, and in no other table but that of failures."
 TUNING = "Chosen before the runs, on training images that were held out; no test image had a part in the choice."
+PRIVACY = (
+    "Epsilon is of shared weights, of the seed that spent most: with central privacy for whoever gets them, with local"
+    " privacy also for the server, of the client that was asked most often. Losses, accuracies and numbers of images"
+    " are not covered."
+)
 COST = (
     "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
     " framing, seconds of rounds without evaluation; both are in TensorBoard's event files, and empty without them."
@@ -123,6 +128,11 @@ def sections(study: Study) -> list[Section]:
             [] if calibrations else ["Calibration error was measured in none of the runs."],
             _tables(("measures", "Measures", tables.measure_table(study), "Means over clients and seeds, 0 to 1.")),
             _drawings(calibrations, reliability.reliability(study)),
+        ),
+        Section(
+            "Privacy",
+            tables=_tables(("privacy", "Epsilon and what was reached", tables.privacy_table(study), PRIVACY)),
+            drawings=_drawings(figures.privacy(study)),
         ),
         Section("Cost", (), _tables(("cost", "Cost", tables.cost_table(study), COST)), _drawings(figures.cost(study))),
         Section(

@@ -194,6 +194,23 @@ def cost_table(study: Study) -> list[Row]:
     return rows
 
 
+def privacy_table(study: Study) -> list[Row]:
+    """What was spent of the privacy of clients beside what was reached: a row for every method with noise."""
+    rows = []
+    for cell in study.cells:
+        spent = [run.epsilon for run in cell.runs]
+        known = [each for each in spent if each is not None]
+        if not known or len(known) < len(spent):
+            continue
+        config = cell.runs[0].config
+        row = {**place(study, cell), "privacy": config.protection, "epsilon": f"{max(known):.4g}"}
+        row |= {"delta": f"{config.delta:g}", "rounds": "/".join(sorted({str(r.outcome["round"]) for r in cell.runs}))}
+        for stage in STAGES:
+            row[f"{stage} {study.score.axis}"] = plus_minus(over_seeds(cell.means(stage)), study.score)
+        rows.append(row)
+    return rows
+
+
 def _amount(value: float) -> str:
     """Two decimals; of less than 0.1 two digits that are not zero."""
     return f"{value:.{2 if value >= 0.1 or value <= 0 else 1 - math.floor(math.log10(value))}f}"

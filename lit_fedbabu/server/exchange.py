@@ -22,10 +22,11 @@ from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
-from lit_fedbabu.server.sampling import participants, substitutes
+from lit_fedbabu.server.sampling import substitutes
 from lit_fedbabu.server.server_state import for_clients, received
-from lit_fedbabu.server.spent import note_asked
+from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.tasks.entries import row_problem
+from lit_fedbabu.training.privacy import update_norm
 
 SITE_PAUSE_S = 30
 """Seconds before sites that did not answer are asked again."""
@@ -45,6 +46,7 @@ class Exchange:
         sizes: training and test samples of clients, where they are known.
         score: what clients are compared by.
         classifies: whether that is an accuracy, of which the other measures are known too.
+        ledger: of the run; None: one is made.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Exchange:
         sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
         score: Score = ACCURACY,
         classifies: bool = True,
+        ledger: Ledger | None = None,
     ) -> None:
         self.config, self._algorithm = config, algorithm_of(config)
+        self.ledger = ledger or Ledger(config, folder)
         self.nodes = nodes
         self.memory = memory
         self.folder = folder
@@ -85,7 +89,7 @@ class Exchange:
         """Messages that ask clients to train."""
         rate = self._rate_in(self.server_round)
         clients = list(clients)
-        note_asked(self.config, self.folder, self.server_round, clients)
+        self.ledger.note(self.server_round, clients)
         messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
         for message in messages:
             sent = message.content.array_records["arrays"].values()
@@ -95,15 +99,19 @@ class Exchange:
     def updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
         """What the clients of the round trained, by their numbers. Failed clients are replaced by others.
 
+        With central privacy they are not, for nothing but chance may decide who is in the sum: they add nothing to it,
+        and its divisor stays.
+
         Raises:
             RunError: too few were left after all retries.
         """
-        asked = participants(self.config, self.server_round)
-        needed = min(self.config.min_clients_per_round or len(asked), len(asked))
+        asked, central = self.ledger.drawn(self.server_round), self.config.protection == "central"
+        needed = min(self.config.min_clients_per_round or (1 if central else len(asked)), len(asked))
         waiting, updates = asked, list[ClientUpdate]()
-        for attempt in range(self.config.max_round_retries + 1):
+        for attempt in range(1 if central else self.config.max_round_retries + 1):
             if attempt:
-                waiting = substitutes(self.config, self.server_round, attempt, asked, needed - len(updates))
+                spent = self.ledger.exhausted(self.server_round)
+                waiting = substitutes(self.config, self.server_round, attempt, {*asked, *spent}, needed - len(updates))
                 if not waiting:
                     break
                 self.say(f"round {self.server_round}  asking clients {waiting} in place of failed ones")
@@ -175,18 +183,29 @@ class Exchange:
             self.bytes_up += reply.nbytes
             for update in reply.updates:
                 reason = rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0])
-                if reason := reason or self._algorithm.problem(received(update)):
+                if reason := reason or self._algorithm.problem(received(update)) or self._too_long(update):
                     self._record(update.client, reason)
                 else:
                     valid.append(update)
         return valid
 
+    def _too_long(self, update: ClientUpdate) -> str:
+        """With central privacy why an update was not clipped as it should be; empty if it was."""
+        if self.config.protection != "central" or self.config.adaptive_clipping:
+            return ""
+        shared = {name: array.numpy() for name, array in self.arrays.items() if not name.startswith(EXTRA)}
+        norm = update_norm([update.arrays[name] for name in shared], list(shared.values()))
+        if norm <= self.config.clipping_norm * (1 + 1e-9):
+            return ""
+        return f"its update has the norm {norm:.4g}, and clipping-norm is {self.config.clipping_norm:g}"
+
     def _ordinary(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """The updates without those that are too long to be averaged with the others; these have failed.
 
-        Aggregators other than the mean have rules of their own.
+        Aggregators other than the mean have rules of their own. With central privacy whether a client counts may not
+        depend on others.
         """
-        if not self._algorithm.alike or self.config.aggregator != "mean":
+        if not self._algorithm.alike or self.config.aggregator != "mean" or self.config.protection == "central":
             return updates
         shared = {name: array for name, array in self.arrays.items() if not name.startswith(EXTRA)}
         far = outliers(updates, shared, per_sample=not self.config.num_local_steps)

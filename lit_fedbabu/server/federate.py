@@ -27,10 +27,11 @@ from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes
 from lit_fedbabu.server.patience import PatientGrid
-from lit_fedbabu.server.spent import privacy_facts
+from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.training.privacy import TRUST
 
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
@@ -84,6 +85,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     config, say = experiment.config, progress.say
     begun = _begun(experiment) if config.resume else None
     rounds = begun.rounds if begun else []
+    ledger = _ledger(config, folder, len(rounds))
     say(f"run folder {folder}")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
@@ -108,10 +110,11 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
     ids, sizes = [node.id for node in nodes], _sizes(experiment, nodes)
-    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes)
+    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes, ledger)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
-    privacy = privacy_facts(config, folder, len(rounds), say)
+    privacy = ledger.facts(len(rounds))
+    _say_privacy(ledger, privacy, say)
     precision = ", ".join(sorted({node.precision for node in nodes}))
     facts = {"trains-on": trains_on, "precision": precision, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
@@ -127,20 +130,45 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         say(f"note: the run was begun on {before}; its last bits will differ from those of a run made on one machine")
     if config.resume:
         _more_rounds(folder, config, privacy)
-    strategy.start(
-        grid,
-        ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()}),
-        num_rounds=config.num_server_rounds - len(rounds),
-        timeout=config.timeout_s,
-        train_config=ConfigRecord(),
-        evaluate_config=ConfigRecord(),
-        evaluate_fn=strategy.end_of_round,
-    )
-    _write_spent(config, folder, say)
+    arrays = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()})
+    _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
+    _write_spent(ledger, folder, say)
     outcome = results.read_results(folder)
     say(f"results {folder / run_folder.RESULTS}")
     for line in results.table(outcome).splitlines():
         say(line)
+
+
+def _all_rounds(strategy: SharedParts, grid: Grid, arrays: ArrayRecord, count: int) -> None:
+    """Do so many rounds more; without any, as where the budget was spent when the run was stopped, evaluate alone."""
+    if not count:
+        strategy.finish(grid, arrays)
+        return
+    strategy.start(
+        grid,
+        arrays,
+        num_rounds=count,
+        timeout=strategy.config.timeout_s,
+        train_config=ConfigRecord(),
+        evaluate_config=ConfigRecord(),
+        evaluate_fn=strategy.end_of_round,
+    )
+
+
+def _ledger(config: Config, folder: Path, done: int) -> Ledger:
+    """The ledger of a run; raises InputError where the run is over because its budget of privacy is spent."""
+    ledger = Ledger(config, folder, done)
+    if done and ledger.last_round == done and run_folder.is_finished(folder):
+        remedy = f"is spent after round {done}, and the run is over; see {folder / run_folder.RESULTS}"
+        raise InputError("max-epsilon", config.max_epsilon, remedy)
+    return ledger
+
+
+def _say_privacy(ledger: Ledger, facts: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Say who is protected from whom, how much, and which round the budget ends before."""
+    for line in (f"privacy {TRUST[ledger.config.protection]}", facts.get("privacy"), ledger.stop):
+        if line:
+            say(line)
 
 
 def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> list[Node]:
@@ -160,9 +188,11 @@ def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> li
     return nodes
 
 
-def _write_spent(config: Config, folder: Path, say: Callable[[str], None]) -> None:
-    """Write down what was spent of the privacy, where it is more than was foreseen."""
-    kept, spent = run_folder.read_environment(folder), privacy_facts(config, folder, config.num_server_rounds)
+def _write_spent(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> None:
+    """Write down what was spent of the privacy, where it is more than was foreseen; say what ended the run."""
+    kept, spent = run_folder.read_environment(folder), ledger.facts(ledger.last_round)
+    if ledger.stop:
+        say(ledger.stop)
     if spent.get("privacy") != kept.get("privacy"):
         say(f"clients stood in for others or repeated a round: {spent['privacy']}")
         run_folder.write_config(folder, run_folder.read_config(folder), {**kept, **spent})
@@ -227,10 +257,15 @@ def _save_round(
     seal.add_memories(folder, server_round)
     if best and best["round"] == server_round:
         save(run_folder.BEST_CHECKPOINT)
-    if server_round == experiment.config.num_server_rounds:
+    if server_round == strategy.ledger.last_round:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
         clients = results.named(strategy.clients, () if experiment.config.on_sites else experiment.task.client_names)
-        outcome = results.results(experiment.config, rounds, clients, experiment.task.score, missing=strategy.missing)
+        spent = strategy.ledger.epsilons(server_round)
+        clients = [{**row, "epsilon": spent[row["client"]]} if spent else row for row in clients]
+        privacy = strategy.ledger.results(server_round)
+        outcome = results.results(
+            experiment.config, rounds, clients, experiment.task.score, missing=strategy.missing, privacy=privacy
+        )
         write_json(folder / run_folder.RESULTS, outcome)
         (folder / incomplete.INCOMPLETE).unlink(missing_ok=True)
         board.finish(experiment.config, outcome, _features(experiment, received))

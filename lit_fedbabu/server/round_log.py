@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite, log
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lit_fedbabu.config import Config
@@ -31,6 +32,7 @@ class RoundLog:
         num_classes: of the dataset; 1 where there are none.
         score: what clients are compared by.
         rate_in: the learning rate of a round.
+        last_round: the last one; None: that of the options.
     """
 
     def __init__(
@@ -43,15 +45,18 @@ class RoundLog:
         num_classes: int = 1,
         score: Score = ACCURACY,
         rate_in: Callable[[int], float] | None = None,
+        last_round: int | None = None,
     ) -> None:
         self.config = config
+        self._last_round = last_round or config.num_server_rounds
         self.score = score
         self._rate_in = rate_in or config.learning_rate_in
         self.chance = log(num_classes)
         self.folder, self.board = folder, board
         self.say = say
         self.rounds = list(rounds)
-        """One entry for every round: number, learning rate, training loss and, where evaluated, initial accuracy."""
+        """One entry for every round: number, learning rate, training loss (None where there were no clients), with
+        noise the epsilon that was spent and, where evaluated, initial accuracy."""
         self._resumed_after = len(self.rounds)
         self._started = self._seconds = 0.0
         self.left: timedelta | None = None
@@ -61,27 +66,37 @@ class RoundLog:
         """A round begins."""
         self._started = time.monotonic()
 
-    def trained(self, server_round: int, loss: float, bytes_down: int, bytes_up: int) -> None:
+    def trained(
+        self,
+        server_round: int,
+        loss: float,
+        bytes_down: int,
+        bytes_up: int,
+        privacy: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """A round was averaged.
 
         Args:
             server_round: its number.
-            loss: mean training loss in nats.
+            loss: mean training loss in nats; not a number where no client trained.
             bytes_down: of shared weights from the server to nodes, without framing.
             bytes_up: of shared weights from nodes to the server, without framing.
+            privacy: with noise ``epsilon``, spent by the end of the round, and what is adapted.
         """
         seconds = time.monotonic() - self._started
         self._seconds += seconds
         mean_seconds = self._seconds / (server_round - self._resumed_after)
-        self.left = timedelta(seconds=round(mean_seconds * (self.config.num_server_rounds - server_round)))
+        self.left = timedelta(seconds=round(mean_seconds * (self._last_round - server_round)))
         rate = self._rate_in(server_round)
-        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": loss})
+        known = loss if isfinite(loss) else None
+        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": known, **privacy})
         cost = {"round": server_round, "seconds": seconds, "bytes_down": bytes_down, "bytes_up": bytes_up}
         append_json_line(self.folder / COSTS, cost)
         self.board.round(
             server_round,
             {
-                "train/loss": loss,
+                **({} if known is None else {"train/loss": loss}),
+                **{f"privacy/{key}": value for key, value in privacy.items()},
                 "train/learning_rate": rate,
                 "communication/bytes_down": bytes_down,
                 "communication/bytes_up": bytes_up,
@@ -89,14 +104,16 @@ class RoundLog:
             },
         )
         self._hint_at_chance(server_round)
+        spent = "".join(f"  {key.replace('_', ' ')} {value:.3g}" for key, value in privacy.items())
+        what = "no client was drawn" if known is None else f"training loss {loss:.4f}"
         self.say(
-            f"round {server_round}/{self.config.num_server_rounds}  training loss {loss:.4f}"
+            f"round {server_round}/{self.config.num_server_rounds}  {what}{spent}"
             f"  learning rate {f'{rate:.3g}' if rate else 'of the module'}  {seconds:.1f} s"
             f"  {self.left} of training left"
         )
 
     def _hint_at_chance(self, server_round: int) -> None:
-        losses = [each["train_loss"] for each in self.rounds]
+        losses = [each["train_loss"] for each in self.rounds if each["train_loss"] is not None]
         chance = [loss > NEAR_CHANCE * self.chance for loss in losses if self.chance]
         if sum(chance) == len(chance) == HINT_AFTER:
             self.say(
@@ -107,8 +124,8 @@ class RoundLog:
     def headline(self, what: str) -> str:
         """What is done now, with the newest loss and accuracy."""
         words = [what]
-        if self.rounds:
-            words.append(f"loss {self.rounds[-1]['train_loss']:.4f}")
+        if losses := [each["train_loss"] for each in self.rounds if each["train_loss"] is not None]:
+            words.append(f"loss {losses[-1]:.4f}")
         key = f"initial_{self.score.name}"
         if measured := [each[key]["mean"] for each in self.rounds if key in each]:
             words.append(f"initial {self.score.name} {self.score.shown(measured[-1])}{self.score.unit}")

@@ -1,4 +1,4 @@
-"""Which clients train in a round: drawn by (seed, round) alone, so that a run repeats and can be resumed."""
+"""Which clients train in a round: drawn by (seed, round) alone, so that a run repeats, or by chance."""
 
 from collections.abc import Iterable
 
@@ -16,6 +16,18 @@ def participants(config: Config, server_round: int) -> list[int]:
     rng = np.random.default_rng(config.derived_seed("sampling", server_round))
     drawn = sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
     return algorithm_of(config).drawn(config, server_round, drawn)
+
+
+def drawn_anew(config: Config) -> list[int]:
+    """The clients of a round with central privacy, drawn from the system's entropy, so that nobody can know them.
+
+    Where ``client-sampling`` is poisson each is drawn by itself, ``clients_per_round`` on average; there can be none.
+    """
+    rng = np.random.default_rng()
+    everyone, count = config.num_federated, config.clients_per_round
+    if config.client_sampling == "poisson":
+        return [int(client) for client in np.flatnonzero(rng.random(everyone) < count / everyone)]
+    return sorted(rng.choice(everyone, count, replace=False).tolist())
 
 
 def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:

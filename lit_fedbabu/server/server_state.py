@@ -1,6 +1,7 @@
 """What the server keeps between rounds: moments of its optimizer, and the state of the algorithm."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from lit_fedbabu.aggregation.aggregator import Trained
+from lit_fedbabu.aggregation.aggregator import AdaptiveNoisedMean, Trained
 from lit_fedbabu.aggregation.optimizer import ServerOptimizer
 from lit_fedbabu.aggregation.table import aggregator_of
 from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm, Received
@@ -82,10 +83,12 @@ class ServerRounds:
     ) -> tuple[ArrayRecord, float]:
         """The shared weights of the next round, and the mean training loss in nats; what is kept is written.
 
+        Of no clients, as a round of central privacy can have, the loss is not a number.
+
         Args:
             server_round: number of the round, from 1.
             arrays: the shared weights that the clients began with.
-            updates: one or more.
+            updates: of the clients.
 
         Raises:
             RunError: what the server keeps is no longer finite.
@@ -103,9 +106,16 @@ class ServerRounds:
                 memory.keep_in(self._place, server_round, kept)
         except ValueError as error:
             raise RunError(f"round {server_round}: the server: {error}") from None
-        loss = sum(update.num_train * update.train_loss for update in updates)
+        loss = sum(update.num_train * update.train_loss for update in updates) if updates else nan
         typed = {name: _array(combined.shared[name], array.dtype) for name, array in arrays.items()}
-        return ArrayRecord(typed), loss / sum(update.num_train for update in updates)
+        return ArrayRecord(typed), loss / (sum(update.num_train for update in updates) or 1)
+
+    @property
+    def clipping(self) -> dict[str, float]:
+        """With adaptive clipping the largest norm of updates in the next round, as ``clipping_norm``; else nothing."""
+        if isinstance(self._aggregator, AdaptiveNoisedMean):
+            return {"clipping_norm": self._aggregator.bound}
+        return {}
 
     def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
         """What the aggregator makes of the clients' weights, and the server's optimizer of that."""

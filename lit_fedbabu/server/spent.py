@@ -1,52 +1,153 @@
-"""How often each client has sent noised weights, and so what privacy is left: stand-ins and repeated rounds count."""
+"""What privacy a run has spent, and how much is left: by who was asked, also as a stand-in and in repeated rounds."""
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import ASKED
-from lit_fedbabu.server.sampling import participants
-from lit_fedbabu.training.privacy import epsilon, guarantee
+from lit_fedbabu.server.sampling import drawn_anew, participants
+from lit_fedbabu.training.privacy import TRUST, central_epsilon, epsilon, guarantee
+
+Asked = list[tuple[int, list[int]]]
+"""Rounds, and the clients that were asked in them, in the order in which they were asked."""
 
 
-def note_asked(config: Config, folder: Path, server_round: int, clients: Sequence[int]) -> None:
-    """Write down, before they are asked, which clients will send noised weights."""
-    if config.noise_multiplier:
-        append_json_line(folder / ASKED, {"round": server_round, "clients": list(clients)})
+class Ledger:
+    """What a run spends of the privacy of its clients. It stands on ``asked.jsonl`` in the run's folder.
 
-
-def privacy_facts(
-    config: Config, folder: Path, done: int, say: Callable[[str], None] = lambda _: None
-) -> dict[str, str]:
-    """What protection the shared weights have, and epsilon after all rounds, for config.toml; nothing where none is.
+    A line is written before clients are asked, so that a run that is killed has counted what they may have sent.
 
     Args:
         config: the experiment.
         folder: the run's.
-        done: rounds that are over. For those to come, the clients that the seed draws are counted.
-        say: prints a line.
+        done: rounds that the run that is resumed has done.
+
+    Raises:
+        InputError: ``max-epsilon`` is less than what the first round spends, or the file is damaged.
     """
-    if not config.clipping_norm:
-        return {}
-    asked = _asked(folder)
-    rounds = {server_round for server_round, _ in asked}
-    drawn = [
-        participants(config, each)
-        for each in range(1, config.num_server_rounds + 1)
-        if each > done or each not in rounds
-    ]
-    counts = Counter(client for clients in [*drawn, *(clients for _, clients in asked)] for client in clients)
-    most = max(counts.values())
-    protection = guarantee(config, most)
-    say(protection)
-    spent = {"epsilon": f"{epsilon(config.noise_multiplier, most):.6g}"} if config.noise_multiplier else {}
-    return {"privacy": protection, **spent}
+
+    def __init__(self, config: Config, folder: Path, done: int = 0) -> None:
+        self.config, self._folder, self._done = config, folder, done
+        self.last_round = self._last_round()
+        """The last round that ``max-epsilon`` has room for: the last one of all where it has no limit."""
+        self.stop = self._stop()
+        """Before which round the run ends, and why, in a line; empty where it has all of its rounds."""
+
+    def drawn(self, server_round: int) -> list[int]:
+        """The clients that train in a round, by the seed; with central privacy by chance, once for each round."""
+        if self.config.protection != "central":
+            return participants(self.config, server_round)
+        before = [clients for each, clients in _read(self._folder) if each == server_round]
+        return before[0] if before else drawn_anew(self.config)
+
+    def note(self, server_round: int, clients: Sequence[int]) -> None:
+        """Write down, before they are asked, which clients will share what they train."""
+        if self.config.protection != "none":
+            append_json_line(self._folder / ASKED, {"round": server_round, "clients": list(clients)})
+
+    def epsilon(self, server_round: int) -> float | None:
+        """What was spent by the end of a round, of the client that spent most; None without noise."""
+        if self.config.protection == "none":
+            return None
+        return self._epsilon(self._lines(server_round, server_round))
+
+    def epsilons(self, server_round: int) -> dict[int, float]:
+        """With local privacy what each client has spent by the end of a round; else nothing."""
+        if self.config.protection != "local":
+            return {}
+        counts = _times(self._lines(server_round, server_round))
+        return {client: self._local(counts[client]) for client in range(self.config.num_clients)}
+
+    def exhausted(self, server_round: int) -> list[int]:
+        """The clients that may not stand in for others in a round, for the rounds to come will spend what they have."""
+        if self.config.protection != "local" or not self.config.max_epsilon:
+            return []
+        counts = _times(self._lines(server_round, self.last_round))
+        most = self.config.max_epsilon
+        return [client for client in range(self.config.num_federated) if self._local(counts[client] + 1) > most]
+
+    def facts(self, done: int) -> dict[str, str]:
+        """What protection the shared weights have, and epsilon after the last round, for config.toml.
+
+        Args:
+            done: rounds that are over. Of those to come it is counted what will be asked.
+        """
+        if not self.config.clipping_norm:
+            return {}
+        if self.config.protection == "none":
+            return {"privacy": guarantee(self.config, 0.0, 0.0, 0)}
+        lines = self._lines(done, self.last_round)
+        once, whole = self._epsilon([(1, [0])]), self._epsilon(lines)
+        most = max(_times(lines).values()) if self.config.protection == "local" else self.last_round
+        return {"privacy": guarantee(self.config, once or 0.0, whole or 0.0, most), "epsilon": f"{whole:.6g}"}
+
+    def results(self, server_round: int) -> dict[str, Any]:
+        """The entry of results.json: the kind of privacy, its trust model, and what was spent."""
+        kind = self.config.protection
+        if kind == "none":
+            return {"kind": kind, "trust": TRUST[kind]}
+        return {
+            "kind": kind,
+            "trust": TRUST[kind],
+            "epsilon": self.epsilon(server_round),
+            "delta": self.config.delta,
+            **({"max_epsilon": self.config.max_epsilon} if self.config.max_epsilon else {}),
+            **({"stopped_before": server_round + 1} if server_round < self.config.num_server_rounds else {}),
+        }
+
+    def _stop(self) -> str:
+        config, next_round = self.config, self.last_round + 1
+        if next_round > config.num_server_rounds:
+            return ""
+        more = self._epsilon(self._lines(self._done, next_round))
+        return (
+            f"max-epsilon = {config.max_epsilon:g} ends the run before round {next_round} of"
+            f" {config.num_server_rounds}, after which epsilon would be {more:.4g}"
+        )
+
+    def _last_round(self) -> int:
+        most, everything = self.config.max_epsilon, self.config.num_server_rounds
+        if not most:
+            return everything
+        rounds = range(self._done + 1, everything + 1)
+        last = self._done + bisect_right(rounds, most, key=lambda each: self._epsilon(self._lines(self._done, each)))
+        if not last:
+            first = self._epsilon(self._lines(0, 1))
+            remedy = f"the first round alone spends {first:.4g}; take more, or a larger noise-multiplier"
+            raise InputError("max-epsilon", most, remedy)
+        return last
+
+    def _lines(self, done: int, last: int) -> Asked:
+        """Who was asked by the end of the round ``last``: of rounds that are done what was written, else also the draw.
+
+        Runs of earlier versions have written nothing.
+        """
+        asked = [(each, clients) for each, clients in _read(self._folder) if each <= last]
+        rounds = {each for each, _ in asked}
+        to_come = [each for each in range(1, last + 1) if each > done or each not in rounds]
+        return [*((each, participants(self.config, each)) for each in to_come), *asked]
+
+    def _epsilon(self, lines: Asked) -> float:
+        if self.config.protection == "central":
+            times = Counter(each for each, _ in lines)
+            return central_epsilon(self.config, Counter(times.values()))
+        return self._local(max(_times(lines).values(), default=0))
+
+    def _local(self, times: int) -> float:
+        return epsilon(self.config.noise_multiplier, times, self.config.delta) if times else 0.0
 
 
-def _asked(folder: Path) -> list[tuple[int, list[int]]]:
+def _times(lines: Asked) -> Counter[int]:
+    """How often each client was asked."""
+    return Counter(client for _, clients in lines for client in clients)
+
+
+def _read(folder: Path) -> Asked:
     """Rounds and the clients that were asked; runs of earlier versions have none."""
     if not (folder / ASKED).exists():
         return []

@@ -18,8 +18,8 @@ from lit_fedbabu.server.aggregation import digest_of
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
-from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.server.server_state import ServerRounds
+from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.training.experiment import Experiment
 
@@ -29,7 +29,8 @@ class SharedParts(Strategy):
 
     Clients are drawn by (seed, round), and their arrays are summed in float64 in the order of client numbers. So the
     result does not depend on the number of nodes, on their ids or on who answers first. A client that fails is left
-    out of the round, recorded, and replaced by another one.
+    out of the round, recorded, and replaced by another one. With central privacy clients are drawn by chance, the sum
+    has noise, and nobody takes the place of a client that fails.
 
     Args:
         experiment: with the configuration and the algorithm.
@@ -41,6 +42,7 @@ class SharedParts(Strategy):
         progress: shows a person what is done.
         rounds: the history of a run that is resumed. Flower counts from 1 what comes after it.
         sizes: training and test samples of clients, where they are known: answers that say otherwise are refused.
+        ledger: of the run's privacy; None: one is made.
     """
 
     def __init__(
@@ -54,14 +56,18 @@ class SharedParts(Strategy):
         progress: Lines,
         rounds: Sequence[dict[str, Any]] = (),
         sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+        ledger: Ledger | None = None,
     ) -> None:
         self.experiment = experiment
         self.folder = folder
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
+        self.ledger = ledger or Ledger(config, folder, len(rounds))
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
-        self.log = RoundLog(config, folder, board, progress.say, rounds, classes, score, experiment.rate_in)
+        self.log = RoundLog(
+            config, folder, board, progress.say, rounds, classes, score, experiment.rate_in, self.ledger.last_round
+        )
         failures = FailureLog(folder, board, progress.say, () if config.on_sites else experiment.task.client_names)
         self.exchange = Exchange(
             config,
@@ -74,6 +80,7 @@ class SharedParts(Strategy):
             sizes,
             score,
             classifies=isinstance(experiment.task, Classifies),
+            ledger=self.ledger,
         )
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
@@ -88,7 +95,11 @@ class SharedParts(Strategy):
     def summary(self) -> None:
         """Say what is about to run."""
         config = self.config
-        drawn = f"{len(participants(config, config.num_server_rounds))} of {config.num_federated} clients each"
+        count = config.num_federated
+        central = config.protection == "central"
+        many = config.clients_per_round if central else len(self.ledger.drawn(config.num_server_rounds))
+        average = " on average" if central and config.client_sampling == "poisson" else ""
+        drawn = f"{many} of {count} clients each{average}"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
@@ -106,15 +117,18 @@ class SharedParts(Strategy):
         self.log.begin()
         self._shared = arrays
         self.exchange.begin(server_round, self.server.sent(arrays), grid, self.server.expected(arrays))
-        clients = participants(self.config, server_round)
+        clients = self.ledger.drawn(server_round)
         now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
         self.progress.begin(now, len(clients), self.log.left)
         return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._resumed_after
+        clipping = self.server.clipping
         shared, loss = self.server.combine(server_round, self._shared, self.exchange.updates(replies))
-        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up)
+        spent = self.ledger.epsilon(server_round)
+        privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
+        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy)
         return shared, None
 
     def configure_evaluate(
@@ -157,6 +171,13 @@ class SharedParts(Strategy):
         self.clients = rows
         self.log.evaluated(server_round, rows)
 
+    def finish(self, grid: Grid, arrays: ArrayRecord) -> None:
+        """Evaluate after the last round where that is over already, of a run that may not have another one."""
+        self.summary()
+        messages = self.configure_evaluate(0, arrays, ConfigRecord(), grid)
+        self.aggregate_evaluate(0, grid.send_and_receive(messages, timeout=self.config.timeout_s))
+        self.finished(self._resumed_after, arrays)
+
     def end_of_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Where Flower evaluates on the server: a round is over here, and is saved."""
         if server_round > 0:  # Flower also calls this before the first round
@@ -174,4 +195,4 @@ class SharedParts(Strategy):
         return self._is_last(server_round) or server_round % self.config.evaluate_every == 0
 
     def _is_last(self, server_round: int) -> bool:
-        return server_round == self.config.num_server_rounds
+        return server_round == self.ledger.last_round

@@ -15,6 +15,7 @@ from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.records.results import read_results
 from lit_fedbabu.records.run_folder import CONFIG, LAST_CHECKPOINT, RESULTS
 from lit_fedbabu.server.federate import federate
 from lit_fedbabu.studies.claims import Claim, claimed
@@ -86,7 +87,7 @@ def is_done(config: Config) -> bool:
     if not (folder / RESULTS).exists() or not (folder / LAST_CHECKPOINT).exists():
         return False
     done: int = checkpoint.read(folder / LAST_CHECKPOINT, config.trusted).provenance["round"]
-    return done >= config.num_server_rounds
+    return done >= config.num_server_rounds or "stopped_before" in read_results(folder).get("privacy", {})
 
 
 def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]]) -> str:

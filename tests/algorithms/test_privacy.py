@@ -18,7 +18,13 @@ from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.training.privacy import update_norm
 from tests.support import NARROW, tiny, tiny_config
 
+DELTA = 1e-5
 ORDER = {"server-round": 1, "learning-rate": 0.1}
+
+
+def local_guarantee(config, times):
+    once, whole = (privacy.epsilon(config.noise_multiplier, count) for count in (1, times))
+    return privacy.guarantee(config, once, whole, times)
 
 
 def sent(folder, **options):
@@ -99,7 +105,7 @@ def test_epsilon_is_the_least_that_the_gaussian_mechanism_has(noise_multiplier, 
         here, there = (stats.norm.pdf(x, mean, spread) for mean in (1, -1))
         return np.trapezoid(np.maximum(here - np.exp(epsilon) * there, 0), x)
 
-    assert delta(found) == pytest.approx(privacy.DELTA, rel=1e-2)
+    assert delta(found) == pytest.approx(DELTA, rel=1e-2)
     assert privacy.epsilon(noise_multiplier, participations + 1) > found
 
 
@@ -109,7 +115,7 @@ def test_epsilon_is_that_of_googles_accountant(noise_multiplier, participations)
     interval, found = 1e-4, privacy.epsilon(noise_multiplier, participations)
     once = from_gaussian_mechanism(noise_multiplier, sensitivity=2.0, value_discretization_interval=interval)
     whole = once.self_compose(participations) if participations > 1 else once
-    assert found - 1e-6 <= whole.get_epsilon_for_delta(privacy.DELTA) <= found + participations * interval
+    assert found - 1e-6 <= whole.get_epsilon_for_delta(DELTA) <= found + participations * interval
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -143,7 +149,7 @@ def test_epsilon_counts_rounds_in_which_a_client_stands_in_for_others(federate, 
     asked = [message for message in grid.messages if message.metadata.message_type == "train"]
     counts = Counter(client for message in asked for client in message.content["config"]["clients"])
     assert max(counts.values()) > max(drawn.count(client) for client in drawn), "another seed would show more"
-    told = privacy.guarantee(config, max(counts.values()))
+    told = local_guarantee(config, max(counts.values()))
     assert run_folder.read_environment(folder)["privacy"] == told
     assert f"clients stood in for others or repeated a round: {told}" in capsys.readouterr().out
 
@@ -153,12 +159,12 @@ def test_the_run_tells_what_the_protection_amounts_to(federate, capsys):
     folder, _ = federate(config)
     drawn = [client for server_round in (1, 2, 3) for client in participants(config, server_round)]
     most = max(map(drawn.count, drawn))
-    told = privacy.guarantee(config, most)
+    told = local_guarantee(config, most)
     assert f"epsilon {privacy.epsilon(2.0, 1):.3g} for a round" in told and f"for the {most} rounds" in told
     assert told in capsys.readouterr().out
     assert run_folder.read_environment(folder)["privacy"] == told
-    assert "no differential privacy" in privacy.guarantee(tiny_config(clipping_norm=1.0), most)
-    assert privacy.guarantee(tiny_config(), most) == ""
+    assert "no differential privacy" in privacy.guarantee(tiny_config(clipping_norm=1.0), 0, 0, 0)
+    assert privacy.guarantee(tiny_config(), 0, 0, 0) == ""
 
 
 def on_the_wire(grid):

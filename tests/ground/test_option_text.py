@@ -41,7 +41,8 @@ def test_help_names_every_method_and_every_partitioner():
 def test_an_option_is_read_by_whom_it_names(field):
     named = set(field.metadata["read_by"].split(", "))
     parts = Config.__dataclass_fields__["finetune_part"].metadata["choices"]
-    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, AGGREGATORS, parts))
+    kinds = Config.__dataclass_fields__["privacy"].metadata["choices"]
+    assert any(named <= set(known) for known in (PARTITIONERS, ALGORITHMS, AGGREGATORS, parts, kinds))
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}
     if field.name == "proximal_mu":

@@ -13,7 +13,7 @@ from lit_fedbabu.records import run_folder, seal
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.saved import find_model
 from lit_fedbabu.reporting.runs import read_run
-from lit_fedbabu.server.spent import _asked
+from lit_fedbabu.server.spent import _read
 from tests.support import tiny_config
 
 VALUES: list[object] = [None, True, -1, 2.5, 10**400, "", "\x1b\n", [], [1], {}, float("nan")]
@@ -91,7 +91,7 @@ def test_values_of_lines(name, line, run):
     path, tuning = run / name, Tuning(tiny_config(), run, None, False)
     reads = {
         seal.SEAL: (lambda: seal.check_checkpoints(run), lambda: seal.check_memories(run, 1)),
-        run_folder.ASKED: (lambda: _asked(run),),
+        run_folder.ASKED: (lambda: _read(run),),
         ROWS: (lambda: _done(tuning),),
     }[name]
     for place in places(line):

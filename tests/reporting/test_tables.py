@@ -6,12 +6,13 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.records import results, run_folder
-from lit_fedbabu.reporting import differences, facts, sections, tables
+from lit_fedbabu.reporting import differences, facts, figures, sections, tables
 from lit_fedbabu.reporting.costs import TAGS
 from lit_fedbabu.reporting.formats import Table, as_csv, latex, markdown
 from lit_fedbabu.reporting.runs import read_run
-from tests.reporting.made_up import made_up_run, study_of
+from tests.reporting.made_up import change, made_up_run, study_of
 
 
 def made_up_study(folder, methods, seeds, **options):
@@ -228,3 +229,46 @@ def test_latex_is_a_booktabs_table():
         "B $\\pm$ C & \\textless{}0.001 \\\\\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
+
+
+def spending(folder, name, seed, epsilon, **options):
+    """A run that has spent so much, half of it in its first half."""
+    privacy = {"privacy": "central", "clipping_norm": 1.0, "noise_multiplier": 1.0, **options}
+    made_up_run(folder, name, seed, **privacy)
+    rounds = json.loads((folder / run_folder.RESULTS).read_text())["rounds"]
+    return change(folder, rounds=[{**each, "epsilon": epsilon * each["round"] / 4} for each in rounds])
+
+
+def test_what_was_spent_stands_beside_what_was_reached(tmp_path):
+    free = made_up_run(tmp_path / "free", "fedavg", 1)
+    runs = [
+        spending(tmp_path / f"{name}{seed}{noise}", name, seed, epsilon / noise, noise_multiplier=noise)
+        for name, epsilon in (("fedbabu", 4.0), ("fedper", 8.0))
+        for seed in (1, 2)
+        for noise in (1.0, 2.0)
+    ]
+    study = study_of(*runs)
+    rows = tables.privacy_table(study)
+    found = [(row["method"], row["privacy"], row["epsilon"], row["delta"], row["rounds"]) for row in rows]
+    assert sorted(found) == [
+        (method, "central", epsilon, "1e-05", "4")
+        for method, epsilons in (("FedBABU", ("2", "4")), ("FedPer", ("4", "8")))
+        for epsilon in epsilons
+    ]
+    methods = {row["method"]: row for row in tables.method_table(study) if row["accuracy"] == "initial"}
+    assert all(row["initial accuracy (%)"] and row["personalized accuracy (%)"] for row in rows) and methods
+    drawing = figures.privacy(study)
+    assert [panel.title for panel in drawing.panels] == ["initial", "personalized"]
+    assert "Privacy" in {section.title for section in sections.sections(study)}
+    without = study_of(free)
+    assert tables.privacy_table(without) == [] and figures.privacy(without) is None
+    assert "Privacy" not in {section.title for section in sections.sections(without)}
+
+
+@pytest.mark.parametrize("epsilon", [True, "3", None, -1.0, float("nan"), 3])
+def test_an_epsilon_that_cannot_be_is_refused(epsilon, tmp_path):
+    folder = spending(tmp_path / "run", "fedbabu", 1, 4.0)
+    rounds = json.loads((folder / run_folder.RESULTS).read_text())["rounds"]
+    change(folder, rounds=[*rounds[:-1], {**rounds[-1], "epsilon": epsilon}])
+    with pytest.raises(InputError, match="an epsilon is no number"):
+        read_run(folder)

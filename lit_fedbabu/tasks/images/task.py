@@ -167,7 +167,13 @@ class ImageClassification:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the dataset is left out or doubtful, a line for each kind; to be printed where a run begins."""
-        return (*self.source.notes, *copies(self.config, self.source, self.partition))
+        notes = (*self.source.notes, *copies(self.config, self.source, self.partition))
+        if self.config.protection == "none" or self.config.normalization != "data":
+            return notes
+        return (
+            *notes,
+            "normalization=data has mean and deviation of all images, without noise; imagenet has constants",
+        )
 
     @cached_property
     def client_names(self) -> tuple[str, ...]:
