@@ -18,6 +18,8 @@ from lit_fedbabu.ground.stops import left_to_this_process
 from lit_fedbabu.workers import serving
 from lit_fedbabu.workers.serving import SHARED, pickled
 
+LOG = "workers.log"
+"""In a run's folder: what workers printed."""
 START_TIMEOUT_S = 300.0
 FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked. Elsewhere a process with PyTorch in it cannot be forked safely, and each is started."""
