@@ -6,6 +6,7 @@ A process of its own speaks with Ray. It ends with this one, and so do all worke
 import importlib.util
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lit_fedbabu.records.progress import Lines
     from lit_fedbabu.training.experiment import Experiment
 
+ERROR = re.compile(r"^(?:\[[^]]* [EFC] \d+ \d+\] (?:\([^)]*\) )?\S+: |(?=\w+Error: ))(.+)$", re.MULTILINE)
+"""A line of Ray's that is an error, without time and place; or the last line of a traceback."""
 CONNECT_S = 10.0
 """Seconds in which the machine of an address has to answer."""
 START_S = 180.0
@@ -72,7 +75,7 @@ class Workers:
         self._say = progress.say
         self._kept = str(self._folder / CONFIG) if experiment.algorithm.kept else ""
         if not self._connection.poll(START_S):
-            raise self._refused(f"nothing was heard within {START_S:.0f} s; {self._last_line()}")
+            raise self._refused(f"nothing was heard within {START_S:.0f} s; {self._last_error()}")
         kind, told = self._received()
         if kind != "ready":
             raise self._refused(told)
@@ -93,7 +96,7 @@ class Workers:
         try:
             self._connection.send((self._introduction, self._kept, packed, pickled(shared), timeout_s))
         except OSError:
-            raise self._lost(self._last_line()) from None
+            raise self._lost(self._last_error()) from None
         while (told := self._received())[0] != "over":
             match told:
                 case "note", note:
@@ -134,7 +137,7 @@ class Workers:
         try:
             told: tuple[Any, ...] = self._connection.recv()
         except (EOFError, OSError):
-            raise self._lost(self._last_line()) from None
+            raise self._lost(self._last_error()) from None
         return told
 
     def _refused(self, reason: str) -> Exception:
@@ -146,10 +149,10 @@ class Workers:
         remedy = f"; go on with resume = {self._folder}" if (self._folder / CONFIG).exists() else ""
         return RunError(f"the Ray cluster was lost: {reason}{remedy}")
 
-    def _last_line(self) -> str:
-        """The last line that the process has printed before it ended."""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"Ray's last line is {lines[-1].strip()[:200]!r}" if lines else "Ray has said nothing"
+    def _last_error(self) -> str:
+        """The last error that Ray has printed in the process that speaks with it, or what else is known."""
+        errors = ERROR.findall(self._log.read_text(errors="replace"))
+        return errors[-1][:200] if errors else "the process that speaks with Ray has ended"
 
 
 @contextmanager
@@ -191,7 +194,11 @@ def connected(config: "Config", folder: Path) -> Iterator[Workers]:
                 "log": str(folder / LOG),
             }
         )  # fmt: skip
-        yield Workers(process, connection, log, config, folder)
+        try:
+            yield Workers(process, connection, log, config, folder)
+        finally:
+            if not address:  # Ray's processes wait for one another for seconds
+                superlink.end_all(home, at_once=True)
 
 
 def _refuse_silent(address: str) -> None:

@@ -3,18 +3,19 @@
 import os
 import platform
 import queue
+import re
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lit_fedbabu.ground import system
@@ -226,7 +227,7 @@ class Cluster:
 
     def _introduce(self, id_: str, node: _Node) -> None:
         node.is_ready = False
-        self._watch(node.actor.introduce.remote(self._file), _Sent(id_, node, None, 0))
+        self._watch(node.actor.introduce.remote(self._file, self._is_begun), _Sent(id_, node, None, 0))
 
     def _next(self, timeout_s: float) -> "tuple[_Sent, Future[Any]] | None":
         """What ends next, accounted for; None: nothing has within so many seconds.
@@ -243,11 +244,14 @@ class Cluster:
             return None
         sent = self._flying.pop(future)
         error = future.exception()
-        if isinstance(error, RayTaskError):
-            raise LostError(f"{sent.node.name}: {_line(error)}")
         if error is not None and not isinstance(error, RayError):
             raise error
         if self._nodes.get(sent.id) is not sent.node:  # it was given up before
+            return sent, future
+        if isinstance(error, RayTaskError):
+            if sent.asked is not None:
+                raise LostError(f"{sent.node.name}: {_line(error)}")
+            self._leave_out(sent, _line(error))
             return sent, future
         if error is not None:
             self._died(sent, error)
@@ -260,33 +264,31 @@ class Cluster:
 
     def _introduced(self, sent: _Sent, told: dict[str, Any]) -> None:
         sent.node.name = told["machine"]
-        if not (reason := self._refusal(told)):
+        if not (reason := refusal(told, self._file)):
             sent.node.is_ready = True
             return
-        if not self._is_begun:
-            raise RefusedError(reason)
         self._leave_out(sent, reason)
 
     def _died(self, sent: _Sent, error: BaseException) -> None:
-        self._drop(sent.id, sent.node)
+        self._drop(sent)
         name, why = sent.node.name, _line(error)
         if sent.node.is_ready:
-            self._notes.append(f"note: the workers on {name} died ({why}); others do their work again")
+            self._notes.append(f"note: the actor on {name} is gone ({why}); its work is done again")
         elif self._starts[sent.id] >= STARTS:
-            if not self._is_begun:
-                raise RefusedError(f"{name} starts no workers: {why}")
-            self._notes.append(f"note: {name} is left out: it starts no workers: {why}")
-            self._left_out.add(sent.id)
+            self._leave_out(sent, f"it starts no workers: {why}")
         self._look()
 
     def _leave_out(self, sent: _Sent, reason: str) -> None:
-        self._drop(sent.id, sent.node)
+        """Do without a node; raises RefusedError where the run has not begun."""
+        if not self._is_begun:
+            raise RefusedError(f"{sent.node.name}: {reason}")
+        self._drop(sent)
         self._left_out.add(sent.id)
         self._notes.append(f"note: {sent.node.name} is left out: {reason}")
 
-    def _drop(self, id_: str, node: _Node) -> None:
-        del self._nodes[id_]
-        ray.kill(node.actor)
+    def _drop(self, sent: _Sent) -> None:
+        if self._nodes.pop(sent.id, None):
+            ray.kill(sent.node.actor)
 
     def _look(self) -> None:
         """Start an actor on every node that has room for workers and none yet."""
@@ -310,31 +312,41 @@ class Cluster:
             self._nodes[id_] = _Node(handle, size, node["NodeManagerHostname"])
             self._introduce(id_, self._nodes[id_])
 
-    def _refusal(self, told: dict[str, Any]) -> str:
-        """Why a node cannot take part; empty: it can."""
-        machine, here = told["machine"], platform.node()
-        if told["source"] != system.source_digest():
-            both = f"{machine} runs {told['folder']} and {here} runs {system.package_folder()}"
-            return f"{both}, and their code differs; install the same version on both"
-        own = system.versions()
-        if others := [name for name in own if told["versions"].get(name) != own[name]]:
-            both = ", ".join(f"{name} {told['versions'].get(name)} and not {own[name]}" for name in others)
-            return f"{machine} has {both} as {here}; install the same version on both"
-        if self._file and told["file"] != digest_of(Path(self._file)):
-            folder = Path(self._file).parent
-            return f"{machine} does not share {folder}, where clients keep weights; take an output-dir that all share"
-        return ""
-
     def _nothing(self) -> str:
         if any(self._starts.values()):
             return "none of its nodes has started workers"
         return f"none of its nodes has num-threads = {self._num_threads} free CPU cores, or a free GPU if there are any"
 
 
+def refusal(told: Mapping[str, Any], file: str) -> str:
+    """Why a node cannot take part, of which ``Host.introduce`` has told; empty: it can.
+
+    Args:
+        told: by the node.
+        file: that it must have as it is here; empty: none.
+    """
+    here, own = platform.node(), system.versions()
+    if told["source"] != system.source_digest():
+        both = f"it runs {told['folder']} and {here} runs {system.package_folder()}"
+        return f"{both}, and their code differs; install the same version on both"
+    if others := [name for name in own if told["versions"].get(name) != own[name]]:
+        both = ", ".join(f"{name} {told['versions'].get(name)} and not {own[name]}" for name in others)
+        return f"it has {both} as {here}; install the same versions on both"
+    if file and told["file"] != digest_of(Path(file)):
+        return f"it does not share {Path(file).parent}, where clients keep weights; take an output-dir that all share"
+    return ""
+
+
 def _line(error: BaseException) -> str:
-    """The first line of what Ray says, which may have many."""
-    text = str(error.cause if isinstance(error, RayTaskError) and error.cause else error)
-    return " ".join(text.split())[:300] or type(error).__name__
+    """What Ray says, in a line: it fills many with what may have been the cause."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    text = " ".join(str(cause or error).split())
+    if isinstance(error, ActorUnavailableError):
+        return "the connection to it was lost"
+    if "running low on memory" in text:
+        return "Ray ended it because memory ran low"
+    found = re.search(r"because (its (?:worker process|node) has died)", text)
+    return found[1] if found else text[:300] or type(error).__name__
 
 
 def main() -> None:

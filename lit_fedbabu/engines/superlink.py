@@ -93,6 +93,7 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONIOENCODING": "utf-8",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "SPT_NOENV": "1",  # Ray's processes, which take names, keep their environment
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH') or os.defpath}",  # Ray needs a shell
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),  # users' models
     }
@@ -118,9 +119,14 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end_all(home: Path) -> None:
-    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
+def end_all(home: Path, at_once: bool = False) -> None:
+    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers.
+
+    Args:
+        home: the FLWR_HOME.
+        at_once: without time to clean up.
+    """
+    for end in [psutil.Process.kill] if at_once else [psutil.Process.terminate, psutil.Process.kill]:
         ours = [process for process in psutil.process_iter() if _belongs(process, home)]
         for process in ours:
             with suppress(psutil.NoSuchProcess):

@@ -47,8 +47,18 @@ class Host:
         self._shared: bytes | None = None
         self._came = threading.Condition()
 
-    def introduce(self, file: str) -> dict[str, Any]:
-        """What the asker compares with its own: machine, code, versions, and the digest of a file, if it is here."""
+    def introduce(self, file: str, waits: bool) -> dict[str, Any]:
+        """What the asker compares with its own: machine, code, versions, and the digest of a file, if it is here.
+
+        Args:
+            file: its path; empty: none.
+            waits: first wait until workers can be started without delay.
+
+        Raises:
+            StartError: they cannot be started.
+        """
+        if waits:
+            self._warm.worker().end()
         place = Path(file)
         return {
             "machine": platform.node(), "folder": str(system.package_folder()), "source": system.source_digest(),
