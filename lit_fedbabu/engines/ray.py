@@ -21,7 +21,7 @@ from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.stops import left_to_this_process
 from lit_fedbabu.records.run_folder import CONFIG
 from lit_fedbabu.workers.serving import pickled
-from lit_fedbabu.workers.worker import ALONE, LOG, WorkerDiedError
+from lit_fedbabu.workers.worker import ALONE, LOG, WorkerDiedError, with_package
 
 if TYPE_CHECKING:
     from lit_fedbabu.config import Config
@@ -173,24 +173,23 @@ def connected(config: "Config", folder: Path) -> Iterator[Workers]:
     if address not in ("", "auto"):
         _refuse_silent(address)
     with superlink.home_of_own() as home:
-        environment = superlink.environment(home)
+        environment = superlink.environment(home) | {"PYTHONPATH": with_package(os.environ.get("PYTHONPATH", ""))}
         if address:
-            users = {name: os.environ[name] for name in superlink.RAYS if name in os.environ}
-            environment = {**environment, **users}
+            environment |= {name: os.environ[name] for name in superlink.RAYS if name in os.environ}
         else:
-            environment |= {**OWN, **superlink.of_own_ray()}
+            environment |= OWN | superlink.of_own_ray()
         ours, theirs = socket.socketpair()
         log = home / "ray.log"
         command = [sys.executable, *ALONE, "lit_fedbabu.engines.ray_driver", str(theirs.fileno())]
         with theirs, log.open("w") as file, left_to_this_process():
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-                pass_fds=[theirs.fileno()],
+                command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True, pass_fds=[theirs.fileno()],
             )  # fmt: skip
         connection = Connection(ours.detach())
         connection.send(
             {
-                "address": address, "num_threads": config.num_threads, "path": [*sys.path, os.getcwd()],
+                "address": address, "num_threads": config.num_threads, "path": sys.path, "place": os.getcwd(),
                 "log": str(folder / LOG),
             }
         )  # fmt: skip

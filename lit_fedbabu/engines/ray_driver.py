@@ -26,6 +26,8 @@ from lit_fedbabu.workers.serving import end_with
 
 HOST_TIMEOUT_S = 120.0
 """Seconds in which a node's actor has to start, and in which a node has to come where none is left."""
+ROOM_S = 10.0
+"""Seconds in which a cluster has to have room for a worker."""
 LOOK_S = 1.0
 """Seconds between two looks for nodes while there is none."""
 STARTS = 3
@@ -80,22 +82,24 @@ class Cluster:
         address: as of ``ray.init``; empty: a Ray is started here.
         num_threads: CPU threads of a worker.
         path: folders that modules are imported from here.
+        place: the current folder of the command.
         log: file of a run's folder that workers print to, where nodes share it.
 
     Raises:
         RefusedError: there is no such cluster.
     """
 
-    def __init__(self, address: str, num_threads: int, path: Sequence[str], log: str) -> None:
+    def __init__(self, address: str, num_threads: int, path: Sequence[str], place: str, log: str) -> None:
         cores = max(system.available_cores(), num_threads)
-        place: dict[str, Any] = {"address": address}
+        where: dict[str, Any] = {"address": address}
         if not address:
-            place = {"num_cpus": cores, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            where = {"num_cpus": cores, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
         try:
-            ray.init(**place, log_to_driver=False, configure_logging=False)
+            ray.init(**where, log_to_driver=False, configure_logging=False)
         except (Exception, SystemExit) as error:  # whatever Ray raises
             raise RefusedError(_line(error)) from error
-        self._num_threads, self._path, self._log = num_threads, path, log
+        self._num_threads = num_threads
+        self._of_host = num_threads, path, place, log
         self._nodes: dict[str, _Node] = {}
         self._sizes: dict[str, int] = {}
         self._starts: Counter[str] = Counter()
@@ -116,7 +120,7 @@ class Cluster:
         """
         deadline = time.monotonic() + HOST_TIMEOUT_S
         while not self._nodes or not self._are_ready():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline - (0 if self._nodes else HOST_TIMEOUT_S - ROOM_S):
                 raise RefusedError(self._nothing())
             self._next(LOOK_S)
         return sum(node.size for node in self._nodes.values())
@@ -308,7 +312,7 @@ class Cluster:
             cpus = 0 if gpus else size * self._num_threads
             options = {"num_cpus": cpus, "num_gpus": size if gpus else 0, "max_concurrency": size + 1}
             actor = ray.remote(Host).options(**options, max_restarts=0, scheduling_strategy=there)
-            handle = actor.remote(size, self._num_threads, self._path, self._log)
+            handle = actor.remote(size, *self._of_host)
             self._nodes[id_] = _Node(handle, size, node["NodeManagerHostname"])
             self._introduce(id_, self._nodes[id_])
 

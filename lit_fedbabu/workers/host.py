@@ -17,6 +17,7 @@ from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.serving import Unpickler, called, pickled
 from lit_fedbabu.workers.worker import Warm, WorkerDiedError, threads
 
+PREPARE = "lit_fedbabu.client_app:prepare"
 ANSWER = "lit_fedbabu.workers.host:answer_packed"
 
 
@@ -29,13 +30,16 @@ class Host:
         size: how many workers there are.
         num_threads: CPU threads of each.
         path: folders that the asker's modules are imported from.
+        place: the asker's current folder, which becomes that of this process if it is on this machine.
         log: file that workers append what they print to, where its folder is on this machine; else they print where
             this process does.
     """
 
-    def __init__(self, size: int, num_threads: int, path: Sequence[str], log: str) -> None:
+    def __init__(self, size: int, num_threads: int, path: Sequence[str], place: str, log: str) -> None:
+        if Path(place).is_dir():
+            os.chdir(place)
         sys.path += [folder for folder in path if folder not in sys.path]
-        self._warm = Warm("lit_fedbabu.client_app:prepare", environment=threads(num_threads))
+        self._warm = Warm(PREPARE, environment=threads(num_threads))
         self._warm.start()
         gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
         self._log = log
