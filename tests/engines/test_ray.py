@@ -191,10 +191,10 @@ def test_a_cluster_without_room_for_a_worker_and_one_that_is_no_ray_are_refused(
 
 
 STOPS = {
-    "Ctrl-C": (lambda launcher, temp: launcher.send_signal(signal.SIGINT), 130),
-    "SIGTERM": (lambda launcher, temp: launcher.send_signal(signal.SIGTERM), 143),
-    "killed": (lambda launcher, temp: launcher.kill(), -signal.SIGKILL),
-    "Ray is lost": (lambda launcher, temp: named("raylet", temp)[0].kill(), 1),
+    "Ctrl-C": (lambda launcher, place: launcher.send_signal(signal.SIGINT), 130),
+    "SIGTERM": (lambda launcher, place: launcher.send_signal(signal.SIGTERM), 143),
+    "killed": (lambda launcher, place: launcher.kill(), -signal.SIGKILL),
+    "Ray is lost": (lambda launcher, place: named("raylet", place)[0].kill(), 1),
 }
 
 
