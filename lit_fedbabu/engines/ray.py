@@ -72,7 +72,7 @@ class Workers:
         from lit_fedbabu.engines.local import LocalGrid, logged, quiet_flower
         from lit_fedbabu.engines.resources import NODES_PER_WORKER
 
-        self._say = progress.say
+        self._say, self._experiment = progress.say, experiment
         self._kept = str(self._folder / CONFIG) if experiment.algorithm.kept else ""
         if not self._connection.poll(START_S):
             raise self._refused(f"nothing was heard within {START_S:.0f} s; {self._last_error()}")
@@ -113,7 +113,8 @@ class Workers:
                     raise self._lost(reason)
 
     def _introduced(self, machine: str, answer: Any, is_answer: bool) -> None:
-        """Compare what a node of the cluster says of itself with what the first one has said."""
+        """Compare what a node of the cluster says of itself with what is here, and with what the first one has said."""
+        from lit_fedbabu.learning.base import is_same
         from lit_fedbabu.protocol.handshake import Place
 
         reply = pickle.loads(answer) if is_answer else None
@@ -122,11 +123,15 @@ class Workers:
         place = Place.from_record(reply.content)
         if place.refusal:
             raise RunError(f"{machine} cannot take part: {place.refusal}")
-        first = self._place = self._place or place
-        if place.initial_weights != first.initial_weights:
+        if place.initial_weights != self._experiment.config.initial_weights_digest:
             raise RunError(
                 f"initial-weights is another file on {machine}; copy the server's to it, under the same path"
             )
+        if not is_same(place.base, self._experiment.base_facts.get("digest", "")):
+            raise RunError(
+                f"{machine} has another base; give it the server's code, and files that it reads weights from"
+            )
+        first = self._place = self._place or place
         if place.trains_on != first.trains_on:
             self._say(
                 f"note: {machine} trains on {place.trains_on}, and others on {first.trains_on}; the last bits of"
@@ -151,7 +156,7 @@ class Workers:
 
     def _last_error(self) -> str:
         """The last error that Ray has printed in the process that speaks with it, or what else is known."""
-        errors = ERROR.findall(self._log.read_text(errors="replace"))
+        errors = ERROR.findall(self._log.read_text(errors="replace") if self._log.exists() else "")
         return errors[-1][:200] if errors else "the process that speaks with Ray has ended"
 
 
@@ -189,7 +194,7 @@ def connected(config: "Config", folder: Path) -> Iterator[Workers]:
         connection = Connection(ours.detach())
         connection.send(
             {
-                "address": address, "num_threads": config.num_threads, "path": sys.path, "place": os.getcwd(),
+                "address": address, "num_threads": config.num_threads, "path": sys.path, "current": os.getcwd(),
                 "log": str(folder / LOG),
             }
         )  # fmt: skip

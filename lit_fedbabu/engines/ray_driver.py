@@ -82,14 +82,14 @@ class Cluster:
         address: as of ``ray.init``; empty: a Ray is started here.
         num_threads: CPU threads of a worker.
         path: folders that modules are imported from here.
-        place: the current folder of the command.
+        current: the current folder of the command.
         log: file of a run's folder that workers print to, where nodes share it.
 
     Raises:
         RefusedError: there is no such cluster.
     """
 
-    def __init__(self, address: str, num_threads: int, path: Sequence[str], place: str, log: str) -> None:
+    def __init__(self, address: str, num_threads: int, path: Sequence[str], current: str, log: str) -> None:
         cores = max(system.available_cores(), num_threads)
         where: dict[str, Any] = {"address": address}
         if not address:
@@ -99,7 +99,7 @@ class Cluster:
         except (Exception, SystemExit) as error:  # whatever Ray raises
             raise RefusedError(_line(error)) from error
         self._num_threads = num_threads
-        self._of_host = num_threads, path, place, log
+        self._of_host = num_threads, path, current, log
         self._nodes: dict[str, _Node] = {}
         self._sizes: dict[str, int] = {}
         self._starts: Counter[str] = Counter()

@@ -1,6 +1,5 @@
 """The workers of one machine, for requests from another one, which come and are answered as bytes."""
 
-import functools
 import hashlib
 import os
 import pickle
@@ -30,14 +29,14 @@ class Host:
         size: how many workers there are.
         num_threads: CPU threads of each.
         path: folders that the asker's modules are imported from.
-        place: the asker's current folder, which becomes that of this process if it is on this machine.
+        current: the asker's current folder, which becomes that of this process if it is on this machine.
         log: file that workers append what they print to, where its folder is on this machine; else they print where
             this process does.
     """
 
-    def __init__(self, size: int, num_threads: int, path: Sequence[str], place: str, log: str) -> None:
-        if Path(place).is_dir():
-            os.chdir(place)
+    def __init__(self, size: int, num_threads: int, path: Sequence[str], current: str, log: str) -> None:
+        if Path(current).is_dir():
+            os.chdir(current)
         sys.path += [folder for folder in path if folder not in sys.path]
         self._warm = Warm(PREPARE, environment=threads(num_threads))
         self._warm.start()
@@ -117,12 +116,19 @@ def digest_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+class _Last:
+    """In a worker: what the last requests shared, as it came and unpacked."""
+
+    packed: bytes | None = None
+    shared: object = None
+
+
+_last = _Last()
+
+
 def answer_packed(request: bytes, shared: bytes | None) -> bytes:
     """In a worker: the answer to a request, packed."""
-    function, arguments = Unpickler(request, _unpacked(shared)).load()
+    if shared is not _last.packed:
+        _last.packed, _last.shared = shared, None if shared is None else pickle.loads(shared)
+    function, arguments = Unpickler(request, _last.shared).load()
     return pickled(called(function, arguments))
-
-
-@functools.lru_cache(maxsize=1)
-def _unpacked(shared: bytes | None) -> object:
-    return None if shared is None else pickle.loads(shared)

@@ -11,18 +11,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
 import pytest
+from flwr.app import Message
 
 from lit_fedbabu import run
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import ray as engine
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.ground import system
-from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.compat import identify_process
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.protocol.handshake import Code, Place
 from lit_fedbabu.records import run_folder
+from lit_fedbabu.records.progress import Lines
+from lit_fedbabu.training.experiment import Experiment
+from lit_fedbabu.workers.serving import pickled
+from lit_fedbabu.workers.worker import WorkerDiedError
 from tests.engines.test_run import ROOT, TINY, temp  # noqa: F401
 from tests.support import NARROW, failures_of, files_that_decide, of_folder, partition, tiny_config, wait_for
 
@@ -54,6 +62,48 @@ def test_of_what_ray_prints_the_last_error_is_told():
     )
     assert engine.ERROR.findall(told) == ["Failed to connect", "It is gone"]
     assert engine.ERROR.findall("Traceback:\n  File x\nValueError: no\n") == ["ValueError: no"]
+
+
+def place(**changes):
+    """What a node answers when it is asked for its place."""
+    return Place(**{"node": 0, "nodes": 2, "trains_on": "cpu", **changes})
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (place(), ""),
+        (place(trains_on="a GPU"), "note: b trains on a GPU, and others on cpu"),
+        (place(refusal="no dataset"), "b cannot take part: no dataset"),
+        (place(initial_weights="01"), "initial-weights is another file on b"),
+        (place(base="01"), "b has another base"),
+    ],
+)
+def test_a_node_that_says_something_else_than_the_first_is_noted_or_ends_the_run(second, told, tmp_path):
+    identify_process()
+    ours, theirs = Pipe()
+    config, lines = tiny_config(engine="ray"), Lines()
+    said: list[str] = []
+    lines.say = said.append
+    workers = engine.Workers(None, ours, tmp_path / "log", config, tmp_path / "run")
+    message = Message(Code.here().to_record(), 1, "query.place")
+    replies = [pickled(Message(each.to_record(), reply_to=message)) for each in (place(), second)]
+    for sent in (("ready", 2), *(("introduced", name, True, reply) for name, reply in zip("ab", replies, strict=True))):
+        theirs.send(sent)
+    theirs.send(("failed", 0, "it died"))
+    theirs.send(("over",))
+    with workers.grid(Experiment(config), lines) as grid:
+        assert len(grid.get_node_ids()) == config.num_clients
+        if told and not told.startswith("note"):
+            with pytest.raises(RunError, match=told):
+                list(workers.answers("a:b", [(message,)]))
+            return
+        ((at, died),) = workers.answers("a:b", [(message,)])
+    assert at == 0 and isinstance(died, WorkerDiedError) and str(died) == "it died"
+    assert len(said) == bool(told) and told in "".join(said)
+    theirs.close()
+    with pytest.raises(RunError, match="the Ray cluster was lost"):
+        list(workers.answers("a:b", [(message,)]))
 
 
 @pytest.fixture
