@@ -114,6 +114,7 @@ def rays(turns: int) -> int:
                 one["imports s"].append(alone)
                 one["first round after s"].append(after[0])
                 one["round s"].append((after[-1] - after[0]) / (ROUNDS - 1))
+                print(f"turn {turn + 1} of {turns}: {name}", file=sys.stderr, flush=True)
         two.shutdown()
     for name, one in found.items():
         ratios = np.divide(one["first round after s"], one["imports s"])
