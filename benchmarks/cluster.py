@@ -1,6 +1,10 @@
-"""``python -m benchmarks.cluster``: start-up and rounds of 1, 2 and 4 nodes of a cluster that share this machine."""
+"""``python -m benchmarks.cluster``: start-up and rounds of 1, 2 and 4 nodes of a cluster that share this machine.
+
+With ``--ray`` those of the engine ``ray``, with one node and with two, in turns with the engine ``local`` and imports.
+"""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -9,18 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import tomli_w
 
-from benchmarks.setting import append, machine
+from benchmarks.setting import append, machine, rounds_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.ground import system
 
 ROOT = Path(__file__).parent.parent
 NODES, ROUNDS = (1, 2, 4), 8
+IMPORTS = "import lightning, flwr, datasets"
 
 
 class Cluster:
@@ -78,15 +83,63 @@ class Cluster:
         )  # fmt: skip
 
 
+def small(scratch: str, **options: Any) -> Config:
+    """A run of 10 of 20 clients a round, which train for a fraction of a second."""
+    return Config(
+        dataset="digits", num_clients=20, fraction_train=0.5, num_local_epochs=1, num_server_rounds=ROUNDS,
+        evaluate_every=ROUNDS, num_finetune_epochs=0, output_dir=scratch, **options,
+    )  # fmt: skip
+
+
+def rays(turns: int) -> int:
+    """Measure the engine ``ray``."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    from ray.cluster_utils import Cluster as RayCluster
+
+    found: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+        os.environ["RAY_TMPDIR"] = scratch
+        two = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(2):
+            two.add_node(num_cpus=max(1, system.available_cores() // 2))
+        places = {"local": ("local", ""), "ray": ("ray", ""), "ray, two nodes": ("ray", two.address)}
+        for turn in range(turns):
+            started = time.monotonic()
+            subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+            alone = time.monotonic() - started
+            for name, (engine, address) in places.items():
+                config = small(scratch, run_name=f"{name}-{turn}", engine=engine, ray_address=address)
+                after = [elapsed for elapsed, _, _ in rounds_of(config, ROUNDS)]
+                one = found.setdefault(name, {"imports s": [], "first round after s": [], "round s": []})
+                one["imports s"].append(alone)
+                one["first round after s"].append(after[0])
+                one["round s"].append((after[-1] - after[0]) / (ROUNDS - 1))
+                print(f"turn {turn + 1} of {turns}: {name}", file=sys.stderr, flush=True)
+        two.shutdown()
+    for name, one in found.items():
+        ratios = np.divide(one["first round after s"], one["imports s"])
+        more = np.subtract(one["round s"], found["local"]["round s"])
+        beyond = f"{np.median(more):.2f} ({more.min():.2f} to {more.max():.2f})"
+        print(
+            f"{name:<16}first round after {np.median(one['first round after s']):.1f} s, of the imports"
+            f" {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f});"
+            f" a round {np.median(one['round s']):.2f} s, beyond local {beyond}"
+        )
+    append("cluster.jsonl", {"machine": machine(small("")), "clients of a round": 10, "engines": found})
+    return 0
+
+
 def main() -> int:
-    argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+    parser.add_argument("--ray", action="store_true", help="measure the engine ray instead")
+    parser.add_argument("--turns", type=int, default=3, help="of --ray")
+    arguments = parser.parse_args()
+    if arguments.ray:
+        return rays(arguments.turns)
     found: dict[str, dict[str, object]] = {}
     for nodes in NODES:
         with tempfile.TemporaryDirectory(prefix="cluster-", ignore_cleanup_errors=True) as scratch:
-            config = Config(
-                dataset="digits", num_clients=20, fraction_train=0.5, num_local_epochs=1, num_server_rounds=ROUNDS,
-                evaluate_every=ROUNDS, num_finetune_epochs=0, output_dir=scratch, run_name="run",
-            )  # fmt: skip
+            config = small(scratch, run_name="run")
             with Cluster(Path(scratch) / "cluster", nodes) as cluster:
                 started, seconds, elapsed, told = time.monotonic(), [], 0.0, []
                 for line in cluster.run(config):

@@ -103,6 +103,7 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
             ]
         ),
         "lit-fedbabu run to its first round": lambda: first_round("local"),
+        "the same with engine=ray": lambda: first_round("ray"),
     }
     if with_flower:
         work["the same with engine=flower"] = lambda: first_round("flower")

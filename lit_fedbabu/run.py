@@ -1,7 +1,8 @@
 """``lit-fedbabu run [CONFIG.toml] [key=value ...]``: a federation on this machine.
 
-It leaves no process behind. With ``engine=local`` messages go to worker processes; with ``engine=flower`` it starts a
-SuperLink of its own, as plain ``flwr run .`` would. Training is the same.
+It leaves no process behind. With ``engine=local`` messages go to worker processes, with ``engine=ray`` to those of a
+Ray cluster; with ``engine=flower`` it starts a SuperLink of its own, as plain ``flwr run .`` would. Training is the
+same.
 """
 
 import argparse
@@ -131,6 +132,21 @@ def _locally(config: Config, folder: Path, plain: bool) -> int:
     return 0
 
 
+def _by_ray(config: Config, folder: Path, plain: bool) -> int:
+    """Run with the engine ``ray``; returns the exit status."""
+    from lit_fedbabu.engines import ray
+
+    with ray.connected(config, folder) as workers:  # they start while this process imports what the server needs
+        say("checking the dataset and the split")
+        experiment = _checked(config)
+        from lit_fedbabu.records.progress import shown
+        from lit_fedbabu.server.federate import federate
+
+        with shown(plain) as progress, workers.grid(experiment, progress) as grid:
+            federate(grid, experiment, progress)
+    return 0
+
+
 def _by_grid(config: Config, folder: Path, plain: bool) -> int:
     """Run with an engine of the user's own; returns the exit status."""
     say("checking the dataset and the split")
@@ -144,7 +160,7 @@ def _by_grid(config: Config, folder: Path, plain: bool) -> int:
     return 0
 
 
-ENGINES = {"local": _locally, "flower": _by_flower}
+ENGINES = {"local": _locally, "ray": _by_ray, "flower": _by_flower}
 
 
 def _checked(config: Config) -> "Experiment":

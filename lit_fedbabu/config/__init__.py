@@ -298,10 +298,15 @@ class Config(Derived):
     engine: str = option(
         "local",
         "what carries messages between server and clients in lit-fedbabu run: local uses processes of this machine,"
-        " flower uses Flower's SuperLink and Ray, as flwr run always does; or the import path of a function of your own"
-        " that takes the Config and gives a Flower Grid",
-        choices=("local", "flower"),
+        " ray those of a Ray cluster, flower uses Flower's SuperLink and Ray, as flwr run always does; or the import"
+        " path of a function of your own that takes the Config and gives a Flower Grid",
+        choices=("local", "ray", "flower"),
         import_path=True,
+    )
+    ray_address: str = option(
+        "",
+        "with engine=ray: host:port of a Ray cluster that this machine is a node of, or auto, the one that Ray finds;"
+        " empty: a Ray is started here for the run",
     )
     logger: str = option(
         "",

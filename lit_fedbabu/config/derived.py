@@ -12,7 +12,7 @@ from lit_fedbabu.config.rules import Kind, kind_of
 from lit_fedbabu.ground.errors import InputError, close_to
 from lit_fedbabu.ground.files import from_home
 
-PLACES = ("engine", "output-dir", "run-name", "resume")
+PLACES = ("engine", "ray-address", "output-dir", "run-name", "resume")
 """Keys that say where a run lies and what carries it, and nothing about its numbers."""
 WITHOUT_NUMBERS = (*PLACES, "logger", "round-timeout")
 """Keys that change no number."""

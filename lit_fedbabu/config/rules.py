@@ -1,6 +1,7 @@
 """What options must fulfil together."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ TUNED = ("head", "body", "full", "knn")
 """What fine-tuning trains of models of images."""
 LEAST_NOISE = 0.01
 """The smallest noise multiplier whose epsilon is computed with central privacy."""
+ADDRESS = re.compile(r"[^/\s]+:\d{1,5}")
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
 
@@ -142,6 +144,8 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     if (length := len(config.run_name.encode(errors="surrogateescape"))) > LONGEST_NAME:
         remedy = f"has {length} bytes, and a folder's name may have {LONGEST_NAME}; shorten it"
         raise InputError("run-name", f"{config.run_name[:60]}...", remedy)
+    if config.ray_address not in ("", "auto") and not ADDRESS.fullmatch(config.ray_address):
+        raise InputError("ray-address", config.ray_address, "must be host:port, as in 10.0.0.1:6379, auto, or empty")
     if config.class_names.startswith("["):
         raise InputError("class-names", config.class_names, 'must be names, as in cat,dog or ["cat","dog"]')
     for key, place in (

@@ -11,7 +11,7 @@ from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.ground.errors import InputError, told
 
-REMEDY = "must be local, flower, or the import path of a function that takes a Config and gives a Flower Grid"
+REMEDY = "must be local, ray, flower, or the import path of a function that takes a Config and gives a Flower Grid"
 
 
 @contextmanager

@@ -21,10 +21,8 @@ from lit_fedbabu.protocol.handshake import PLACE
 from lit_fedbabu.protocol.wire import Order
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.workers.pool import Pool
-from lit_fedbabu.workers.worker import StartError, Warm
+from lit_fedbabu.workers.worker import LOG, StartError, Warm
 
-LOG = "workers.log"
-"""In a run's folder: what workers printed."""
 ANSWER = "lit_fedbabu.engines.local:answer"
 
 
@@ -114,9 +112,18 @@ def started(config: Config, warm: Warm, folder: Path, progress: Lines) -> Iterat
         progress: is told of clients that have answered, and of workers that died.
     """
     environments = worker_environments(config)
+    with (
+        quiet_flower(), logged(folder) as log,
+        Pool(warm, len(environments), environments, str(log), progress.say) as pool,
+    ):  # fmt: skip
+        yield LocalGrid(config, nodes_of(config), pool, progress)
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[Path]:
+    """The file in a run's folder for what workers print. It is removed afterwards if they have printed nothing."""
     try:
-        with quiet_flower(), Pool(warm, len(environments), environments, str(folder / LOG), progress.say) as pool:
-            yield LocalGrid(config, nodes_of(config), pool, progress)
+        yield folder / LOG
     finally:
         if (log := folder / LOG).exists() and not log.stat().st_size:
             log.unlink()

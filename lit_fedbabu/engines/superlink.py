@@ -34,23 +34,16 @@ RAY_PATH = 40
 def started(root: Path) -> Iterator[Path]:
     """Start a SuperLink with a FLWR_HOME of its own, which is yielded, and end everything it started afterwards.
 
-    If this process is killed, a guard process does that.
-
     Args:
         root: the folder of the app, in which it runs.
 
     Raises:
         RunError: it did not start.
     """
-    home, guard = Path(tempfile.mkdtemp(prefix="lfb-")), None
-    alone = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's ports are open to the network
-    try:
+    with home_of_own() as home:
         port = free_port()
         own = {"address": f"127.0.0.1:{port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "own", "own": own}}))
-        command = [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)]
-        with left_to_this_process():
-            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         command = [
             sys.executable, *ALONE, "lit_fedbabu.engines.guard", "--insecure", "--simulation",
             "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
@@ -58,7 +51,7 @@ def started(root: Path) -> Iterator[Path]:
         ]  # fmt: skip
         with (home / "superlink.log").open("w") as log:
             link = subprocess.Popen(
-                command, cwd=root, env=environment(home) | alone, stdout=log, stderr=log, start_new_session=True
+                command, cwd=root, env=environment(home) | of_own_ray(), stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not listens(port):
@@ -67,11 +60,30 @@ def started(root: Path) -> Iterator[Path]:
                 raise RunError(f"Flower's SuperLink did not start: {' '.join(tail)}")
             time.sleep(0.1)
         yield home
+
+
+@contextmanager
+def home_of_own() -> Iterator[Path]:
+    """A new FLWR_HOME. Afterwards it is removed, and every process that has inherited it is ended.
+
+    If this process is killed, a guard process does that.
+    """
+    home, guard = Path(tempfile.mkdtemp(prefix="lfb-")), None
+    try:
+        command = [sys.executable, "-m", "lit_fedbabu.engines.superlink", str(home)]
+        with left_to_this_process():
+            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        yield home
     finally:
         end_all(home)
         shutil.rmtree(home, ignore_errors=True)
         if guard is not None:
             guard.communicate()
+
+
+def of_own_ray() -> dict[str, str]:
+    """Variables of a Ray that is started for one run alone: its ports are open to the network."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -81,6 +93,7 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONIOENCODING": "utf-8",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "SPT_NOENV": "1",  # Ray's processes, which take names, keep their environment
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH') or os.defpath}",  # Ray needs a shell
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),  # users' models
     }
@@ -106,9 +119,14 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end_all(home: Path) -> None:
-    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
+def end_all(home: Path, at_once: bool = False) -> None:
+    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers.
+
+    Args:
+        home: the FLWR_HOME.
+        at_once: without time to clean up.
+    """
+    for end in [psutil.Process.kill] if at_once else [psutil.Process.terminate, psutil.Process.kill]:
         ours = [process for process in psutil.process_iter() if _belongs(process, home)]
         for process in ours:
             with suppress(psutil.NoSuchProcess):

@@ -90,3 +90,13 @@ def begin_where_told(trainer: Any) -> None:
         _hpc_resume_path = None
 
     trainer._checkpoint_connector = FromNoJob(trainer)
+
+
+def free_resources_of_ray() -> dict[str, dict[str, float]]:
+    """For each node of a Ray cluster, by its id, what no task or actor has taken of its CPUs and GPUs.
+
+    Ray's public functions give sums over all nodes. Seen in ray 2.55.
+    """
+    state = importlib.import_module("ray._private.state")
+    free: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return free

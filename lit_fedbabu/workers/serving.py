@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 SHARED = "shared"
 """Stands in a request for the object that was sent before, once for many requests."""
@@ -77,7 +78,7 @@ def serve(connection: Connection, environment: Mapping[str, str], path: Sequence
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
-    threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(connection.fileno(),), daemon=True).start()
     shared = None
     while True:
         try:
@@ -85,8 +86,7 @@ def serve(connection: Connection, environment: Mapping[str, str], path: Sequence
             if function == SHARED:
                 (shared,) = arguments
                 continue
-            module, _, name = function.partition(":")
-            answer = pickled((getattr(importlib.import_module(module), name)(*arguments), ""))
+            answer = pickled((called(function, arguments), ""))
         except EOFError:
             return
         except Exception as error:
@@ -96,7 +96,13 @@ def serve(connection: Connection, environment: Mapping[str, str], path: Sequence
         connection.send_bytes(answer)
 
 
-def _end_with(descriptor: int) -> None:
+def called(function: str, arguments: Sequence[Any]) -> Any:
+    """What a function returns, by its path as ``package.module:function``."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def end_with(descriptor: int) -> None:
     """End this process, whatever it does, when the other end of the connection is closed."""
     end = select.poll()
     end.register(descriptor, getattr(select, "POLLRDHUP", select.POLLHUP))

@@ -18,6 +18,8 @@ from lit_fedbabu.ground.stops import left_to_this_process
 from lit_fedbabu.workers import serving
 from lit_fedbabu.workers.serving import SHARED, pickled
 
+LOG = "workers.log"
+"""In a run's folder: what workers printed."""
 START_TIMEOUT_S = 300.0
 FORKS = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked. Elsewhere a process with PyTorch in it cannot be forked safely, and each is started."""
@@ -222,12 +224,16 @@ class Warm:
     def _popen(self, command: list[str], pass_fds: list[int] | None = None) -> "subprocess.Popen[bytes]":
         """Start a process of a session of its own, which SIGTERM ends; Ctrl-C and a hang-up are for its asker alone."""
         environment = {"GLIBC_TUNABLES": system.MALLOC, **os.environ, **self._environment}
-        places = [str(system.package_folder().parent), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        environment["PYTHONPATH"] = with_package(environment.get("PYTHONPATH", ""))
         with left_to_this_process():
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=pass_fds or []
             )
+
+
+def with_package(path: str) -> str:
+    """A PYTHONPATH that begins with the folder of this package."""
+    return os.pathsep.join(filter(None, [str(system.package_folder().parent), path]))
 
 
 def threads(count: int) -> dict[str, str]:

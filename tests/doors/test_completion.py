@@ -46,7 +46,7 @@ def test_bash_completes_commands_flags_options_and_names(tmp_path):
     assert "mine.txt" not in offered("lit-fedbabu run mi", tmp_path)
     assert offered("lit-fedbabu data num-cl", tmp_path) == {"num-clients=", "num-clusters=", "num-classes-per-client="}
     assert offered("lit-fedbabu doctor algorithm=fedpr", tmp_path) == {"fedprox", "fedprox-babu"}
-    assert offered("lit-fedbabu run demo engine=", tmp_path) == {"local", "flower"}
+    assert offered("lit-fedbabu run demo engine=", tmp_path) == {"local", "ray", "flower"}
     assert offered("lit-fedbabu finetune cifar10 --part ", tmp_path) == {"head", "body", "full", "knn"}
     assert offered("lit-fedbabu finetune cif", tmp_path) == {"cifar10", "cifar10-fedavg"}
     assert offered("lit-fedbabu study dig", tmp_path) == {"digits"}

@@ -41,7 +41,7 @@ def test_what_is_no_engine_is_refused_before_the_run(name, tmp_path):
 
 
 def test_a_name_that_is_no_engine_is_refused():
-    with pytest.raises(InputError, match=r"engine = \"locl\": must be one of local, flower, .*did you mean local\?"):
+    with pytest.raises(InputError, match=r"\"locl\": must be one of local, ray, flower, .*did you mean local\?"):
         Config(engine="locl")
 
 
