@@ -163,7 +163,8 @@ def sweep(
     outcomes = []
     for place, (tuning, rows_done) in enumerate(zip(tunings, done, strict=True)):
         score, rows = personalizer.experiments[0].task.score, [rows_done[client] for client in clients]
-        outcome = results(tuning.config, federation.rounds, rows, score)
+        privacy = federation.provenance.get("privacy")
+        outcome = results(tuning.config, federation.rounds, rows, score, privacy=privacy)
         outcomes.append(outcome)
         if (tuning.folder / ROWS).exists() or not (tuning.folder / RESULTS).exists():
             personalizer.show(place, outcome)

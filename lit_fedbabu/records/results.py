@@ -71,7 +71,7 @@ def results(
         score: what clients are compared by.
         server_round: that the weights are of; None: the last one.
         missing: clients that were asked and not evaluated.
-        privacy: of a federation who is protected from whom, and what was spent; None: it is none.
+        privacy: who is protected from whom, and what was spent, as the checkpoint says; None: it does not.
 
     Raises:
         RunError: no client has a score that is a number, before or after fine-tuning.

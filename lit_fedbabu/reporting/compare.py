@@ -12,7 +12,7 @@ from lit_fedbabu.config.derived import OF_DATA
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import Score
 from lit_fedbabu.records.results import tuned_words
-from lit_fedbabu.records.run_folder import read_config
+from lit_fedbabu.records.run_folder import TUNED, read_config
 from lit_fedbabu.reporting.names import method_names, run_names, setting_names
 from lit_fedbabu.reporting.runs import Run, Unfinished, read_run, unfinished
 
@@ -102,7 +102,7 @@ def compare(found: Sequence[Run], reference: str = "") -> Study:
     """Sort runs by method and setting.
 
     An option belongs to the setting if it is of the data, or if two algorithms were both run with two of its values.
-    All others belong to the method.
+    All others belong to the method. What a study has chosen for each method tells neither apart.
 
     Args:
         found: the runs.
@@ -145,16 +145,22 @@ def compare(found: Sequence[Run], reference: str = "") -> Study:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """What tells runs apart, without the seed."""
+    """What tells runs apart, without the seed; what was chosen for each method is alike."""
+    tuned = chosen_in(run.environment.get(TUNED, ""))
     clients = len(run.outcome["clients"])
     every = run.is_newcomers or clients == run.config.num_federated
     last = run.outcome["round"] == run.config.num_server_rounds
     return {
-        **{key: value for key, value in run.config.experiment().items() if key != "seed"},
+        **{key: TUNED if key in tuned else value for key, value in run.config.experiment().items() if key != "seed"},
         "data": run.environment.get("data", "of the clients"),
         "clients": "all" if every else run.environment.get("clients", f"{clients} of {run.config.num_federated}"),
         "round": "last" if last else str(run.outcome["round"]),
     }
+
+
+def chosen_in(words: str) -> set[str]:
+    """The options that were chosen for a run, by what is written of the choice: "a=1 of 1, 2; b=3 of 3, 4 by ..."."""
+    return {choice.partition("=")[0] for choice in words.partition(" by the ")[0].split("; ")}
 
 
 def _is_crossed(key: str, options: Sequence[Mapping[str, Any]]) -> bool:

@@ -248,7 +248,8 @@ def _save_round(
     rounds = strategy.log.rounds
     received = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
     module = experiment.received_module(received)
-    module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds)
+    privacy = strategy.ledger.results(server_round)
+    module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds, privacy=privacy)
     best = results.best_round(rounds, experiment.task.score)
 
     def save(name: Path) -> None:
@@ -262,7 +263,6 @@ def _save_round(
         clients = results.named(strategy.clients, () if experiment.config.on_sites else experiment.task.client_names)
         spent = strategy.ledger.epsilons(server_round)
         clients = [{**row, "epsilon": spent[row["client"]]} if spent else row for row in clients]
-        privacy = strategy.ledger.results(server_round)
         outcome = results.results(
             experiment.config, rounds, clients, experiment.task.score, missing=strategy.missing, privacy=privacy
         )

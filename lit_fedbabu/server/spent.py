@@ -88,7 +88,7 @@ class Ledger:
 
     def results(self, server_round: int) -> dict[str, Any]:
         """The entry of results.json: the kind of privacy, its trust model, and what was spent."""
-        kind = self.config.protection
+        kind, rounds = self.config.protection, self.config.num_server_rounds
         if kind == "none":
             return {"kind": kind, "trust": TRUST[kind]}
         return {
@@ -97,7 +97,7 @@ class Ledger:
             "epsilon": self.epsilon(server_round),
             "delta": self.config.delta,
             **({"max_epsilon": self.config.max_epsilon} if self.config.max_epsilon else {}),
-            **({"stopped_before": server_round + 1} if server_round < self.config.num_server_rounds else {}),
+            **({"stopped_before": server_round + 1} if server_round == self.last_round < rounds else {}),
         }
 
     def _stop(self) -> str:

@@ -73,6 +73,29 @@ def test_an_option_is_of_the_setting_or_of_the_method(runs, methods, settings, t
     assert len(study.settings) == settings
 
 
+def test_what_was_chosen_for_each_method_is_neither_its_name_nor_a_setting(tmp_path):
+    """Two methods whose rates were tuned, and came out otherwise in two splits."""
+    rates = {("fedbabu", "iid"): 0.1, ("fedbabu", "classes"): 0.05, ("fedavg", "iid"): 0.05, ("fedavg", "classes"): 0.1}
+    folders = [
+        made_up_run(
+            tmp_path / f"{algorithm}-{split}",
+            algorithm,
+            partitioner=split,
+            learning_rate=rate,
+            proximal_mu=rate / 10,
+            facts={"tuned": f"learning-rate={rate} of 0.05, 0.1; proximal-mu={rate / 10} of 1, 2 by the mean accuracy"},
+        )
+        for (algorithm, split), rate in rates.items()
+    ]
+    study = study_of(*folders)
+    assert list(study.methods) == ["FedBABU", "FedAvg"]
+    assert list(study.settings.values()) == [{"partitioner": "classes"}, {"partitioner": "iid"}]
+    for folder in folders:
+        path = folder / "config.toml"
+        path.write_text(path.read_text().replace("tuned = ", "other = "))
+    assert len(study_of(*folders).settings) == 4, "as without a choice"
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "a" / "run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "run")
