@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Do all runs of a study that are not done yet, side by side, and compare them. A study that was"
         " stopped, at whatever moment, is finished by the same command.",
     )
-    about = "options; those with a list are axes; or the name of a shipped study: digits, cifar10"
+    about = "options; those with a list are axes; or the name of a shipped study, as digits or field"
     parser.add_argument("file", type=Path, metavar="STUDY.toml", help=about)
     about = "options for all runs, in place of the file's; of an axis its values, as in seed=1 or seed=[1,2]"
     parser.add_argument("words", nargs="*", default=[], metavar="key=value", help=about)

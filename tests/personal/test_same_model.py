@@ -31,7 +31,7 @@ SHAPES = {
     "backbone": ("none", "drawn", "file"), "head": (True, True, False), "norm": (False, True),
     "buffers": ("none", "state", "scratch"), "tied": (False, True), "teacher": (False, True), "late": (False, True),
 }  # fmt: skip
-OF_TASKS = [name for name, row in ALGORITHMS.items() if not (row.pooled or row.has_own_loss)]
+OF_TASKS = [name for name, row in ALGORITHMS.items() if not (row.pooled or row.of_features)]
 
 
 @pytest.fixture(scope="module")
