@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
@@ -37,8 +38,8 @@ def frozen_names(model: nn.Module, inside: Collection[str] | None = None) -> fro
     """Names in a new model's state of what its maker has frozen.
 
     These are weights without ``requires_grad``, and buffers of layers of which all weights are frozen; of a layer
-    without weights those around it count. Running statistics are left out unless their layer is in evaluation mode,
-    for training moves them.
+    without weights those around it count. Running statistics, and the vectors of spectral norm, are left out unless
+    their layer is in evaluation mode, for training moves them.
 
     Args:
         model: that is looked at.
@@ -48,7 +49,7 @@ def frozen_names(model: nn.Module, inside: Collection[str] | None = None) -> fro
     names = {name for name, weight in weights.items() if not weight.requires_grad}
     names &= names if inside is None else set(inside)
     for path, layer in model.named_modules(remove_duplicate=False) if names else ():
-        moves = isinstance(layer, _NormBase) and layer.training
+        moves = isinstance(layer, _NormBase | _SpectralNorm) and layer.training
         buffers = [f"{path}.{name}".lstrip(".") for name, _ in layer.named_buffers(recurse=False)]
         if buffers and not moves and names.issuperset(around := _around(path, weights)) and around:
             names |= set(buffers)

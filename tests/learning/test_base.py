@@ -50,6 +50,9 @@ def test_what_is_frozen_is_found_with_its_statistics_unless_training_moves_them(
     assert names(norm.eval()) == weights | {
         f"0.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
     }
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    assert names(spectral) == {"0.bias", "0.parametrizations.weight.original"}
+    assert len(names(spectral.eval())) == 4, "with two vectors that stand still"
     trunk = nn.Linear(3, 3)
     trunk.register_buffer("mask", torch.ones(3))
     assert names(trunk, ["0.weight"]) == {"0.weight"}, "so that a part of its weights may move"
