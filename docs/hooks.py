@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 PAGES |= {"SECURITY.md": "SECURITY.md", "results/digits/differences.md": "results/digits/differences.md"}
-EXAMPLES = [f"examples/{name}/README.md" for name in ("timeseries", "regression", "photographs")]
+EXAMPLES = [f"examples/{name}/README.md" for name in ("timeseries", "regression", "photographs", "schools", "text")]
 PAGES |= {path: path for path in EXAMPLES}
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#]+)")
 
@@ -31,5 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links fit the site, in which the pages of docs/ lie beside those of the root."""
+    if page.file.src_uri.startswith("adr/"):  # whose links stay within docs/
+        return markdown
     prefix = "docs/" if page.file.generated_by else "../"
     return markdown.replace(f"]({prefix}", "](").replace("](README.md", "](index.md")
