@@ -68,7 +68,7 @@ def still(model: nn.Module, base: frozenset[str]) -> frozenset[str]:
     Returns:
         The base with these statistics.
     """
-    layers = [(path, layer) for path, layer in model.named_modules() if base and isinstance(layer, _NormBase)]
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, _NormBase)] if base else []
     for path, layer in layers:
         own = [name for name, _ in layer.named_parameters(path, recurse=False)]
         if own and base.issuperset(own):

@@ -105,13 +105,16 @@ def base_names(model: nn.Module) -> frozenset[str]:
 
 def over_base(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state with what it lacks of the model's base, also under the other names of tied weights."""
-    return {**{name: value for name, value in model.state_dict().items() if name in base_names(model)}, **state}
+    base = base_names(model)
+    return {**{name: value for name, value in model.state_dict().items() if name in base}, **state}
 
 
 def base_of(model: nn.Module) -> dict[str, Tensor]:
     """The base of a model, as its module holds it, with every tensor under one name."""
-    whole, tied = model.state_dict(keep_vars=True), aliases(model)
-    return {name: value for name, value in whole.items() if name in base_names(model) and name not in tied}
+    if not (base := base_names(model)):  # as of most models, and asked before and after every fit
+        return {}
+    own = base - aliases(model).keys()
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if name in own}
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
