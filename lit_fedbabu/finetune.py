@@ -123,7 +123,7 @@ def _parser() -> Parser:
     parser.add_argument("--lr", help="learning rate; several as in 1e-3,1e-2")
     parser.add_argument("--knn-neighbors", type=int, help="of --part knn, as the option knn-neighbors")
     parser.add_argument("--knn-weight", type=float, help="of --part knn, as the option knn-weight")
-    parser.add_argument("--clients", default="all", help="all, or numbers as in 0,3,7")
+    parser.add_argument("--clients", default="all", help="all, or numbers or names as in 0,3,7 and alice,bob")
     data = "of your own, instead of the clients': a folder or a hub name of images, or with --task my_module:MyData"
     parser.add_argument("--data", help=data)
     parser.add_argument("--label-column", default="", help="of --data, where it has several")

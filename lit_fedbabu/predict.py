@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help=what)
     what = "a file, a folder, a pattern as in 'photos/*.png', or - for an image on standard input"
     parser.add_argument("images", nargs="*", metavar="IMAGE", help=what)
-    parser.add_argument("--client", type=int, metavar="NUMBER", help="of a run's folder, whose model predicts")
+    parser.add_argument("--client", metavar="CLIENT", help="of a run's folder, whose model predicts: number or name")
     parser.add_argument("--json", action="store_true", help="one JSON object per image, with all probabilities")
     parser.add_argument("--export", choices=SUFFIXES, help="write the model as ONNX, or as a program of torch.export")
     what = "with --export: take raw images of any size, resizing inside; else of the model's size, between 0 and 1"

@@ -581,4 +581,6 @@ def of_this_site(client, num_clients, seed):
     return Sensors(client, num_clients, seed)
 
 
+named = Task(Windows, Sensors, score="test_f1", client_names=("pump", "press, left", "7", "fan", "oven"))
+twins = Task(Windows, Sensors, score="test_f1", client_names=("pump", "pump"))
 on_sites = Task(Windows, of_this_site, score="test_f1")

@@ -43,7 +43,7 @@ def place(message: Message, context: Context) -> Message:
     device, digest = trains_on(config.precision), config.initial_weights_digest
     sizes = host.experiment.task.sizes[host.client] if host.client is not None else (0, 0)
     precision = resolve_precision(config.precision)
-    answer = Place(host.place, host.nodes, device, precision, host.state is not None, digest, base, *sizes)
+    answer = Place(host.place, host.nodes, device, precision, host.state is not None, digest, base, *sizes, host.name)
     return Message(answer.to_record(), reply_to=message)
 
 

@@ -25,6 +25,7 @@ class Host(NamedTuple):
         experiment: with this node's images for its dataset.
         state: folder of this node's own that memories lie in; None: they lie in the run's.
         client: whose site this is; None: it is no site.
+        name: of the site, by its node-config; empty: it has none.
     """
 
     place: int
@@ -32,6 +33,7 @@ class Host(NamedTuple):
     experiment: Experiment
     state: Path | None = None
     client: int | None = None
+    name: str = ""
 
     def memories(self, memory: str) -> Path:
         """The folder of what clients keep, which an order names: absolute, or relative to the node's own folder.
@@ -59,8 +61,9 @@ class Hosts:
         """The node that a message has come to.
 
         With the partitioner "sites" its node-config has ``client-id``, for images ``data-path``, and if memories are
-        not to lie in the user's state folder, ``state-path``; else it has ``partition-id`` and ``num-partitions``,
-        and where what clients keep is to lie on a disk of the node's own, ``state-path``.
+        not to lie in the user's state folder, ``state-path``, and a ``name`` if it has one;
+        else it has ``partition-id`` and ``num-partitions``, and where what clients keep is to lie on a disk of the
+        node's own, ``state-path``.
 
         Raises:
             ValueError: the node-config does not say that, or the images are not what the experiment needs.
@@ -85,7 +88,7 @@ class Hosts:
         except InputError as error:
             raise ValueError(f"{name}: {error}") from None
         state = from_home(str(node.get("state-path", state_folder())))
-        return Host(client, config.num_clients, experiment, state, client)
+        return Host(client, config.num_clients, experiment, state, client, str(node.get("name", "")))
 
     def _built(self, config: Config, site: int | None = None, data_path: str = "") -> Experiment:
         if self._experiment is None or self._asked != (config, site, data_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import get_args
@@ -11,12 +11,12 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import ARTICLES
 from lit_fedbabu.config.rules import Kind
-from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.ground.files import new_folder
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.system import shipped_bodies, title_of
 from lit_fedbabu.records.federation import Federation, find_checkpoint
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, write_config
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, number_of, write_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Request:
         lr: learning rate; several as in "1e-3,1e-2".
         knn_neighbors: of knn, as the option.
         knn_weight: of knn, as the option.
-        clients: "all", or numbers as in "0,3,7".
+        clients: "all", or numbers or names as in "0,3,7" and "alice,bob".
         data: of someone who had no part in the federation: images as a folder or a hub name; with a task the import
             path of what makes a LightningDataModule without arguments.
         label_column: of ``data``, where it has several.
@@ -180,14 +180,14 @@ class Request:
                 remedy = f"what {federation.config.algorithm} kept is on the nodes' disks; copy every node's"
                 remedy += " STATE_PATH/RUN/memory into the run's folder first, as in docs/cluster.md"
                 raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
-            return _numbers(self.clients, federation.config.num_clients)
+            return _numbers(self.clients, federation.config.num_clients, federation.names)
         own = str(federation.site) if self.clients == "all" else self.clients
         if not own.isdecimal() or federation.site not in (None, int(own)):
             raise InputError("--clients", self.clients, "a site has the images of one client; give its client-id")
         if kept and federation.memories is None:
             where = f"what {federation.config.algorithm} kept is in the site's state folder"
             raise InputError("RUN_OR_CHECKPOINT", str(self.source), f"is the server's, and {where}; give that")
-        return _numbers(own, federation.config.num_clients)
+        return _numbers(own, federation.config.num_clients, {})
 
 
 def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> Path:
@@ -220,13 +220,17 @@ def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> P
     raise AssertionError("there is always another name")
 
 
-def _numbers(words: str, num_clients: int) -> list[int]:
+def _numbers(words: str, num_clients: int, names: Mapping[int, str]) -> list[int]:
+    """The clients of these numbers or names; a word that is both is a number."""
     if words == "all":
         return list(range(num_clients))
-    try:
-        clients = sorted({int(word) for word in words.split(",")})
-    except ValueError:
-        raise InputError("--clients", words, "must be all, or numbers as in 0,3,7") from None
+    if (number := number_of(words, names)) is not None and "," in words:
+        return [number]
+    each = [number_of(word, names) for word in words.split(",")]
+    if None in each:
+        of = f", or names as in {some(names.values(), 3)}" if names else ""
+        raise InputError("--clients", words, f"must be all, or numbers as in 0,3,7{of}")
+    clients = sorted({client for client in each if client is not None})
     if clients[0] < 0 or clients[-1] >= num_clients:
         raise InputError("--clients", words, f"the run's clients are 0 to {num_clients - 1}")
     return clients

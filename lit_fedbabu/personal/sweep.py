@@ -93,6 +93,7 @@ class Personalizer:
                 row |= measured
             if tuning.save_to is not None and not not_finite(saved.model.state_dict()):
                 facts = {"client": client, "running_statistics": not by_batch(saved.model)}
+                facts |= {"client_name": row["name"]} if "name" in row else {}
                 saved.provenance = experiment.provenance("personal", round=self.received[0], **facts)
                 checkpoint.save(saved, checkpoint_of(tuning.save_to, client))
             rows.append(row)
@@ -115,7 +116,7 @@ class Personalizer:
             ((_, of_test, *_),) = task.predictions([module], finetuning_data(experiment, [row["client"]]))
             _, logits, labels = of_test
             matrix = multiclass_confusion_matrix(logits, labels, len(names)).numpy()
-            confusions[title] = (f"client {row['client']}, the {title}", matrix)
+            confusions[title] = (f"client {row.get('name', row['client'])}, the {title}", matrix)
         clients = (row["client"] for row in finite)
         own = ((client, own_module(experiment, client, *self.received)) for client in clients)
         tensorboard.write_finetuning(folder, outcome, names, confusions, features_of(experiment, own))

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lit_fedbabu.ground import system
 
-VERSION = 7
+VERSION = 8
 """Of the messages. It grows when a name or a meaning changes."""
 KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "lists": MetricRecord}
 """Types of records by their names; others are a ConfigRecord."""
@@ -77,6 +77,7 @@ class Place:
         base: digest of what its model's maker froze; empty: nothing.
         num_train: training samples of a site's client; 0: it is no site.
         num_test: its test samples.
+        name: that the site's owner gave it; empty: none.
         refusal: why it cannot take part; empty: it can.
     """
 
@@ -89,6 +90,7 @@ class Place:
     base: str = ""
     num_train: int = 0
     num_test: int = 0
+    name: str = ""
     refusal: str = ""
 
     def to_record(self) -> RecordDict:

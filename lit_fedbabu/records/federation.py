@@ -29,6 +29,7 @@ from lit_fedbabu.records.run_folder import (
     SERVER,
     read_config,
     read_environment,
+    read_names,
     refuse_other_options,
 )
 from lit_fedbabu.training import memory
@@ -53,6 +54,7 @@ class Federation:
         provenance: what its checkpoint says of it.
         memories: folder of what the clients kept, where the checkpoint lies in a run's folder; None: it has none.
         site: the client whose machine wrote the checkpoint; None if the server did.
+        names: of its clients, where they have names.
         kind: one of ``checkpoint.KINDS``; of personal models all weights are in ``shared``.
     """
 
@@ -65,6 +67,7 @@ class Federation:
     kind: str = "federation"
     initial: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -167,6 +170,7 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
         provenance.get("client"),
         initial=without(content.state, shared),  # so that no file which they came from is needed any more
         extras=_extras(path, method, config, provenance["round"]),
+        names=read_names(folder),
     )
 
 

@@ -1,7 +1,10 @@
 """The folder of a run: its names, its configuration, and its log of failures."""
 
+import contextlib
+import csv
+import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import read_toml
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import append_json_line, from_home, new_folder, write_whole
+from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.ground.system import versions
 
 CONFIG = "config.toml"
 RESULTS = "results.json"
 PARTITION = "partition.csv"
+NAMES = "clients.csv"
+"""Only where clients have names: number and name of each."""
 MEMORY = "memory"
 SERVER = "server"
 """Folder of what the server's optimizer keeps."""
@@ -136,3 +142,42 @@ def memory_of(folder: Path, own_disks: bool) -> str:
 def record_failure(folder: Path, failure: Mapping[str, Any]) -> None:
     """Append to failures.jsonl which client on which node failed, in which round, and why."""
     append_json_line(folder / FAILURES, failure)
+
+
+def write_names(folder: Path, names: Sequence[str]) -> None:
+    """Write the names of clients, by their numbers, where they have names."""
+    if names:
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([("client", "name"), *enumerate(names)])
+        write_whole(folder / NAMES, file.getvalue())
+
+
+def read_names(folder: Path) -> dict[int, str]:
+    """The names of the run's clients; none where they have no names, and of runs before 0.3.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / NAMES
+    if not path.is_file() or not (folder / CONFIG).is_file():
+        return {}
+    try:
+        head, *rows = csv.reader(io.StringIO(path.read_text()))
+        if head != ["client", "name"]:
+            raise ValueError("its columns are not client and name")
+        return {int(client): name for client, name in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError("clients", str(path), f"cannot be read: {error}; put it back, or delete it") from None
+
+
+def called(clients: Iterable[int], names: Sequence[str] | Mapping[int, str]) -> str:
+    """Clients as people read them: numbers in brackets, or where clients have names each with its own."""
+    clients = list(clients)
+    return ", ".join(f"{each} ({in_line(names[each])})" for each in clients) if names else str(clients)
+
+
+def number_of(word: str, names: Mapping[int, str]) -> int | None:
+    """The client that a word stands for, by its number or its name; None: no client."""
+    with contextlib.suppress(ValueError):
+        return int(word)
+    return next((client for client, name in names.items() if name == word.strip()), None)

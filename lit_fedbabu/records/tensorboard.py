@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.ground.printing import in_markdown
+from lit_fedbabu.ground.printing import in_line, in_markdown
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records import plots, reliability
 from lit_fedbabu.records.loggers import Loggers
@@ -27,8 +27,8 @@ SHOWN = ("algorithm", "dataset", "finetune-part", "learning-rate", "seed")
 """Options that the HPARAMS tab opens with: it shows the first five."""
 
 
-Features = tuple[Tensor, Sequence[str]]
-"""Of the body, (N, F), and the class of each."""
+Features = tuple[Tensor, Sequence[tuple[str, str]]]
+"""Of the body, (N, F), and class and client of each."""
 
 
 class Board:
@@ -146,7 +146,9 @@ def _add_features(writer: SummaryWriter, features: Features | None, step: int) -
     if features is not None:
         folder = Path(writer.log_dir)
         (folder / "projector_config.pbtxt").unlink(missing_ok=True)  # else a second entry of the same name is added
-        writer.add_embedding(features[0], metadata=list(features[1]), global_step=step, tag="body_features")
+        rows = [[in_line(word) for word in row] for row in features[1]]
+        header = ["class", "client"]
+        writer.add_embedding(features[0], rows, global_step=step, tag="body_features", metadata_header=header)
 
 
 def write_finetuning(

@@ -114,7 +114,9 @@ class Exchange:
                 waiting = substitutes(self.config, self.server_round, attempt, {*asked, *spent}, needed - len(updates))
                 if not waiting:
                     break
-                self.say(f"round {self.server_round}  asking clients {waiting} in place of failed ones")
+                self.say(
+                    f"round {self.server_round}  asking clients {self.failures.who(waiting)} in place of failed ones"
+                )
                 asked = [*asked, *waiting]
                 replies = self.grid.send_and_receive(self.training(waiting), timeout=self.config.timeout_s)
             updates = self._ordinary([*updates, *self._valid_updates(waiting, replies)])
@@ -147,7 +149,7 @@ class Exchange:
                 if not asked:
                     break
                 pause = SITE_PAUSE_S if self.config.on_sites else 0
-                self.say(f"round {self.server_round}  asking clients {asked} again in {pause} s")
+                self.say(f"round {self.server_round}  asking clients {self.failures.who(asked)} again in {pause} s")
                 time.sleep(pause)
                 messages = self.evaluation(asked, personalize)
                 replies = self.grid.send_and_receive(messages, timeout=self.config.timeout_s)
@@ -157,7 +159,8 @@ class Exchange:
                 return rows
         if rows:
             return rows
-        raise RunError(f"round {self.server_round}: clients {sorted(missing)} were not evaluated: {self.failures.last}")
+        who = self.failures.who(sorted(missing))
+        raise RunError(f"round {self.server_round}: clients {who} were not evaluated: {self.failures.last}")
 
     def _messages(self, kind: str, clients: Iterable[int], **options: Any) -> list[Message]:
         hosted: dict[int, list[int]] = {}

@@ -1,11 +1,11 @@
 """How the failure of a client is recorded: in the run's folder, in TensorBoard and on the console."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lit_fedbabu.ground.printing import in_line
-from lit_fedbabu.records.run_folder import record_failure
+from lit_fedbabu.records.run_folder import called, record_failure
 from lit_fedbabu.records.tensorboard import Board
 
 OF_FLOWER = re.compile(r"<class '[\w.]+'>:<['\"](.*)['\"]>", re.DOTALL)
@@ -33,6 +33,10 @@ class FailureLog:
         self.say = say
         self.names = names
 
+    def who(self, clients: Iterable[int]) -> str:
+        """Clients as people read them."""
+        return called(clients, self.names)
+
     def record(self, server_round: int, client: int, node: str, reason: str, traceback: str = "") -> None:
         """Record the failure of a client. Reason and traceback are its own words, or Flower's."""
         reason = one_line(reason)
@@ -48,7 +52,7 @@ class FailureLog:
         record_failure(self.folder, entry)
         # Ray and Flower wrap an exception in text of their own, and put what was raised at the end.
         shown = reason if len(reason) <= SHOWN else f"{reason[: SHOWN // 3]} … {reason[-2 * SHOWN // 3 :]}"
-        who = f"client {client} ({in_line(name['name'])})" if name else f"client {client}"
+        who = f"client {self.who([client])}" if name else f"client {client}"
         self.last = f"{who} on node {node}: {shown}"
         self.board.failure(server_round, self.last)
         self.say(f"round {server_round}  failed: {self.last}")

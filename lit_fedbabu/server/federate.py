@@ -15,6 +15,7 @@ from lit_fedbabu.aggregation import table as aggregation
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import alone_in, write_json, write_whole
+from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.ground.stops import settle
 from lit_fedbabu.ground.system import LOG_MARK
 from lit_fedbabu.learning import checkpoint
@@ -24,8 +25,8 @@ from lit_fedbabu.records import incomplete, loggers, model_card, results, run_fo
 from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import ON_NODES, Federation, resumable
 from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.records.tensorboard import Board
-from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes
+from lit_fedbabu.records.tensorboard import Board, Features
+from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes, names_of
 from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.server.strategy import SharedParts
@@ -110,7 +111,9 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
     ids, sizes = [node.id for node in nodes], _sizes(experiment, nodes)
-    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes, ledger)
+    names = names_of(nodes) if config.on_sites else experiment.task.client_names
+    run_folder.write_names(folder, names)
+    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes, ledger, names)
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     privacy = ledger.facts(len(rounds))
@@ -121,7 +124,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         if not config.on_sites:
             counts = experiment.task.class_counts()
             write_whole(folder / run_folder.PARTITION, counts)
-            board.split(counts, experiment.task.client_names)
+            board.split(counts, names)
         environment = run_folder.read_environment(folder)
         run_folder.write_config(folder, run_folder.read_config(folder), {**environment, **facts})
     elif config.num_server_rounds != run_folder.read_config(folder).num_server_rounds:
@@ -184,7 +187,9 @@ def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> li
     if base:
         say(f"{base['weights']:,} frozen weights ({base['bytes'] / 1e6:.1f} MB) are on each node and do not travel")
     if config.on_sites:
-        say(f"training samples of the sites: {', '.join(str(node.sizes[0]) for node in nodes)}")
+        names = names_of(nodes) or range(len(nodes))
+        samples = (f"{in_line(str(name))} {node.sizes[0]}" for name, node in zip(names, nodes, strict=True))
+        say(f"training samples of the sites: {', '.join(samples)}")
     return nodes
 
 
@@ -260,7 +265,7 @@ def _save_round(
         save(run_folder.BEST_CHECKPOINT)
     if server_round == strategy.ledger.last_round:
         # Before last.ckpt: a run that is stopped here still has to do its last round.
-        clients = results.named(strategy.clients, () if experiment.config.on_sites else experiment.task.client_names)
+        clients = results.named(strategy.clients, strategy.names)
         spent = strategy.ledger.epsilons(server_round)
         clients = [{**row, "epsilon": spent[row["client"]]} if spent else row for row in clients]
         outcome = results.results(
@@ -276,7 +281,7 @@ def _save_round(
     save(run_folder.LAST_CHECKPOINT)
 
 
-def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]] | None:
+def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> Features | None:
     """What a shared body makes of clients' test images, where the server has them and the body is whole."""
     config, algorithm = experiment.config, experiment.algorithm
     nowhere = config.on_sites or algorithm.private or "body" not in parts_of(algorithm.shared)

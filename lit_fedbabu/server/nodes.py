@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.protocol.fields import MOST_SAMPLES, is_whole
 from lit_fedbabu.protocol.handshake import PLACE, Code, Place, WireError
 from lit_fedbabu.server.failures import one_line
@@ -16,6 +17,8 @@ from lit_fedbabu.server.failures import one_line
 NODES_TIMEOUT_S = 600.0
 """Seconds that nodes have to register."""
 MOST_NODES = 10**6
+LONGEST_NAME = 100
+"""Characters of a site's name."""
 
 
 class Node(NamedTuple):
@@ -29,6 +32,7 @@ class Node(NamedTuple):
         initial_weights: digest of the file that its models start from; empty: they start from the seed.
         base: digest of what its model's maker froze; empty: nothing.
         sizes: training and test samples of a site.
+        name: that a site's owner gave it; empty: none.
     """
 
     id: int
@@ -38,6 +42,7 @@ class Node(NamedTuple):
     initial_weights: str = ""
     base: str = ""
     sizes: tuple[int, int] = (0, 0)
+    name: str = ""
 
 
 def find_nodes(
@@ -93,6 +98,7 @@ def find_nodes(
             each.initial_weights,
             each.base,
             (each.num_train, each.num_test),
+            each.name,
         )
         for node, each in places.items()
     }
@@ -121,7 +127,9 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
             reasons.append(f", for it sent {one_line(error)}")
             continue
         places[node] = place
-        if place.refusal or place.nodes > most or not _possible(place):
+        if len(place.name) > LONGEST_NAME:
+            reasons.append(f" {place.node}: its name has more than {LONGEST_NAME} characters; give it a shorter one")
+        elif place.refusal or place.nodes > most or not _possible(place):
             what = f"it says that it is node {place.node} of {place.nodes}, with {place.num_train} training samples"
             reasons.append(f": {one_line(place.refusal or what)}")
     for reason in reasons[:-1]:
@@ -134,3 +142,18 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
 def _possible(place: Place) -> bool:
     """Whether a node can have so many samples; simulated ones do not say how many."""
     return all(is_whole(count, 0, MOST_SAMPLES) for count in (place.num_train, place.num_test))
+
+
+def names_of(nodes: Sequence[Node]) -> tuple[str, ...]:
+    """The names of sites by their numbers; none where no site has one.
+
+    Raises:
+        RunError: two have the same.
+    """
+    if not any(node.name for node in nodes):
+        return ()
+    names = tuple(node.name or f"site {client}" for client, node in enumerate(nodes))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        sites = " and ".join(str(client) for client, name in enumerate(names) if name == twice[0])
+        raise RunError(f"sites {sites} are both called {in_line(twice[0])}; give each a name of its own in node-config")
+    return names

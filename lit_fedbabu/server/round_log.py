@@ -13,7 +13,7 @@ from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.results import spread
-from lit_fedbabu.records.run_folder import COSTS
+from lit_fedbabu.records.run_folder import COSTS, called
 from lit_fedbabu.records.tensorboard import Board
 
 HINT_AFTER, NEAR_CHANCE = 5, 0.99
@@ -33,6 +33,7 @@ class RoundLog:
         score: what clients are compared by.
         rate_in: the learning rate of a round.
         last_round: the last one; None: that of the options.
+        names: of clients by their numbers; empty: they have none.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class RoundLog:
         score: Score = ACCURACY,
         rate_in: Callable[[int], float] | None = None,
         last_round: int | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        self.config = config
+        self.config, self._names = config, names
         self._last_round = last_round or config.num_server_rounds
         self.score = score
         self._rate_in = rate_in or config.learning_rate_in
@@ -153,7 +155,7 @@ class RoundLog:
             scores = {row["client"]: row[key] for row in rows}
             values = [value for value in scores.values() if value is not None and isfinite(value)]
             if diverged := [client for client, value in scores.items() if value is None or not isfinite(value)]:
-                what = f"{stage} {self.score.name} of clients {diverged}"
+                what = f"{stage} {self.score.name} of clients {called(diverged, self._names)}"
                 self.say(f"round {server_round}  {what} is not finite and is left out")
             if not values:
                 what = f"{stage} {self.score.name}"

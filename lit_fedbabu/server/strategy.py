@@ -43,6 +43,7 @@ class SharedParts(Strategy):
         rounds: the history of a run that is resumed. Flower counts from 1 what comes after it.
         sizes: training and test samples of clients, where they are known: answers that say otherwise are refused.
         ledger: of the run's privacy; None: one is made.
+        names: of clients by their numbers; empty: they have none.
     """
 
     def __init__(
@@ -57,18 +58,28 @@ class SharedParts(Strategy):
         rounds: Sequence[dict[str, Any]] = (),
         sizes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
         ledger: Ledger | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         self.experiment = experiment
-        self.folder = folder
+        self.folder, self.names = folder, names
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
         self.ledger = ledger or Ledger(config, folder, len(rounds))
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
         self.log = RoundLog(
-            config, folder, board, progress.say, rounds, classes, score, experiment.rate_in, self.ledger.last_round
+            config,
+            folder,
+            board,
+            progress.say,
+            rounds,
+            classes,
+            score,
+            experiment.rate_in,
+            self.ledger.last_round,
+            names,
         )
-        failures = FailureLog(folder, board, progress.say, () if config.on_sites else experiment.task.client_names)
+        failures = FailureLog(folder, board, progress.say, names)
         self.exchange = Exchange(
             config,
             nodes,
@@ -158,16 +169,16 @@ class SharedParts(Strategy):
         missing = sorted(set(self._asked(last)) - {row["client"] for row in rows})
         if last and not self.config.on_sites and not self.exchange.refused.issuperset(missing):
             outcome = results.results(self.config, self.log.rounds, rows, self.log.score)
+            who = self.exchange.failures.who(missing)
             path = incomplete.write_incomplete(self.folder, outcome, missing, digest_of(self.exchange.arrays))
             raise RunError(
-                f"round {server_round}: clients {missing} were not evaluated, and {path} has the results of the others."
+                f"round {server_round}: clients {who} were not evaluated, and {path} has the results of the others."
                 f" Resume the run to ask them again. The last: {self.exchange.failures.last}"
             )
         self.missing = missing
         if missing and last:
-            self.progress.say(
-                f"round {server_round}  clients {missing} are missing from the results: {FAILURES} says why"
-            )
+            who = self.exchange.failures.who(missing)
+            self.progress.say(f"round {server_round}  clients {who} are missing from the results: {FAILURES} says why")
         self.clients = rows
         self.log.evaluated(server_round, rows)
 

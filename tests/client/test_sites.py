@@ -20,7 +20,7 @@ from lit_fedbabu.server import exchange
 from lit_fedbabu.server.federate import federate, serve
 from lit_fedbabu.training.experiment import Experiment
 from tests.sites import MODEL, SITES, Sites, site_config, write_site
-from tests.support import FakeGrid, client_data, files_that_decide, unavailable
+from tests.support import FakeGrid, client_data, failures_of, files_that_decide, unavailable
 
 
 @pytest.fixture
@@ -187,6 +187,41 @@ def test_sites_with_a_class_that_the_federation_does_not_know_are_refused_in_a_l
     for site in (1, 2):
         (line,) = [line for line in lines if re.search(why.format(site, site), line)]
         assert line.count("client-id") == 1 and "class '" not in line
+
+
+def test_sites_have_the_names_that_their_owners_gave_them(nodes, tmp_path, capsys):
+    config = site_config(tmp_path, min_clients_per_round=2)
+    named = [{**nodes[0], "name": "St Mary"}, nodes[1], {**nodes[2], "name": "Charité"}]
+    grid = Sites(config, named[::-1])
+    answer = grid.answer
+
+    def away(message, context):
+        gone = context.node_config["client-id"] == 2 and message.metadata.message_type == "evaluate"
+        return unavailable(message) if gone else answer(message, context)
+
+    grid.answer = away
+    folder = federate(grid, Experiment(config))
+    told = capsys.readouterr().out
+    assert "training samples of the sites: St Mary 24, site 1 24, Charité 24" in told
+    assert "failed: client 2 (Charité) on node 2: Node Unavailable" in told
+    assert "asking clients 2 (Charité) again" in told and "clients 2 (Charité) are missing from the results" in told
+    assert [row["name"] for row in results.read_results(folder)["clients"]] == ["St Mary", "site 1"]
+    assert run_folder.read_names(folder) == {0: "St Mary", 1: "site 1", 2: "Charité"}
+    assert {each["name"] for each in failures_of(folder)} == {"Charité"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("one", "two", "one"), "^sites 0 and 2 are both called one; give each a name of its own in node-config"),
+        (("one", "two", "x" * 101), "^a node cannot take part 2: its name has more than 100 characters"),
+    ],
+)
+def test_sites_whose_names_cannot_be_shown_are_refused(names, told, nodes, tmp_path):
+    config = site_config(tmp_path)
+    nodes = [{**node, "name": name} for node, name in zip(nodes, names, strict=True)]
+    with pytest.raises(RunError, match=told):
+        federate(Sites(config, nodes), Experiment(config))
 
 
 def test_flower_logs_an_error_that_was_said_without_a_traceback(tmp_path, capsys):

@@ -280,7 +280,7 @@ def test_a_runs_folder_predicts_by_the_model_of_a_client_and_says_which(finished
     assert predict.main([str(run), image]) == 0
     told = capsys.readouterr()
     saved_model = place / "personal" / "client_0001.ckpt"
-    note = f"note: the model is that of client 1, the first of 2; --client NUMBER takes another: {saved_model}"
+    note = f"note: the model is that of client 1, the first of 2; --client CLIENT takes another: {saved_model}"
     assert note in told.err
     assert predict.main([str(saved_model), image]) == 0 and capsys.readouterr().out == told.out
     assert predict.main([str(run), image, "--client", "4"]) == 0

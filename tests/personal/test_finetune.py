@@ -105,7 +105,9 @@ def test_a_sweep_is_one_folder_and_one_curve_for_each_setting(federate, capsys):
         assert len(events.Histograms("finetuning/accuracy_of_clients")) == 4
         table = folder / "finetune" / name / "00000" / "body_features" / "metadata.tsv"
         labels = [label for client in partition(tiny_config()).test for label in source.test.labels[client]]
-        assert table.read_text().split() == [source.class_names[label] for label in labels]
+        assert [row.split("\t")[0] for row in table.read_text().splitlines()[1:]] == [
+            source.class_names[label] for label in labels
+        ]
     config = tiny_config(num_server_rounds=1, num_finetune_epochs=3, finetune_part="body", finetune_learning_rate=0.1)
     federated = dataclasses.replace(read_federation(folder / run_folder.LAST_CHECKPOINT), config=config)
     assert finetuned(federated, list(range(6))) == results.read_results(folder / "finetune" / "body-3epochs-lr0.1")

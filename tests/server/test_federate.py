@@ -201,8 +201,11 @@ def test_hparams_open_with_the_seed_and_the_projector_with_the_bodys_features(fe
         expected = module.model.body(normalize(images, *experiment.task.constants))
     shown = np.loadtxt(folder / "00001" / "body_features" / "tensors.tsv")
     np.testing.assert_allclose(shown[: len(images)], expected, rtol=1e-4, atol=1e-5)
-    names = (folder / "00001" / "body_features" / "metadata.tsv").read_text().split()
-    assert len(names) == len(shown) == 60 and set(names) == set(experiment.task.class_names)
+    head, *rows = (folder / "00001" / "body_features" / "metadata.tsv").read_text().splitlines()
+    assert head == "class\tclient"
+    classes, clients = zip(*(row.split("\t") for row in rows), strict=True)
+    assert len(rows) == len(shown) == 60 and set(classes) == set(experiment.task.class_names)
+    assert list(clients) == sorted(clients) and set(clients) == set("012345")
 
 
 def test_bands_of_accuracies_stay_between_0_and_1(tmp_path):

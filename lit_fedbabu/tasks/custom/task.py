@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import NAMES, imported
 from lit_fedbabu.config.rules import TUNED
-from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.ground.errors import InputError, some, told
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.evaluation import Score
 from lit_fedbabu.learning.parts import NORM, PARTS, REST, parts_of
@@ -55,6 +56,7 @@ class Task:
             lie beside body and head: "full" is all of them, and "head+adapters" is two.
         base: names of weights or modules that the module freezes in ``__init__`` and that no training moves. They do
             not travel, and are not in checkpoints. None: all that it freezes; (): none.
+        client_names: names of clients by their numbers, where they have names: of schools, machines, persons.
         callbacks: makes Lightning's callbacks, anew for every fit and test. Those that save checkpoints, draw progress
             bars or print summaries are left out, here and of the module's ``configure_callbacks``.
     """
@@ -67,6 +69,7 @@ class Task:
     head: Sequence[str] = ("head",)
     parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     base: Sequence[str] | None = None
+    client_names: Sequence[str] = ()
     callbacks: Callable[[], Sequence[L.Callback]] = list
 
     @property
@@ -114,7 +117,6 @@ class CustomTask:
     """
 
     class_names: tuple[str, ...] = ()
-    client_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -171,6 +173,25 @@ class CustomTask:
         return self.task.measured
 
     @property
+    def client_names(self) -> tuple[str, ...]:
+        """Of the clients of this run, by their numbers; empty where they have no names.
+
+        Raises:
+            InputError: some have none, or the same.
+        """
+        names = tuple(self.task.client_names)[: self.config.num_clients]
+        if names and (
+            len(names) < self.config.num_clients or not all(isinstance(name, str) and name for name in names)
+        ):
+            remedy = (
+                f"has {len(self.task.client_names)} client_names; give each of the {self.config.num_clients} a text"
+            )
+            raise InputError("task", self.config.task, remedy)
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError("task", self.config.task, f"has two client_names {some(twice)}; give each client its own")
+        return names
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says of its outputs."""
         return {"score": dataclasses.asdict(self.score)}
@@ -205,10 +226,10 @@ class CustomTask:
             raise
         except Exception as error:  # whatever the user's code raises
             raise InputError("task", self.config.task, f"its data of client {client} fail: {told(error)}") from error
-        for kind, count, some in zip(("training", "test"), found, batches, strict=True):
+        for kind, count, in_loader in zip(("training", "test"), found, batches, strict=True):
             if not count:
                 raise InputError("task", self.config.task, f"the {kind} loader of client {client} is empty")
-            if some == 0:
+            if in_loader == 0:
                 remedy = f"gives no batch of its {count} samples; take smaller batches, or drop_last=False"
                 raise InputError("task", self.config.task, f"the {kind} loader of client {client} {remedy}")
         epochs, steps = self.config.length("num_local_epochs")
@@ -234,6 +255,7 @@ class CustomTask:
         if algorithm.of_features:
             raise InputError("algorithm", name, "is of features of images by their classes; take another, as fedper")
         self._refuse_parts(algorithm)
+        self.client_names  # noqa: B018 - refused here
         (module,) = _own([initial()])
         self.sizes  # noqa: B018 - counted once, here
         algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)

@@ -1,6 +1,6 @@
 """Folders of clients: which image is of which split, client and class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_fedbabu.ground.errors import InputError, some
@@ -10,7 +10,8 @@ from lit_fedbabu.tasks.images.table_files import MemoryTable
 
 CLIENT_CLASS, CLASS_CLIENT, EITHER = "client/class", "class/client", "folders"
 LAYOUTS = (CLIENT_CLASS, CLASS_CLIENT, EITHER)
-"""Values of ``natural-id-column`` for folders; EITHER is that of ``partitioner=natural-id`` alone."""
+"""Values of ``natural-id-column`` for folders; EITHER is that of ``partitioner=natural-id`` alone, where it is not
+known which of the folders are clients."""
 OPTION = "natural-id-column"
 
 
@@ -18,7 +19,7 @@ def client_tables(dataset: str, top: Path, layout: str, notes: list[str]) -> dic
     """The splits of a folder of images as tables with ``image``, ``label`` and, under the name of the layout, clients.
 
     The folders are ``client/class``, ``split/client/class`` or ``client/split/class``, or the same with client and
-    class the other way round. Without a word on it clients are the outer folders.
+    class the other way round. Of ``EITHER`` only ``client/split/class`` says which are the clients.
 
     Args:
         dataset: the name that errors give it.
@@ -29,25 +30,19 @@ def client_tables(dataset: str, top: Path, layout: str, notes: list[str]) -> dic
     Raises:
         InputError: the folders are not as described above, or do not say which of them are clients.
     """
-    folders = {path: path.relative_to(top).parent.parts for path in files_below(top) if is_image(path)}
-    level = _level_of_splits(dataset, [parts for parts in folders.values() if parts])
-    deep = {path: parts for path, parts in folders.items() if len(parts) >= 2 + (level is not None)}
-    owned = {path: tuple(part for place, part in enumerate(parts) if place != level) for path, parts in deep.items()}
-    outer: dict[str, set[str]] = {}
-    for first, second, *_ in owned.values():
-        outer.setdefault(second, set()).add(first)
-    if not outer or set(outer) <= set(SPLITS):
+    folders, level, deep, owned = _levels(dataset, top)
+    outer, inner = ({pair[place] for pair in owned.values()} for place in (0, 1))
+    if inner <= set(SPLITS):
         remedy = "natural-id needs a folder for each client, and a folder for each class in it, as alice/cats/1.jpg"
         there = some(sorted({"/".join(parts) for parts in folders.values() if parts}))
         raise InputError("dataset", dataset, f"{remedy}; it has {there or 'no folder'}")
-    if layout == EITHER and level != 1 and len(outer) > 1 and all(len(each) == 1 for each in outer.values()):
-        remedy = f"which are the clients? No folder of {some(sorted(outer))} is in two others; take"
-        raise InputError("dataset", dataset, f"{remedy} {OPTION}={CLIENT_CLASS} or {OPTION}={CLASS_CLIENT}")
+    if layout == EITHER and level != 1:
+        remedy = f"which are the clients? If {some(sorted(outer))}, take {OPTION}={CLIENT_CLASS}; if"
+        raise InputError("dataset", dataset, f"{remedy} {some(sorted(inner))}, {OPTION}={CLASS_CLIENT}")
     turn = -1 if layout == CLASS_CLIENT else 1
     names = {path: parts[:2][::turn] for path, parts in owned.items()}
     clients, labels = (spellings(sorted({pair[place] for pair in names.values()})) for place in (0, 1))
-    other = f"; {OPTION}={CLASS_CLIENT} takes them the other way round" if layout == EITHER else ""
-    notes.append(f"of the folders {some(clients.values())} are clients, and {some(labels.values())} are classes{other}")
+    notes.append(f"of the folders {some(clients.values())} are clients, and {some(labels.values())} are classes")
     note_unused(top, [top], deep.keys(), notes)
     return _tables(
         {
@@ -61,6 +56,39 @@ def client_tables(dataset: str, top: Path, layout: str, notes: list[str]) -> dic
         list(labels.values()),
         layout,
     )
+
+
+def layout_of(dataset: str, top: Path, num_clients: int, classes: Sequence[str]) -> str:
+    """How folders of images are clients and classes, by the names of classes or where there are too few for clients.
+
+    Args:
+        dataset: the name that errors give it.
+        top: the folder.
+        num_clients: clients that there shall be.
+        classes: names of the classes; empty: they are not given.
+
+    Returns:
+        One of LAYOUTS; EITHER where both ways are possible, or none.
+    """
+    *_, owned = _levels(dataset, top)
+    outer, inner = ({composed(pair[place]) for pair in owned.values()} for place in (0, 1))
+    names = {composed(name) for name in classes}
+    by_client = num_clients <= len(outer) and (not names or inner <= names)
+    by_class = num_clients <= len(inner) and (not names or outer <= names)
+    return EITHER if by_client == by_class else CLIENT_CLASS if by_client else CLASS_CLIENT
+
+
+_Folders = dict[Path, tuple[str, ...]]
+"""Images and the folders around them."""
+
+
+def _levels(dataset: str, top: Path) -> tuple[_Folders, int | None, _Folders, _Folders]:
+    """The folders around each image, which of them is its split, and of those in two others and a split these two."""
+    folders = {path: path.relative_to(top).parent.parts for path in files_below(top) if is_image(path)}
+    level = _level_of_splits(dataset, [parts for parts in folders.values() if parts])
+    deep = {path: parts for path, parts in folders.items() if len(parts) >= 2 + (level is not None)}
+    owned = {path: tuple(part for place, part in enumerate(parts) if place != level) for path, parts in deep.items()}
+    return folders, level, deep, owned
 
 
 def _tables(found: Mapping[str, list[tuple[Path, str, str]]], names: list[str], layout: str) -> dict[str, MemoryTable]:

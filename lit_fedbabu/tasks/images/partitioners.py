@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.tasks.images.clients import LAYOUTS
 from lit_fedbabu.tasks.images.sources import Source
 
 Indices = npt.NDArray[np.int64]
@@ -123,10 +124,9 @@ def _by_owner(config: Config, source: Source) -> Partition:
     found = len(np.unique(owners))
     if config.num_clients > found:
         remedy = f"{config.natural_id_column} has {found} values in the training split; take as many clients or fewer"
-        if not config.natural_id_column:
+        if config.natural_id_column in ("", *LAYOUTS):
             names = ", ".join(source.owner_names[:3])
-            remedy = f"the folders are those of {found} clients ({names}, ...); take as many or fewer, or"
-            remedy += " natural-id-column=class/client if these are classes"
+            remedy = f"the folders are those of {found} clients ({names}, ...); take as many or fewer"
         raise InputError("num-clients", config.num_clients, remedy)
     partitioner = GroupedNaturalIdPartitioner("owner", found // config.num_clients, "drop-reminder")
     order = np.random.default_rng(config.derived_seed("partition")).permutation(len(owners))

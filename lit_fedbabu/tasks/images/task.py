@@ -12,6 +12,7 @@ from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import imported
 from lit_fedbabu.ground.errors import InputError, some
+from lit_fedbabu.ground.files import dataset_folder
 from lit_fedbabu.learning import pretrained
 from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalization
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
@@ -21,7 +22,7 @@ from lit_fedbabu.learning.state import Learner, base_names
 from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model
 from lit_fedbabu.tasks.images import learner
-from lit_fedbabu.tasks.images.clients import EITHER
+from lit_fedbabu.tasks.images.clients import EITHER, layout_of
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.learner import Say
 from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
@@ -110,8 +111,14 @@ class ImageClassification:
         config = self.config
         owners = config.natural_id_column
         if config.partitioner == "natural-id" and config.dataset != "digits":
-            owners = owners or EITHER
+            owners = owners or self._layout()
         return load(config.dataset, config.label_column, owners, self._classes, config.image_size)
+
+    def _layout(self) -> str:
+        """Which folders are clients, where the dataset is a folder and nothing was said of it."""
+        if (place := dataset_folder(self.config.dataset)) is None:
+            return EITHER
+        return layout_of(self.config.dataset, place[0], self.config.num_clients, self._classes)
 
     @cached_property
     def partition(self) -> Partition:
