@@ -319,6 +319,18 @@ class Algorithm:
         return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
     @property
+    def by_steps(self) -> bool:
+        """Whether what it shares, and what a later round begins with, follows from what it received and from steps of
+        ``Cohort.fit`` in ``train``, by the cross-entropy or a task's loss, and else from no data.
+
+        Then noise in these steps is enough for ``privacy=sample``. Steps of ``finish`` have none: what they make may be
+        kept to be evaluated. A method with hooks of its own says so by overriding this.
+        """
+        hooks = ("start", "callbacks", "losses", "train", "finish")
+        own = any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
+        return not own and self.step != "moreau-envelope"
+
+    @property
     def of_features(self) -> bool:
         """Whether models of images must do no more than ``head(body(images))``."""
         return self.has_own_loss or bool(self.head)
@@ -443,6 +455,11 @@ class Ditto(Algorithm):
     @property
     def lengths(self) -> tuple[str, ...]:
         return (*super().lengths, EPOCHS)
+
+    @property
+    def by_steps(self) -> bool:
+        """What it shares is made without the personal model."""
+        return True
 
     def start(self, client: Participant) -> Learner:
         return client.module(client.received)

@@ -125,7 +125,11 @@ class Config(Derived):
     round_timeout: float = option(
         0.0, "minutes that a round waits for clients; 0: 120 with partitioner=sites, else 720", low=0
     )
-    batch_size: int = option(50, "training images per step", low=1)
+    batch_size: int = option(
+        50,
+        "training images per step; with privacy=sample on average, and the size that loaders of a task have",
+        low=1,
+    )
     learning_rate: float = option(
         0.1, "of SGD in the first round, above 0; with a task the default is 0, the rate of the module itself"
     )
@@ -217,19 +221,23 @@ class Config(Derived):
     server_tau: float = option(0.001, "added to the root of the second moment of adam and yogi", above=0)
     privacy: str = option(
         "auto",
-        "differential privacy of clients: none; local: each adds noise to its update before it is sent, so that it is"
+        "differential privacy: none; local: each adds noise to its update before it is sent, so that it is"
         " protected from everyone; central: the server, which is trusted, adds noise to the sum of a round's updates,"
-        " so that clients are protected from whoever gets the shared weights; auto: local with a noise-multiplier, else"
-        " none",
-        choices=("auto", "none", "local", "central"),
+        " so that clients are protected from whoever gets the shared weights; sample: clients add noise to each step of"
+        " their training (DP-SGD), so that each sample is protected from everyone; auto: local with a noise-multiplier,"
+        " else none",
+        choices=("auto", "none", "local", "central", "sample"),
     )
     clipping_norm: float = option(
-        0.0, "largest L2 norm of a client's shared update; longer ones are scaled; 0: no clipping", low=0
+        0.0,
+        "largest L2 norm of a client's shared update, with privacy=sample of the gradient of one sample; longer ones"
+        " are scaled; 0: no clipping",
+        low=0,
     )
     noise_multiplier: float = option(
         0.0,
         "standard deviation of Gaussian noise, as a multiple of clipping-norm: on each shared update with local, on"
-        " their sum with central privacy; 0: none",
+        " their sum with central privacy, on the sum of a batch's gradients with sample; 0: none",
         low=0,
     )
     adaptive_clipping: bool = option(

@@ -63,7 +63,7 @@ OTHER_WORDS = {
 
 
 def protection_of(privacy: str, noise_multiplier: float) -> str:
-    """What the option ``privacy`` stands for: none, local or central."""
+    """What the option ``privacy`` stands for: none, local, central or sample."""
     if privacy == "auto":  # which was all there was before the option
         return "local" if noise_multiplier else "none"
     return privacy
@@ -193,7 +193,7 @@ class Derived:
 
     @property
     def protection(self) -> str:
-        """``privacy``, with what auto stands for: none, local or central."""
+        """``privacy``, with what auto stands for: none, local, central or sample."""
         return protection_of(self.privacy, self.noise_multiplier)
 
     @property

@@ -55,6 +55,12 @@ def _check_images(config: Any) -> None:
     if config.finetune_part not in TUNED:
         remedy = f"must be one of {', '.join(TUNED)}{close_to(config.finetune_part, TUNED)}"
         raise InputError("finetune-part", config.finetune_part, remedy)
+    if config.protection == "sample" and config.norm != "group":
+        remedy = "mixes the images of a batch, and privacy=sample bounds what one image does; take group"
+        raise InputError("norm", config.norm, remedy)
+    if config.protection == "sample" and ":" in config.augmentation:
+        remedy = "is given whole batches and may mix their images; with privacy=sample take crop-flip, crop or none"
+        raise InputError("augmentation", config.augmentation, remedy)
     if config.on_sites and len(config.classes) < 2:
         remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
         raise InputError("class-names", config.class_names, remedy)
@@ -115,14 +121,14 @@ def _check_privacy(config: Any) -> None:
         raise InputError("noise-multiplier", config.noise_multiplier, "needs a clipping-norm, which is its unit")
     if config.noise_multiplier and config.protection == "none":
         raise InputError(
-            "noise-multiplier", config.noise_multiplier, "privacy=none has no noise; take local or central"
+            "noise-multiplier", config.noise_multiplier, "privacy=none has no noise; take local, central or sample"
         )
     if config.protection != "none" and not config.noise_multiplier:
         remedy = "needs a noise-multiplier and a clipping-norm, as in noise-multiplier=1 clipping-norm=1"
         raise InputError("privacy", config.privacy, remedy)
     if config.adaptive_clipping and config.protection != "central":
         raise InputError("adaptive-clipping", True, "is of the server, with privacy=central; leave it out")
-    if config.protection == "central" and config.noise_multiplier < LEAST_NOISE:
+    if config.protection in ("central", "sample") and config.noise_multiplier < LEAST_NOISE:
         remedy = f"is next to none, and epsilon is in the thousands; take {LEAST_NOISE:g} or more"
         raise InputError("noise-multiplier", config.noise_multiplier, remedy)
     if config.max_epsilon and config.protection == "none":
@@ -133,6 +139,19 @@ def _check_privacy(config: Any) -> None:
     if config.protection == "central" and config.cohort_size > 1:
         remedy = "with privacy=central no client's update may depend on who is trained with it; take 0"
         raise InputError("cohort-size", config.cohort_size, remedy)
+    if config.protection == "sample":
+        _check_sample(config)
+
+
+def _check_sample(config: Any) -> None:
+    if config.cohort_size > 1:
+        raise InputError("cohort-size", config.cohort_size, "privacy=sample trains clients one by one; take 0")
+    if config.precision == "16-mixed":
+        remedy = "skips steps by gradients without noise, which privacy=sample does not count; take 32-true"
+        raise InputError("precision", config.precision, remedy)
+    if "accumulate_grad_batches" in config.trainer:
+        remedy = "would add up batches that have noise already; with privacy=sample take a larger batch-size"
+        raise InputError("trainer.accumulate_grad_batches", config.trainer["accumulate_grad_batches"], remedy)
 
 
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -18,6 +19,7 @@ from lit_fedbabu.learning.losses import Batch, Loss
 from lit_fedbabu.learning.models import build_model, in_format
 from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
+from lit_fedbabu.learning.private_steps import AT_ONCE, PrivateSteps
 from lit_fedbabu.learning.simplex import with_simplex
 from lit_fedbabu.learning.state import base_names, base_of, load_state, state_of
 from lit_fedbabu.learning.trainable import restrict
@@ -102,6 +104,8 @@ class LitFedBABU(PartModule):
     """Where these weights come from, and what images and outputs mean. It travels in checkpoints."""
     loss: Loss | None
     """What is trained on in place of the cross-entropy, as long as one ``Trainer.fit``."""
+    steps: PrivateSteps | None
+    """What makes the gradients of one ``Trainer.fit`` with noise, of those of single images; None: Lightning does."""
 
     def __init__(  # noqa: PLR0913 - each is a hyper-parameter
         self,
@@ -123,7 +127,7 @@ class LitFedBABU(PartModule):
         super().__init__()
         self.save_hyperparameters()
         self.provenance = {}
-        self.loss = None
+        self.loss = self.steps = None
         initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
         restrict(initial, ["body"], trainable, model_seed)
         base = still(initial, frozen_names(initial))
@@ -198,6 +202,8 @@ class LitFedBABU(PartModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
+        if self.steps is not None:
+            return self._private_step(self.steps, images, labels)
         if self.loss is None:
             loss = functional.cross_entropy(self(images), labels)
         else:
@@ -207,6 +213,30 @@ class LitFedBABU(PartModule):
         if self._is_listened_to:
             self.log("train_loss", loss.detach(), on_step=True, on_epoch=False)
         return loss
+
+    def _private_step(self, steps: PrivateSteps, images: Tensor, labels: Tensor) -> Tensor:
+        """Give clipped gradients of all images; returns a loss that no weight has a gradient of."""
+        numbers = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        size, losses = max(1, AT_ONCE // max(numbers, 1)), [torch.zeros(0, device=images.device)]
+        for some in range(0, len(labels), size):
+            own, gradients = self.by_image(images[some : some + size], labels[some : some + size])
+            losses.append(own)
+            steps.add(gradients)
+        total = torch.cat(losses).sum()
+        if len(labels):
+            self.train_loss.update(total / len(labels), weight=len(labels))
+        return total.requires_grad_()
+
+    def by_image(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cross-entropy (N,) of each image, and its gradient (N, ...) by weights that train, as a batch of one."""
+        weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+        def loss_of(own: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            return functional.cross_entropy(functional_call(self.model, own, (image[None],)), label[None])
+
+        each = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
+        gradients, losses = each(weights, images, labels)
+        return losses, gradients
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._observed(batch, "test")

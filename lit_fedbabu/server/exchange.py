@@ -64,7 +64,7 @@ class Exchange:
         ledger: Ledger | None = None,
     ) -> None:
         self.config, self._algorithm = config, algorithm_of(config)
-        self.ledger = ledger or Ledger(config, folder)
+        self.ledger = ledger or Ledger(config, folder, sizes=sizes)
         self.nodes = nodes
         self.memory = memory
         self.folder = folder

@@ -86,7 +86,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     config, say = experiment.config, progress.say
     begun = _begun(experiment) if config.resume else None
     rounds = begun.rounds if begun else []
-    ledger = _ledger(config, folder, len(rounds))
+    ledger = None if config.on_sites else _ledger(config, folder, len(rounds), _sizes(experiment, []))
     say(f"run folder {folder}")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
@@ -104,13 +104,15 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if config.on_sites and isinstance(grid, Grid):
         grid = cast(Grid, PatientGrid(grid, say))
     nodes = _nodes(grid, experiment, say)
+    sizes = _sizes(experiment, nodes)
+    ledger = ledger or _ledger(config, folder, len(rounds), sizes)
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, board, server_round, arrays)
 
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
-    ids, sizes = [node.id for node in nodes], _sizes(experiment, nodes)
+    ids = [node.id for node in nodes]
     names = names_of(nodes) if config.on_sites else experiment.task.client_names
     run_folder.write_names(folder, names)
     strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes, ledger, names)
@@ -158,9 +160,9 @@ def _all_rounds(strategy: SharedParts, grid: Grid, arrays: ArrayRecord, count: i
     )
 
 
-def _ledger(config: Config, folder: Path, done: int) -> Ledger:
+def _ledger(config: Config, folder: Path, done: int, sizes: Mapping[int, tuple[int, int]]) -> Ledger:
     """The ledger of a run; raises InputError where the run is over because its budget of privacy is spent."""
-    ledger = Ledger(config, folder, done)
+    ledger = Ledger(config, folder, done, sizes)
     if done and ledger.last_round == done and run_folder.is_finished(folder):
         remedy = f"is spent after round {done}, and the run is over; see {folder / run_folder.RESULTS}"
         raise InputError("max-epsilon", config.max_epsilon, remedy)

@@ -2,16 +2,18 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import ASKED
 from lit_fedbabu.server.sampling import drawn_anew, participants
-from lit_fedbabu.training.privacy import TRUST, central_epsilon, epsilon, guarantee
+from lit_fedbabu.training.privacy import TRUST, Course, central_epsilon, course_of, epsilon, guarantee, steps_epsilon
 
 Asked = list[tuple[int, list[int]]]
 """Rounds, and the clients that were asked in them, in the order in which they were asked."""
@@ -26,13 +28,21 @@ class Ledger:
         config: the experiment.
         folder: the run's.
         done: rounds that the run that is resumed has done.
+        sizes: training and test samples of each client, of which privacy of samples needs to know.
 
     Raises:
         InputError: ``max-epsilon`` is less than what the first round spends, or the file is damaged.
     """
 
-    def __init__(self, config: Config, folder: Path, done: int = 0) -> None:
+    def __init__(
+        self, config: Config, folder: Path, done: int = 0, sizes: Mapping[int, tuple[int, int]] = MappingProxyType({})
+    ) -> None:
         self.config, self._folder, self._done = config, folder, done
+        self._courses: dict[int, Course] = {}
+        if config.protection == "sample":
+            algorithm = algorithm_of(config)
+            self._courses = {client: course_of(config, algorithm, count) for client, (count, _) in sizes.items()}
+        self._of_each = config.protection in ("local", "sample")
         self.last_round = self._last_round()
         """The last round that ``max-epsilon`` has room for: the last one of all where it has no limit."""
         self.stop = self._stop()
@@ -57,19 +67,20 @@ class Ledger:
         return self._epsilon(self._lines(server_round, server_round))
 
     def epsilons(self, server_round: int) -> dict[int, float]:
-        """With local privacy what each client has spent by the end of a round; else nothing."""
-        if self.config.protection != "local":
+        """What each client has spent by the end of a round; nothing with central privacy, which is all clients'."""
+        if not self._of_each:
             return {}
         counts = _times(self._lines(server_round, server_round))
-        return {client: self._local(counts[client]) for client in range(self.config.num_clients)}
+        return {client: self._own(client, counts[client]) for client in range(self.config.num_clients)}
 
     def exhausted(self, server_round: int) -> list[int]:
         """The clients that may not stand in for others in a round, for the rounds to come will spend what they have."""
-        if self.config.protection != "local" or not self.config.max_epsilon:
+        if not self._of_each or not self.config.max_epsilon:
             return []
         counts = _times(self._lines(server_round, self.last_round))
         most = self.config.max_epsilon
-        return [client for client in range(self.config.num_federated) if self._local(counts[client] + 1) > most]
+        everyone = range(self.config.num_federated)
+        return [client for client in everyone if self._own(client, counts[client] + 1) > most]
 
     def facts(self, done: int) -> dict[str, str]:
         """What protection the shared weights have, and epsilon after the last round, for config.toml.
@@ -82,8 +93,8 @@ class Ledger:
         if self.config.protection == "none":
             return {"privacy": guarantee(self.config, 0.0, 0.0, 0)}
         lines = self._lines(done, self.last_round)
-        once, whole = self._epsilon([(1, [0])]), self._epsilon(lines)
-        most = max(_times(lines).values()) if self.config.protection == "local" else self.last_round
+        once, whole = self._epsilon([(1, [*_times(lines)])]), self._epsilon(lines)
+        most = max(_times(lines).values()) if self._of_each else self.last_round
         return {"privacy": guarantee(self.config, once or 0.0, whole or 0.0, most), "epsilon": f"{whole:.6g}"}
 
     def results(self, server_round: int) -> dict[str, Any]:
@@ -136,10 +147,27 @@ class Ledger:
         if self.config.protection == "central":
             times = Counter(each for each, _ in lines)
             return central_epsilon(self.config, Counter(times.values()))
-        return self._local(max(_times(lines).values(), default=0))
+        times = _times(lines)
+        if self.config.protection == "local":  # where all clients are alike
+            return self._own(0, max(times.values(), default=0))
+        most: dict[float, tuple[int, int]] = {}  # by rates, with which epsilon grows as it does with steps
+        for client, count in times.items():
+            rate, _, each = self._courses[client]
+            most[rate] = max(most.get(rate, (0, client)), (each * count, client))
+        spend, steps = [], 0
+        for rate in sorted(most, reverse=True):
+            if most[rate][0] > steps:
+                steps, client = most[rate]
+                spend.append(self._own(client, times[client]))
+        return max(spend, default=0.0)
 
-    def _local(self, times: int) -> float:
-        return epsilon(self.config.noise_multiplier, times, self.config.delta) if times else 0.0
+    def _own(self, client: int, times: int) -> float:
+        """What a client spends that is asked so often."""
+        if not times:
+            return 0.0
+        if self.config.protection == "sample":
+            return steps_epsilon([self._courses[client]] * times, self.config.delta)
+        return epsilon(self.config.noise_multiplier, times, self.config.delta)
 
 
 def _times(lines: Asked) -> Counter[int]:

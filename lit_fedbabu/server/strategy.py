@@ -65,7 +65,7 @@ class SharedParts(Strategy):
         self.config = config = experiment.config
         self.finished = finished
         self.progress = progress
-        self.ledger = ledger or Ledger(config, folder, len(rounds))
+        self.ledger = ledger or Ledger(config, folder, len(rounds), sizes)
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
         self.log = RoundLog(
             config,

@@ -167,6 +167,7 @@ class AnyTask(Protocol):
         steps: int = 0,
         callbacks: Sequence[L.Callback] = (),
         losses: Sequence[Loss] = (),
+        private: bool = False,
     ) -> list[float]:
         """Train a part of every module in place, several of them together as a cohort.
 
@@ -179,6 +180,7 @@ class AnyTask(Protocol):
             steps: mini-batches of each client, in place of ``epochs``; 0: the epochs.
             callbacks: Lightning's.
             losses: one for each client, in place of the task's; empty: the task's.
+            private: take steps of DP-SGD, by the options of ``privacy``, over Poisson batches of one client.
 
         Returns:
             For every client the mean training loss over all samples seen; nan if there was none.

@@ -1,5 +1,6 @@
 """What a client does with its model: train for a round, be evaluated, become personal."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -11,7 +12,7 @@ from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner
 from lit_fedbabu.tasks.protocol import Data
-from lit_fedbabu.training import memory
+from lit_fedbabu.training import memory, own_ledger
 from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.training.participation import CohortRound, Participation, needed, participation
 
@@ -79,12 +80,15 @@ def cohort_update(
     participants = [
         participation(experiment, client, server_round - 1, received, memories, extras) for client in clients
     ]
-    cohort = CohortRound(experiment, participants, data, server_round, learning_rate)
+    private = config.protection == "sample"
+    cohort = CohortRound(experiment, participants, data, server_round, learning_rate, private=private)
     modules = [algorithm.start(each) for each in participants]
+    for client, own in zip(clients, data, strict=True) if private else ():
+        own_ledger.begin(experiment, client, server_round, own.num_train, memories)
     with seeded(config.derived_seed("draws", server_round, *clients)):
         losses = algorithm.train(cohort, modules)
     with seeded(config.derived_seed("personal-draws", server_round, *clients)):
-        updates = algorithm.finish(cohort, modules)
+        updates = algorithm.finish(dataclasses.replace(cohort, private=False), modules)
     for client, update in zip(clients, updates, strict=True):
         experiment.check_update(update)
         if update.kept:

@@ -22,7 +22,7 @@ from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import BASE, Learner, base_names, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.tasks.protocol import AnyTask, Classifies, Data, task_of
-from lit_fedbabu.training.privacy import refuse_uncounted
+from lit_fedbabu.training.privacy import refuse_unbounded, refuse_uncounted
 
 
 class Extras(NamedTuple):
@@ -281,6 +281,8 @@ class Experiment:
             self.extras  # noqa: B018 - refuses more or fewer rows than clients
         if config.protection == "central":
             refuse_uncounted(config, self.algorithm)
+        if config.protection == "sample":
+            refuse_unbounded(config, self.algorithm, self._initial.named)
         if config.clipping_norm:
             self._check_protected(self._initial.model)
         if config.initial_weights:

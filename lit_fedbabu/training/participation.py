@@ -84,6 +84,7 @@ class CohortRound:
         server_round: number of the round, from 1.
         learning_rate: of this round.
         notes: what one hook leaves for the next.
+        private: whether its steps are those of DP-SGD.
     """
 
     experiment: Experiment
@@ -92,6 +93,7 @@ class CohortRound:
     server_round: int
     learning_rate: float
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    private: bool = False
 
     @property
     def config(self) -> Config:
@@ -127,6 +129,7 @@ class CohortRound:
             learning_rate=rate,
             callbacks=callbacks,
             losses=losses,
+            private=self.private,
         )
 
     def show(

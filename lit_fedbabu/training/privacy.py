@@ -1,16 +1,25 @@
-"""Differential privacy of what clients share: updates are clipped, and get noise, each by itself or their sum."""
+"""Differential privacy of what clients share: updates or gradients are clipped, and get noise; and what that is."""
+
+from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_fedbabu.algorithms.algorithm import Algorithm
 from lit_fedbabu.config import Config
+from lit_fedbabu.config.length import steps_of
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.parts import parts_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +35,11 @@ TRUST = {
         " they are, and what it writes of them (results, logs, histories in checkpoints, which round is best) is not"
         " covered"
     ),
+    "sample": (
+        "sample: each training sample of a client is protected from everyone who gets what clients share, the server"
+        " too, by noise in every step of training; losses, accuracies and numbers of samples are sent as they are and"
+        " not covered, nor are fine-tuned models, which have no noise and stay with their clients"
+    ),
 }
 """Of each kind of privacy: who is protected, from whom, and what is not covered."""
 LEAST_INTERVAL, OF_NOISE = 1e-3, 1e-4
@@ -35,7 +49,8 @@ LEAST_INTERVAL, OF_NOISE = 1e-3, 1e-4
 def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) -> list[Array]:
     """Shared arrays with clipped distance to the received ones (L2 norm of all together), and local privacy's noise.
 
-    With adaptive clipping the server clips, which alone knows how far.
+    With adaptive clipping the server clips, which alone knows how far. With privacy of samples clipping and noise are
+    in the steps of training.
 
     The noise is Gaussian of standard deviation ``noise-multiplier`` times ``clipping-norm`` (McMahan et al. 2018,
     Algorithm 1, at the client instead of the server). It comes from the system's entropy: noise that followed from the
@@ -52,7 +67,7 @@ def protect(arrays: Sequence[Array], received: Sequence[Array], config: Config) 
     protected = list(arrays)
     if config.clipping_norm:
         _refuse_not_finite(protected, "its weights are not finite; a lower learning-rate may help")
-        if not config.adaptive_clipping:
+        if not config.adaptive_clipping and config.protection != "sample":
             protected = _clipped(protected, received, config.clipping_norm)
     if config.protection == "local":
         rng, deviation = np.random.default_rng(), config.noise_multiplier * config.clipping_norm
@@ -121,7 +136,7 @@ def central_epsilon(config: Config, attempts: Mapping[int, int]) -> float:
     Raises:
         InputError: dp-accounting is not installed.
     """
-    refuse_without_accountant()
+    refuse_without_accountant("central")
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
 
@@ -138,9 +153,77 @@ def central_epsilon(config: Config, attempts: Mapping[int, int]) -> float:
     return float(accountant.get_epsilon(config.delta))
 
 
+class Course(NamedTuple):
+    """Steps of DP-SGD of a client in a round.
+
+    Args:
+        rate: the probability that a sample is in a batch.
+        noise: the standard deviation of the noise, in clipping norms.
+        steps: their number.
+    """
+
+    rate: float
+    noise: float
+    steps: int
+
+
+def course_of(config: Config, algorithm: Algorithm, num_train: int) -> Course:
+    """The steps of a client with so many training samples, in one round."""
+    batches = math.ceil(num_train / config.batch_size)
+    lengths = (config.length(field) for _, field in algorithm.phases)
+    steps = sum(steps_of(batches, *length) for length in lengths)
+    return Course(min(1.0, config.batch_size / num_train), config.noise_multiplier, steps)
+
+
+def steps_epsilon(courses: Iterable[Course], delta: float) -> float:
+    """The epsilon of the weights after all of these steps: data are neighbours if one has a sample more.
+
+    A sample is in each batch by itself (Poisson), and moves the sum of gradients by 1 clipping norm at most. By the
+    accountant of ``central_epsilon``.
+
+    Raises:
+        InputError: dp-accounting is not installed.
+    """
+    counts = Counter[tuple[float, float]]()
+    for rate, noise, steps in courses:
+        counts[rate, noise] += steps
+    return _steps_epsilon(frozenset(counts.items()), delta)
+
+
+@lru_cache(maxsize=10_000)
+def _steps_epsilon(counts: frozenset[tuple[tuple[float, float], int]], delta: float) -> float:
+    refuse_without_accountant("sample")
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+
+    if not counts:
+        return 0.0
+    least = min(noise for (_, noise), _ in counts)
+    accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, max(LEAST_INTERVAL, OF_NOISE / least**2))
+    for (rate, noise), steps in sorted(counts):
+        accountant.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def refuse_unbounded(config: Config, algorithm: Algorithm, model: nn.Module) -> None:
+    """Raise InputError where noise in steps of training would not protect samples, or its accountant is missing."""
+    from lit_fedbabu.learning.private_steps import mixing_layer  # imports Lightning, which takes seconds
+
+    refuse_without_accountant("sample")
+    if not parts_of(algorithm.shared):
+        raise InputError("privacy", "sample", f"{config.algorithm} shares nothing that would need noise; take none")
+    if not algorithm.by_steps:
+        remedy = f"{config.algorithm} makes something of data beside gradients, without noise; take fedbabu or fedavg"
+        raise InputError("privacy", "sample", remedy)
+    if layer := mixing_layer(model):
+        key = config.kind.model.replace("_", "-")
+        remedy = f"its {layer} normalizes by batches, and privacy=sample bounds what one sample does"
+        raise InputError(key, config.trusted, f"{remedy}; take group or layer normalization")
+
+
 def refuse_uncounted(config: Config, algorithm: Algorithm) -> None:
     """Raise InputError where central privacy would not hold, or its accountant is missing."""
-    refuse_without_accountant()
+    refuse_without_accountant("central")
     if not algorithm.federates:
         raise InputError("privacy", "central", f"{config.algorithm} has no sum of clients' updates; take none")
     for hook, what in (("combine", "makes something of updates itself"), ("drawn", "chooses clients itself")):
@@ -149,10 +232,10 @@ def refuse_uncounted(config: Config, algorithm: Algorithm) -> None:
             raise InputError("privacy", "central", remedy)
 
 
-def refuse_without_accountant() -> None:
-    """Raise InputError where dp-accounting, which central privacy needs, is not installed."""
+def refuse_without_accountant(privacy: str) -> None:
+    """Raise InputError where dp-accounting, which a value of ``privacy`` needs, is not installed."""
     if importlib.util.find_spec("dp_accounting") is None:
-        raise InputError("privacy", "central", "needs dp-accounting: pip install 'lit-fedbabu[privacy]'")
+        raise InputError("privacy", privacy, "needs dp-accounting: pip install 'lit-fedbabu[privacy]'")
 
 
 def guarantee(config: Config, once: float, whole: float, rounds: int) -> str:
@@ -161,8 +244,8 @@ def guarantee(config: Config, once: float, whole: float, rounds: int) -> str:
     Args:
         config: the options.
         once: epsilon of a round.
-        whole: epsilon of all rounds, with local privacy of those of the client that is asked most.
-        rounds: their number.
+        whole: epsilon of all rounds, with local privacy and that of samples of those of the client that spends most.
+        rounds: their number, likewise.
     """
     if not config.clipping_norm:
         return ""
@@ -175,6 +258,11 @@ def guarantee(config: Config, once: float, whole: float, rounds: int) -> str:
         return (
             f"{spent} for a round, {whole:.3g} for the {rounds} rounds of the client that is drawn most; losses,"
             " accuracies and numbers of images have none"
+        )
+    if config.protection == "sample":
+        return (
+            f"{spent} after a round, {whole:.3g} after all, for a training sample more or less of the client that"
+            " spends most; losses, accuracies and numbers of samples have none; such a run does not repeat"
         )
     drawn = f"{config.clients_per_round} of {config.num_federated} clients"
     how = f"a client more or less, where {drawn} are drawn on average"

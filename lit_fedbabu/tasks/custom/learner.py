@@ -14,6 +14,7 @@ from lit_fedbabu.learning.evaluation import LoggedEvaluation, Personalization
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.module import CustomModule
+from lit_fedbabu.tasks.custom.private import by_sample, poisson_batches
 from lit_fedbabu.tasks.custom.training import train, trainer_of
 from lit_fedbabu.tasks.custom.watch import Watch
 
@@ -33,6 +34,7 @@ def fit(
     steps: int = 0,
     curves: Sequence[list[LoggedEvaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
+    private: bool = False,
 ) -> list[float]:
     """Train a part of the one module in place, with the optimizer that it configures.
 
@@ -46,6 +48,7 @@ def fit(
         curves: one list, which gets an evaluation after every epoch; the last is that of the trained module. Empty:
             nothing is evaluated.
         callbacks: Lightning's, before those of the task.
+        private: take steps of DP-SGD.
 
     Returns:
         The mean training loss over all samples seen; nan if there was no epoch or no loss.
@@ -55,12 +58,16 @@ def fit(
     if epochs == steps == 0:
         return [math.nan]
     limit = math.inf
-    if steps or epochs % 1:
-        batches = own.batches or 1  # of a stream: an epoch has one at least
+    if private or steps or epochs % 1:
+        batches = (poisson_batches(own) if private else own.batches) or 1  # of a stream: an epoch has one at least
         limit = steps_of(batches, epochs, steps)
         epochs = math.ceil(limit / batches)
     watch = Watch(module, mode, int(epochs), limit, keep=bool(curves))
-    train(module, own, watch, callbacks)
+    if private:
+        with by_sample(module, own, int(limit)) as made:
+            train(module, own, watch, [made, *callbacks])
+    else:
+        train(module, own, watch, callbacks)
     for curve in curves:
         trained = {name: value.clone() for name, value in state_of(module.model).items()}
         for state in [*watch.epochs[:-1], trained]:

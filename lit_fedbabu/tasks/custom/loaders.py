@@ -10,6 +10,10 @@ ENDLESS = 1_000_000
 """Samples after which a loader without a length is taken for one without an end."""
 
 
+class Singles(list[Any]):
+    """A batch as batches of one sample each."""
+
+
 def samples_of(loaders: Any) -> int:
     """Samples of a loader, or of several together. Those of a loader without a length are counted by reading it.
 
@@ -33,6 +37,8 @@ def samples_in(batch: Any) -> int:
     """Samples of a batch: the length of its first tensor; 1 if it has none."""
     from torch import Tensor
 
+    if isinstance(batch, Singles):
+        return len(batch)
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
     if dataclasses.is_dataclass(batch):

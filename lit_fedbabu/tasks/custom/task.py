@@ -23,7 +23,8 @@ from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import short
 from lit_fedbabu.tasks.custom.loaders import batches_of
 from lit_fedbabu.tasks.custom.module import CustomModule, initial_module
-from lit_fedbabu.tasks.custom.trial import try_task
+from lit_fedbabu.tasks.custom.private import refuse_unbounded
+from lit_fedbabu.tasks.custom.trial import try_steps, try_task
 from lit_fedbabu.tasks.protocol import Batches, Data
 
 if TYPE_CHECKING:
@@ -259,9 +260,13 @@ class CustomTask:
         (module,) = _own([initial()])
         self.sizes  # noqa: B018 - counted once, here
         algorithm.check_steps(name, by_hand=not module.lightning.automatic_optimization)
+        if config.protection == "sample":
+            refuse_unbounded(module, self)
         modes = dict(algorithm.phases) | {config.finetune_part: ""}
         needed = {f"{name} shares": parts_of(algorithm.shared), f"with {name} a client keeps": algorithm.kept}
         module.refuse_empty({**needed, **{f"something trains ({mode})": module.parts_of(mode) for mode in modes}})
+        phases = dict(algorithm.phases) if config.protection == "sample" else {}
+        try_steps(module, self, phases)
         try_task(module, self, modes, lambda: _own([made()])[0], lambda each: algorithm.check_optimizer(name, each))
 
     def _refuse_parts(self, algorithm: Algorithm) -> None:

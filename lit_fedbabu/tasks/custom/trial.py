@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from types import CellType, FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from torch import nn
@@ -17,7 +18,7 @@ from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.trial import refuse_unsendable
 from lit_fedbabu.tasks.custom import reload
 from lit_fedbabu.tasks.custom.data import CustomData
-from lit_fedbabu.tasks.custom.learner import tested
+from lit_fedbabu.tasks.custom.learner import fit, tested
 from lit_fedbabu.tasks.custom.module import CustomModule
 from lit_fedbabu.tasks.custom.training import train
 from lit_fedbabu.tasks.custom.watch import Watch
@@ -101,6 +102,24 @@ def try_task(
         raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
     setup.refuse(refuse)
     reload.try_reading(tried, make, data, task)
+
+
+def try_steps(module: CustomModule, task: CustomTask, modes: Iterable[str]) -> None:
+    """Take a few steps of DP-SGD with copies of the module in each mode, where there are data here.
+
+    Raises:
+        InputError: in one line what failed.
+    """
+    for mode, client in itertools.product(modes, task.clients[:1]):
+        try:
+            with seeded(0):
+                options: dict[str, Any] = {"epochs": 0, "steps": 2, "learning_rate": 0.0, "private": True}
+                fit([module.copy()], [CustomData(task, client)], mode=mode, **options)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            what = f"training its {mode} on single samples of client {client} fails: {told(error)}"
+            raise InputError("task", task.config.task, what) from error
 
 
 def _check_rates(module: CustomModule, task: CustomTask) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from lit_fedbabu.config.length import steps_of
+from lit_fedbabu.learning.private_steps import PoissonBatches
 from lit_fedbabu.tasks.images.decoding import with_channels
 from lit_fedbabu.tasks.images.partition import evaluation_split
 from lit_fedbabu.tasks.images.partitioners import Indices
@@ -58,6 +59,8 @@ class ClientData(L.LightningDataModule):
         self._test_batch_size = test_batch_size or self.config.test_batch_size
         self.left: float = math.inf
         """Training batches that it still gives."""
+        self.poisson = False
+        """Whether chance alone says which images are in a training batch, as DP-SGD needs it."""
         self._order = torch.Generator().manual_seed(seed)
         self._augmentation = torch.Generator().manual_seed(seed + 1)
 
@@ -73,8 +76,11 @@ class ClientData(L.LightningDataModule):
         return math.ceil(self.left / batches)
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
-        order = _Shuffled(len(self.train_set), self._order)
-        return _batches(self.train_set, _Allowed(self, order, self.config.batch_size))
+        count, size = len(self.train_set), self.config.batch_size
+        if self.poisson:
+            return _batches(self.train_set, _Allowed(self, PoissonBatches(count, size)))
+        shuffled = BatchSampler(_Shuffled(count, self._order), size, drop_last=False)
+        return _batches(self.train_set, _Allowed(self, shuffled))
 
     def test_dataloader(self) -> DataLoader[list[Tensor]]:
         return self._in_order(self.test_set)
@@ -178,17 +184,19 @@ class _Shuffled(Sampler[int]):
         return self.count
 
 
-class _Allowed(BatchSampler):
+class _Allowed(Sampler[list[int]]):
     """The batches of an epoch, as long as the client is allowed more."""
 
-    def __init__(self, data: ClientData, order: Sampler[int], size: int) -> None:
-        super().__init__(order, size, drop_last=False)
-        self._data = data
+    def __init__(self, data: ClientData, batches: BatchSampler | PoissonBatches) -> None:
+        self._data, self._batches = data, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         if self._data.left < 1:  # before the order is drawn
             return
-        for batch in super().__iter__():
+        for batch in self._batches:
             self._data.left -= 1
             yield batch
             if self._data.left < 1:

@@ -16,6 +16,7 @@ from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
 from lit_fedbabu.learning.neighbors import best_share, store, with_neighbors
+from lit_fedbabu.learning.private_steps import PrivateSteps
 from lit_fedbabu.learning.state import not_finite
 from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.tasks.images.cohort_data import CohortData
@@ -38,6 +39,7 @@ def fit(
     curves: Sequence[list[Evaluation]] = (),
     callbacks: Sequence[L.Callback] = (),
     losses: Sequence[Loss] = (),
+    private: bool = False,
     say: Say = lambda _: None,
 ) -> list[float]:
     """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
@@ -52,6 +54,7 @@ def fit(
         curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
         callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
         losses: one for each client, in place of the cross-entropy; empty: the cross-entropy.
+        private: take steps of DP-SGD, of one client by the cross-entropy.
         say: is told of the first curve after every epoch.
 
     Returns:
@@ -67,15 +70,17 @@ def fit(
     for each, loss in zip(modules if losses else (), losses, strict=True):
         each.loss = loss
     watch = [_Curves(curves, datamodule, say)] if curves else []
+    max_epochs = datamodule.allow(epochs, steps)
     trainer = new_trainer(
         datamodule.config,
-        max_epochs=datamodule.allow(epochs, steps),
+        max_epochs=max_epochs,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if watch else 0,
-        callbacks=[*callbacks, *watch],
+        callbacks=[*_private(modules[0], data[0], private), *callbacks, *watch],
     )
     moved(modules[0].model)  # notes how the base is
     trainer.fit(module, datamodule=datamodule)
+    _private(modules[0], data[0], False)
     if name := moved(modules[0].model):
         remedy = "is frozen by its maker and changes in training; make it a buffer of a layer that trains"
         raise InputError("model-name", modules[0].hparams["model_name"], f"its {name} {remedy}")
@@ -85,6 +90,16 @@ def fit(
     if isinstance(module, LitCohort):
         module.unstack()
     return [each.train_loss.compute().item() for each in modules]
+
+
+def _private(module: LitFedBABU, data: ClientData, on: bool) -> list[L.Callback]:
+    """Let a fit take steps of DP-SGD, by this callback, or plain ones again."""
+    config, module.steps, data.poisson = data.config, None, on
+    if not on:
+        return []
+    size = min(config.batch_size, data.num_train)
+    module.steps = PrivateSteps(config.clipping_norm, config.noise_multiplier, size, int(data.left))
+    return [module.steps]
 
 
 def evaluate(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> list[Evaluation]:
