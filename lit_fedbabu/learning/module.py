@@ -229,13 +229,22 @@ class LitFedBABU(PartModule):
 
     def by_image(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy (N,) of each image, and its gradient (N, ...) by weights that train, as a batch of one."""
-        weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        names = {id(weight): name for name, weight in trained.items()}
+        places = {  # PyTorch would not put a weight back that a layer has under two names, but finds it under one
+            f"{path}.{leaf}": names[id(weight)]
+            for path, layer in self.model.named_modules()
+            for leaf, weight in layer.named_parameters(recurse=False, remove_duplicate=False)
+            if id(weight) in names
+        }
 
         def loss_of(own: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            return functional.cross_entropy(functional_call(self.model, own, (image[None],)), label[None])
+            held = {place: own[name] for place, name in places.items()}
+            logits = functional_call(self.model, held, (image[None],), tie_weights=False)
+            return functional.cross_entropy(logits, label[None])
 
         each = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
-        gradients, losses = each(weights, images, labels)
+        gradients, losses = each({name: weight.detach() for name, weight in trained.items()}, images, labels)
         return losses, gradients
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

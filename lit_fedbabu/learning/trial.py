@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
-from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import PARTS, select
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import aliases, load_state, state_of
@@ -125,3 +126,20 @@ def _outputs(model: nn.Module, images: torch.Tensor, training: bool) -> tuple[in
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         torch.autograd.grad(loss, weights, allow_unused=True)
     return tuple(logits.shape)
+
+
+def try_single_images(model_name: str, module: LitFedBABU, shape: tuple[int, int, int]) -> None:
+    """Take gradients of single images, which DP-SGD is made of; the module is left as it is.
+
+    Raises:
+        InputError: the model does what ``torch.func.vmap`` cannot, as a choice by the value of a number.
+    """
+    tried = module.copy()
+    tried.set_mode("full")
+    images = torch.rand(2, *shape, dtype=tried.weights_dtype, generator=torch.Generator().manual_seed(0))
+    try:
+        with seeded(0):
+            tried.by_image(images, torch.zeros(2, dtype=torch.long))
+    except Exception as error:  # whatever the user's code raises
+        remedy = f"fails where gradients of single images are taken by torch.func: {told(error)}"
+        raise InputError("model-name", model_name, remedy) from error

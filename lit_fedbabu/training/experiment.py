@@ -275,14 +275,14 @@ class Experiment:
             raise InputError("server-optimizer", config.server_optimizer, remedy)
         if config.cohort_size > 1 and not self.algorithm.in_cohorts:
             raise InputError("cohort-size", config.cohort_size, f"{config.algorithm} trains clients one by one; take 0")
+        if config.protection == "sample":
+            refuse_unbounded(config, self.algorithm, self._initial.named)
         self.task.check(self.algorithm, lambda: self._initial, self._made, images)
         self.private  # noqa: B018 - refuses a model without what is to be private
         if self.algorithm.rows:
             self.extras  # noqa: B018 - refuses more or fewer rows than clients
         if config.protection == "central":
             refuse_uncounted(config, self.algorithm)
-        if config.protection == "sample":
-            refuse_unbounded(config, self.algorithm, self._initial.named)
         if config.clipping_norm:
             self._check_protected(self._initial.model)
         if config.initial_weights:

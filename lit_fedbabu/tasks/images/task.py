@@ -20,7 +20,7 @@ from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import PARTS, select
 from lit_fedbabu.learning.state import Learner, base_names
 from lit_fedbabu.learning.trainable import restrict
-from lit_fedbabu.learning.trial import refuse_other_forward, try_model
+from lit_fedbabu.learning.trial import refuse_other_forward, try_model, try_single_images
 from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER, layout_of
 from lit_fedbabu.tasks.images.datamodule import ClientData
@@ -211,6 +211,8 @@ class ImageClassification:
         if config.model_name not in MODELS:
             sizes = self.batches(algorithm.pooled)[:2] if with_data else ([config.batch_size], [1])
             try_model(config.model_name, model, classes, self.image_shape, *sizes)
+            if config.protection == "sample":
+                try_single_images(config.model_name, _classifiers([initial()])[0], self.image_shape)
             if algorithm.of_features or config.finetune_part == "knn":
                 refuse_other_forward(config.model_name, model, self.image_shape)
         algorithm.check_model(config.model_name, model)
