@@ -39,6 +39,7 @@ class Ledger:
     ) -> None:
         self.config, self._folder, self._done = config, folder, done
         self._courses: dict[int, Course] = {}
+        self._known: dict[tuple[Course, int], float] = {}
         if config.protection == "sample":
             algorithm = algorithm_of(config)
             self._courses = {client: course_of(config, algorithm, count) for client, (count, _) in sizes.items()}
@@ -166,7 +167,10 @@ class Ledger:
         if not times:
             return 0.0
         if self.config.protection == "sample":
-            return steps_epsilon([self._courses[client]] * times, self.config.delta)
+            key = self._courses[client], times
+            if key not in self._known:
+                self._known[key] = steps_epsilon([key[0]] * times, self.config.delta)
+            return self._known[key]
         return epsilon(self.config.noise_multiplier, times, self.config.delta)
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -184,23 +183,18 @@ def steps_epsilon(courses: Iterable[Course], delta: float) -> float:
     Raises:
         InputError: dp-accounting is not installed.
     """
+    refuse_without_accountant("sample")
     counts = Counter[tuple[float, float]]()
     for rate, noise, steps in courses:
         counts[rate, noise] += steps
-    return _steps_epsilon(frozenset(counts.items()), delta)
-
-
-@lru_cache(maxsize=10_000)
-def _steps_epsilon(counts: frozenset[tuple[tuple[float, float], int]], delta: float) -> float:
-    refuse_without_accountant("sample")
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
 
     if not counts:
         return 0.0
-    least = min(noise for (_, noise), _ in counts)
+    least = min(noise for _, noise in counts)
     accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, max(LEAST_INTERVAL, OF_NOISE / least**2))
-    for (rate, noise), steps in sorted(counts):
+    for (rate, noise), steps in sorted(counts.items()):
         accountant.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), steps)
     return float(accountant.get_epsilon(delta))
 

@@ -116,7 +116,8 @@ STOPS = task_of(callbacks=lambda: [EarlyStopping("train_loss")])
 
 def config_of(name="TASK", **changes):
     options = {"task": f"{HERE}:{name}", "num_clients": 3, "num_server_rounds": 2, "num_local_epochs": 2,
-               "batch_size": 8, "precision": "32-true", "evaluate_every": 2, "num_finetune_epochs": 1, "learning_rate_decay": 1.0,
+               "batch_size": 8, "precision": "32-true", "evaluate_every": 2, "num_finetune_epochs": 1,
+               "learning_rate_decay": 1.0,
                "privacy": "sample", "clipping_norm": 1.0, "noise_multiplier": 2.0}  # fmt: skip
     return Config(**{**options, **changes})
 
