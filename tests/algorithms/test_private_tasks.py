@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import lightning as L
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_fedbabu import Task
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.private_steps import PoissonBatches
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.tasks.custom import learner, private
 from lit_fedbabu.training.experiment import Experiment
@@ -78,14 +80,14 @@ class Searches(Plain):
 class Remembers(Plain):
     def __init__(self):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(SENSORS), persistent=False)
+        self.register_buffer("average", torch.zeros(SENSORS), persistent=False)
 
     def training_step(self, batch, batch_idx):
-        self.mean = 0.9 * self.mean + 0.1 * batch[0].mean(0)
+        self.get_buffer("average").mul_(0.9).add_(batch[0].mean(0), alpha=0.1)
         return super().training_step(batch, batch_idx)
 
 
-class Endless(IterableDataset):
+class Endless(IterableDataset[Any]):
     def __iter__(self):
         return iter([(torch.zeros(SENSORS), torch.tensor(0))] * 24)
 
@@ -128,7 +130,7 @@ def test_without_noise_steps_are_those_of_a_loop_over_single_samples(mode, monke
     task = Experiment(config).task
     module, seen = task.initial(3), []
 
-    class Seen(private.PoissonBatches):
+    class Seen(PoissonBatches):
         def __iter__(self):
             for batch in super().__iter__():
                 seen.append(batch)
@@ -176,7 +178,7 @@ REFUSED = {
     "a hook of gradients": ("BACKWARD", {}, "a backward of its own"),
     "a rate by a measure": ("PLATEAU", {}, "ReduceLROnPlateau"),
     "several gradients in a step": ("SEARCHES", {}, "takes more gradients than there are batches"),
-    "a mean of data": ("REMEMBERS", {}, "its buffer mean changes in training"),
+    "a mean of data": ("REMEMBERS", {}, "its buffer average changes in training"),
     "a stream": ("STREAMS", {}, "no DataLoader of a dataset with an index"),
     "data that mix": ("MIXES", {}, "transfer_batch_to_device"),
     "callbacks": ("STOPS", {}, "its callbacks see data"),

@@ -20,7 +20,7 @@ from tests.support import NARROW, tiny_config
 
 def spy(monkeypatch, planned=None):
     """The batches that are drawn, or those that are planned."""
-    seen = []
+    seen: list[list[int]] = []
 
     class Seen(PoissonBatches):
         def __iter__(self):
