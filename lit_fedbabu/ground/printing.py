@@ -4,7 +4,7 @@ import re
 import sys
 from typing import TextIO
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move the cursor, set colours, turn text or are none; tabs and ends of lines aside."""
 MARKED = re.compile(r"([\\|`*_\[\]])")
 """What has a meaning in Markdown."""

@@ -1,5 +1,7 @@
 """Waiting for sites: until a deadline, with a line now and then, and with each site's answer read on its own."""
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +20,9 @@ LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
 class PatientGrid:
     """Flower's grid, for sites. An answer that Flower cannot put together is that site's failure, not the run's.
 
+    Each answer is pulled by a thread of its own: Flower waits minutes for the rest of one that a site began to send.
+    Whose answer it is is known by what was asked, and not by what it says.
+
     Args:
         grid: Flower's.
         say: prints a line.
@@ -33,32 +38,57 @@ class PatientGrid:
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> list[Message]:
         """The answers, and for sites that gave none in time an error that says so."""
         sent = list(messages)
-        waiting = dict(zip(self._grid.push_messages(sent), sent, strict=True)) if sent else {}
+        waiting = dict(enumerate(sent))
+        arrived: queue.Queue[tuple[int, Message]] = queue.Queue()
+        over = threading.Event()
+        for place, name in enumerate(self._grid.push_messages(sent) if sent else ()):
+            pulling = (place, name, sent[place], arrived, over)
+            threading.Thread(target=self._pull, args=pulling, daemon=True).start()
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
         replies: list[Message] = []
         next_line = SAY_EVERY_S / 5
-        while waiting:
-            for name in list(waiting):
-                if found := self._answer_to(name, waiting[name]):
-                    replies += found
-                    del waiting[name]
-            passed = time.monotonic() - begun
-            if not waiting or passed >= timeout:
-                break
+        while waiting and (passed := time.monotonic() - begun) < timeout:
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
                 self._say(f"waiting for {_whom(waiting.values())} for {passed / 60:.0f} min; gives up at {until}")
-            time.sleep(min(LOOK_EVERY_S, timeout - passed))
+            try:
+                place, reply = arrived.get(timeout=max(0.0, min(next_line, timeout) - passed))
+            except queue.Empty:
+                continue
+            replies.append(reply)
+            del waiting[place]
+        over.set()
         late = f"no answer within {timeout / 60:.3g} min; round-timeout says how long a round waits"
         return replies + [_error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late) for message in waiting.values()]
 
-    def _answer_to(self, name: str, message: Message) -> list[Message]:
-        try:
-            return list(self._grid.pull_messages([name]))
-        except Exception as error:  # what a site has sent can be anything
-            reason = f"its answer cannot be read: {type(error).__name__}: {error}"
-            return [_error(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)]
+    def _pull(
+        self,
+        place: int,
+        name: str,
+        message: Message,
+        arrived: queue.Queue[tuple[int, Message]],
+        over: threading.Event,
+    ) -> None:
+        """Look for the answer to a message until it is there, or until the round is over."""
+        while not over.is_set():
+            try:
+                found = next(iter(self._grid.pull_messages([name])), None)
+                if found is not None:
+                    arrived.put((place, _of(message, found)))
+                    return
+            except Exception as error:  # what a site has sent can be anything
+                reason = f"its answer cannot be read: {type(error).__name__}: {error}"
+                arrived.put((place, _error(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)))
+                return
+            over.wait(LOOK_EVERY_S)
+
+
+def _of(message: Message, found: Message) -> Message:
+    """The answer, from the node that was asked; errors of Flower's own, as of a node that is gone, stay."""
+    if found.has_error() and found.metadata.src_node_id == message.metadata.src_node_id:
+        return found
+    return Message(found.error if found.has_error() else found.content, reply_to=message)
 
 
 def _error(message: Message, code: int, reason: str) -> Message:

@@ -1,14 +1,13 @@
 """One of four clients lies: it is left out with a line, and the others go on as they do without it."""
 
-import copy
 import io
 import math
+import threading
 from contextlib import suppress
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,84 +15,13 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.protocol.fields import decoded
 from lit_fedbabu.protocol.handshake import PLACE, VERSION, Place, WireError
 from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, TrainReply
-from lit_fedbabu.records.progress import Lines
-from lit_fedbabu.records.results import read_results, results
+from lit_fedbabu.records.results import read_results
 from lit_fedbabu.server import patience
-from lit_fedbabu.server.aggregation import FAR, digest_of, outliers
+from lit_fedbabu.server.aggregation import FAR, outliers
 from lit_fedbabu.server.nodes import find_nodes
-from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.training.experiment import Experiment
-from tests.support import NARROW, FakeGrid, failures_of, tiny_config
-
-LIAR, CLIENTS, ROUNDS = 3, 4, 3
-OPTIONS = {
-    "model_name": NARROW, "num_clients": CLIENTS, "fraction_train": 1.0, "num_server_rounds": ROUNDS,
-    "min_clients_per_round": CLIENTS - 1, "max_round_retries": 1,
-}  # fmt: skip
-
-
-class Replayed(FakeGrid):
-    """Four nodes of a client each, whose true answers are worked out once; the liar's are changed before they are sent.
-
-    Args:
-        config: of the run.
-        kind: of the messages that it lies to.
-        lie: changes the content of a reply in place, or returns another one or an Error; is also given the message.
-        known: true answers by kind, round and client, which are filled here.
-    """
-
-    def __init__(self, config, kind, lie, known):
-        super().__init__(config, CLIENTS)
-        self.kind, self.lie, self.known = kind, lie, known
-
-    def answer(self, message, context: Context) -> Message:
-        client = context.node_config["partition-id"]
-        key = message.metadata.message_type, message.metadata.group_id, client
-        if key not in self.known:
-            self.known[key] = super().answer(message, context).content
-        content = copy.deepcopy(self.known[key])
-        if key[0] == self.kind and client == LIAR:
-            told = self.lie(content, message)
-            content = content if told is None else told
-        return Message(content, reply_to=message)
-
-
-class Course:
-    """Three rounds and the last evaluation of a federation, on the server's side alone.
-
-    Args:
-        folder: of the run.
-        kind, lie, known: as of ``Replayed``.
-    """
-
-    def __init__(self, experiment, folder, kind="", lie=None, known=None):
-        grid = Replayed(experiment.config, kind, lie, known)
-        self.folder = folder
-        self.scalars: list[float] = []
-        board = SimpleNamespace(
-            round=lambda number, scalars: self.scalars.append(scalars["train/loss"]),
-            failure=lambda *_: None,
-            scores=lambda *_: None,
-        )
-        place = list(grid.contexts), folder, str(folder / "memory"), board, None, Lines()
-        self.strategy = SharedParts(experiment, *place, sizes=experiment.task.sizes)
-        arrays = ArrayRecord({name: Array(value.numpy()) for name, value in experiment.initial_shared().items()})
-        self.digests = []
-        for server_round in range(1, ROUNDS + 1):
-            messages = self.strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-            arrays, _ = self.strategy.aggregate_train(server_round, grid.send_and_receive(messages))
-            self.digests.append(digest_of(arrays))
-        messages = self.strategy.configure_evaluate(ROUNDS, arrays, ConfigRecord(), grid)
-        self.strategy.aggregate_evaluate(ROUNDS, grid.send_and_receive(messages))
-
-    @property
-    def outcome(self):
-        strategy = self.strategy
-        return results(strategy.config, strategy.log.rounds, strategy.clients, missing=strategy.missing)
-
-    @property
-    def told(self):
-        return [(failure["round"], failure["client"]) for failure in failures_of(self.folder)]
+from tests.server.hostile import CLIENTS, LIAR, OPTIONS, ROUNDS, Course, Replayed
+from tests.support import FakeGrid, failures_of, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +29,12 @@ def run(machine, tmp_path_factory):
     """The course of a federation with a liar."""
     experiment = Experiment(tiny_config(**OPTIONS))
     known: dict[tuple[str, str, int], RecordDict] = {}
-    return lambda kind="", lie=None: Course(experiment, tmp_path_factory.mktemp("hostile"), kind, lie, known)
+
+    def course(kind="", lie=None):
+        grid = Replayed(experiment.config, kind, lie, known)
+        return Course(experiment, tmp_path_factory.mktemp("hostile"), grid)
+
+    return course
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +312,7 @@ def test_a_node_that_lies_about_its_place_is_refused_in_a_line(changes):
 
 
 class Slow(FakeGrid):
-    """A grid as Flower's, in which client 2 never answers and client 1 sends what cannot be put together."""
+    """A grid as Flower's: client 1 sends what cannot be put together, 2 begins an answer, 3 says that it is 0."""
 
     def __init__(self):
         super().__init__(Config(), CLIENTS)
@@ -394,7 +327,9 @@ class Slow(FakeGrid):
         (name,) = names
         if name == "1":
             raise ValueError("Unexpected set of `children`")
-        return [] if name == "2" else [Message(RecordDict(), reply_to=self.pushed[name])]
+        if name == "2":
+            threading.Event().wait()
+        return [Message(RecordDict(), reply_to=self.pushed["0" if name == "3" else name])]
 
 
 def test_a_site_that_never_answers_is_waited_for_until_the_deadline(monkeypatch, capsys):
@@ -406,4 +341,5 @@ def test_a_site_that_never_answers_is_waited_for_until_the_deadline(monkeypatch,
     reasons = [reply.error.reason for reply in replies if reply.has_error()]
     assert len(replies) == CLIENTS and len(reasons) == 2
     assert reasons[0].startswith("its answer cannot be read: ValueError") and "no answer within" in reasons[1]
+    assert {reply.metadata.src_node_id for reply in replies} == set(grid.contexts)
     assert capsys.readouterr().out.startswith("waiting for nodes for 0 min; gives up at ")
