@@ -13,6 +13,8 @@ from lit_fedbabu.ground import system
 
 VERSION = 8
 """Of the messages. It grows when a name or a meaning changes."""
+LONGEST = 10_000
+"""Characters of a text in an answer to ``PLACE``."""
 KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "lists": MetricRecord}
 """Types of records by their names; others are a ConfigRecord."""
 PLACE = "query.place"
@@ -96,6 +98,7 @@ class Place:
     def to_record(self) -> RecordDict:
         """The content of the reply."""
         answer = {field.name.replace("_", "-"): getattr(self, field.name) for field in dataclasses.fields(self)}
+        answer["refusal"] = self.refusal[:LONGEST]
         return RecordDict({"place": ConfigRecord({"version": VERSION, **answer})})
 
     @classmethod
@@ -108,6 +111,8 @@ class Place:
             if type(place[key]) is not kinds[str(field.type)]:
                 what = f"the node {str(place['node'])[:50]!r} of {str(place['nodes'])[:50]}, which are no whole numbers"
                 raise WireError(f"a message of {what}" if key in ("node", "nodes") else f"a message with a false {key}")
+            if field.type == "str" and len(place[key]) > LONGEST:
+                raise WireError(f"a message whose {key} has {len(place[key])} characters")
         found = cls(*(place[key] for key in fields))
         if not found.refusal and not 0 <= found.node < found.nodes:
             raise WireError(f"a message of the node {found.node} of {found.nodes}")

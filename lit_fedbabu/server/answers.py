@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from lit_fedbabu.ground.errors import some
+from lit_fedbabu.protocol.fields import text
 from lit_fedbabu.protocol.handshake import WireError
 from lit_fedbabu.protocol.wire import EvaluateReply, TrainReply
 
@@ -51,7 +52,7 @@ def read(form: type[Reply], asked: Mapping[int, int], replies: Iterable[Message]
         node = message.metadata.src_node_id
         own = {client for client, its_node in left.items() if its_node == node}
         if message.has_error():
-            errors[node] = str(message.error.reason or "an error without a reason")
+            errors[node] = text("reason", str(message.error.reason or "an error without a reason"))
             words = any(word in errors[node] for word in DEAD_WORKER)
             found.lost_worker |= words and message.error.code == ErrorCode.UNKNOWN
             continue

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.printing import in_line
-from lit_fedbabu.protocol.fields import MOST_SAMPLES, is_whole
+from lit_fedbabu.protocol.fields import MOST_SAMPLES, is_whole, text
 from lit_fedbabu.protocol.handshake import PLACE, Code, Place, WireError
 from lit_fedbabu.server.failures import one_line
 
@@ -119,7 +119,7 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
     reasons: list[str] = []
     for node, reply in ((node, replies[node]) for node in nodes if node in replies):
         if reply.has_error():
-            reasons.append(f": {one_line(reply.error.reason)}")
+            reasons.append(f": {one_line(text('reason', str(reply.error.reason)))}")
             continue
         try:
             place = Place.from_record(reply.content)

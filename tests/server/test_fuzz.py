@@ -179,7 +179,9 @@ LIES = st.one_of(
     st.lists(CHANGES, min_size=1, max_size=3),
     st.builds(Error, st.integers(0, 2000), st.one_of(TEXTS, st.none())),
 )
-OBJECTS = st.lists(st.tuples(st.sampled_from(["flip", "cut", "add", "lose", "swap"]), AT, AT), max_size=3)
+OBJECTS = st.one_of(
+    st.just([]), st.lists(st.tuples(st.sampled_from(["flip", "cut", "add", "lose", "swap"]), AT, AT), max_size=3)
+)
 
 
 def lie_of(changes):
@@ -189,7 +191,7 @@ def lie_of(changes):
         if isinstance(changes, Error):
             return changes
         for change, at, spot, value in changes:
-            with suppress(TypeError, ValueError, OverflowError):  # of Flower's records, which do not take everything
+            with suppress(Exception):  # Flower's records do not take everything, and numbers are not read from garbage
                 change(content, at, spot, value)
         return content
 
@@ -287,7 +289,7 @@ def refuse_far(found):
 
 
 def train(course, honest, without, changes, objects):
-    found = course("train", lie_of(changes), objects and bytes_of(objects))
+    found = course("train", lie_of(changes), bytes_of(objects) if objects else None)
     if found.told:
         assert (found.digests, found.scalars) == (without.digests, without.scalars)
         return
@@ -297,7 +299,7 @@ def train(course, honest, without, changes, objects):
 
 
 def evaluate(course, honest, changes, objects):
-    found = course("evaluate", lie_of(changes), objects and bytes_of(objects))
+    found = course("evaluate", lie_of(changes), bytes_of(objects) if objects else None)
     assert found.digests == honest.digests
     clients = {row["client"]: row for row in json.loads(json.dumps(found.outcome, allow_nan=False))["clients"]}
     for row in honest.outcome["clients"]:
@@ -326,7 +328,7 @@ def handshake(grid, changes):
         nodes = find_nodes(grid, print, timeout_s=0.3, most=2)
         assert len(nodes) == 2
     except RunError as error:
-        assert steers_nothing(str(error)) and len(str(error)) < 3_000
+        assert steers_nothing(str(error)) and len(str(error)) < 11_000
 
 
 def fuzz(count, **strategies):
