@@ -179,7 +179,7 @@ LIES = st.one_of(
     st.lists(CHANGES, min_size=1, max_size=3),
     st.builds(Error, st.integers(0, 2000), st.one_of(TEXTS, st.none())),
 )
-OBJECTS = st.one_of(
+OBJECTS: st.SearchStrategy[list[tuple[str, int, int]]] = st.one_of(
     st.just([]), st.lists(st.tuples(st.sampled_from(["flip", "cut", "add", "lose", "swap"]), AT, AT), max_size=3)
 )
 
