@@ -122,6 +122,13 @@ def _set_element(content, at, spot, value):
         record[key] = changed
 
 
+def _claim(content, at, spot, value):
+    """Another client's number."""
+    records = [record for record in content.values() if isinstance(record.get("client"), list)]
+    for record in records:
+        record["client"] = [value for _ in record["client"]]
+
+
 def _set_bytes(change):
     def changed(content, at, spot, value):
         if where := _array(content, at):
@@ -173,11 +180,12 @@ CHANGES = st.one_of(
     st.tuples(st.just(_set_bytes(lambda data, _, value: data + value)), AT, AT, st.binary(min_size=1, max_size=9)),
     st.tuples(st.just(_set_bytes(lambda data, _, value: data[:10] + value.encode() + data[10:])), AT, AT, HEADERS),
     st.tuples(st.just(_about), AT, AT, TEXTS),
-    st.tuples(st.just(_multiplied), AT, AT, REAL),
+    st.tuples(st.just(_multiplied), AT, AT, st.one_of(REAL, st.floats(-1e4, 1e4))),
+    st.tuples(st.just(_claim), AT, AT, st.integers(0, CLIENTS)),
 )
 LIES = st.one_of(
     st.lists(CHANGES, min_size=1, max_size=3),
-    st.builds(Error, st.integers(0, 2000), st.one_of(TEXTS, st.none())),
+    st.builds(Error, st.integers(1, 2000), st.one_of(TEXTS, st.none())),  # 0 is Flower's own simulation
 )
 OBJECTS: st.SearchStrategy[list[tuple[str, int, int]]] = st.one_of(
     st.just([]), st.lists(st.tuples(st.sampled_from(["flip", "cut", "add", "lose", "swap"]), AT, AT), max_size=3)
