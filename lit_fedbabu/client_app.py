@@ -33,6 +33,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer("evaluate", message, context)
 
 
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Answered by ``handlers.secure``."""
+    return _answer("secure", message, context)
+
+
 def prepare() -> None:
     """Import what the answers need: seconds that a process spends once, before it forks workers."""
     import lit_fedbabu.client.handlers  # noqa: F401

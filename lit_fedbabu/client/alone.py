@@ -51,6 +51,8 @@ def _asked(message: Message, context: Context, host: Host) -> tuple[FedBABUClien
         raise ValueError(f"{experiment.config.algorithm} {remedy}")
     if experiment.config.protection == "central":
         raise ValueError("privacy=central adds noise where Flower's own strategies add none; use lit-fedbabu run")
+    if experiment.config.secure_aggregation:
+        raise ValueError("secure-aggregation has steps that Flower's own strategies do not take; use lit-fedbabu run")
     pulled = experiment.algorithm.step == "proximal"
     plain.check_pull(message.content, experiment.config.proximal_mu if pulled else None)
     # A folder for each run: what clients kept in another one must not go into this.

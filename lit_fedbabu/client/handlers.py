@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.common.logger import log
 
 from lit_fedbabu.client import alone
+from lit_fedbabu.client import secure as secret
 from lit_fedbabu.client.host import Host, Hosts
 from lit_fedbabu.client.numpy_client import (
     Evaluated,
@@ -23,7 +24,7 @@ from lit_fedbabu.learning.precision import resolve_precision, trains_on
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.protocol.handshake import Code, Place
 from lit_fedbabu.protocol.plain import is_plain
-from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, Failure, Order, TrainReply
+from lit_fedbabu.protocol.wire import Arrays, ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
 T = TypeVar("T")
 HOSTS = Hosts()
@@ -60,7 +61,13 @@ def train(message: Message, context: Context) -> Message:
                 failures.append(_failure(participant, outcome))
                 continue
             parameters, count, metrics = outcome
-            arrays = dict(zip(host.experiment.up_names, parameters, strict=True))
+            arrays: Arrays = dict(zip(host.experiment.up_names, parameters, strict=True))
+            if host.experiment.config.secure_aggregation:
+                try:
+                    arrays = secret.masked(message, host, order, participant.client, count, arrays, received)
+                except ValueError as error:
+                    failures.append(_failure(participant, error))
+                    continue
             updates.append(ClientUpdate(participant.client, count, metrics["train_loss"], arrays))
     return Message(TrainReply(updates, failures).to_record(), reply_to=message)
 
@@ -87,7 +94,17 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(EvaluateReply(rows, failures).to_record(), reply_to=message)
 
 
-ANSWERS: dict[str, Callable[[Message, Context], Message]] = {"place": place, "train": train, "evaluate": evaluate}
+def secure(message: Message, context: Context) -> Message:
+    """Answer a step of secure aggregation; errors are as of ``secure.answer``."""
+    return secret.answer(message, HOSTS.of(context))
+
+
+ANSWERS: dict[str, Callable[[Message, Context], Message]] = {
+    "place": place,
+    "train": train,
+    "evaluate": evaluate,
+    "secure": secure,
+}
 """What answers a message, by the name of the handler in ``client_app``."""
 
 

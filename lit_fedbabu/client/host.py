@@ -61,9 +61,9 @@ class Hosts:
         """The node that a message has come to.
 
         With the partitioner "sites" its node-config has ``client-id``, for images ``data-path``, and if memories are
-        not to lie in the user's state folder, ``state-path``, and a ``name`` if it has one;
-        else it has ``partition-id`` and ``num-partitions``, and where what clients keep is to lie on a disk of the
-        node's own, ``state-path``.
+        not to lie in the user's state folder, ``state-path``, and a ``name`` if it has one; with ``secure-aggregation``
+        it answers no run without it. Else it has ``partition-id`` and ``num-partitions``, and where what clients keep
+        is to lie on a disk of the node's own, ``state-path``.
 
         Raises:
             ValueError: the node-config does not say that, or the images are not what the experiment needs.
@@ -80,6 +80,9 @@ class Hosts:
         if not isinstance(client, int) or client not in range(config.num_clients):
             highest = config.num_clients - 1
             raise ValueError(f"{name}: there are {config.num_clients} clients, so it must be 0 to {highest}")
+        if node.get("secure-aggregation") and not config.secure_aggregation:
+            remedy = "its node-config has secure-aggregation=true, and the run has not; start it with that option"
+            raise ValueError(f"{name}: {remedy}")
         try:
             experiment = self._built(config, client, str(node.get("data-path", "")))
             experiment.check()

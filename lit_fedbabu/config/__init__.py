@@ -256,6 +256,25 @@ class Config(Derived):
     max_epsilon: float = option(
         0.0, "the run ends, with its results, before the round after which epsilon would be more; 0: no limit", low=0
     )
+    secure_aggregation: bool = option(
+        False,
+        "true: clients mask their updates so that the server learns the sum of a round's updates and no single one",
+    )
+    secure_threshold: int = option(
+        0,
+        "clients of a round, more than half, that must stay to its end, and of which so many together could take masks"
+        " off; 0: two thirds",
+        read_by="secure-aggregation",
+        low=0,
+    )
+    quantization_range: float = option(
+        8.0,
+        "largest change of a weight in a round of secure aggregation, which sums it in steps of 2^-30 of this; a client"
+        " whose update is larger fails",
+        read_by="secure-aggregation",
+        above=0,
+        high=1e6,
+    )
     finetune_part: str = option(
         "full",
         "part of the model that fine-tuning trains; knn trains none: features of a client's training images are stored,"

@@ -49,6 +49,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("clip", "max-grad-norm", "clip-norm"), "clipping-norm"),
     **dict.fromkeys(("noise", "dp-noise"), "noise-multiplier"),
     **dict.fromkeys(("dp", "differential-privacy"), "privacy"),
+    **dict.fromkeys(("secagg", "secagg-plus", "secure-sum"), "secure-aggregation"),
     **dict.fromkeys(("epsilon", "target-epsilon", "budget"), "max-epsilon"),
     **dict.fromkeys(("ft-epochs", "finetune-epochs", "personalization-epochs"), "num-finetune-epochs"),
     **dict.fromkeys(("ft-lr", "finetune-lr"), "finetune-learning-rate"),
@@ -86,6 +87,8 @@ class Derived:
     aggregator: str
     privacy: str
     noise_multiplier: float
+    secure_aggregation: bool
+    secure_threshold: int
     num_server_rounds: int
     num_local_epochs: int | float
     num_local_steps: int
@@ -206,10 +209,16 @@ class Derived:
         """Clients that are drawn for a round: int(f N), at least one."""
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
+    @property
+    def unmasking_threshold(self) -> int:
+        """Shares that make a secret in secure aggregation: ``secure-threshold``, or two thirds of a round's clients."""
+        return self.secure_threshold or -(-2 * self.clients_per_round // 3)
+
     def reads(self, field: str) -> bool:
         """Whether algorithm, partitioner, aggregator, privacy and fine-tuning read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
         readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part, self.protection}
+        readers |= {"secure-aggregation"} if self.secure_aggregation else set()
         return not read_by or bool(readers & set(read_by.split(", ")))
 
     @property

@@ -17,6 +17,9 @@ TUNED = ("head", "body", "full", "knn")
 """What fine-tuning trains of models of images."""
 LEAST_NOISE = 0.01
 """The smallest noise multiplier whose epsilon is computed with central privacy."""
+FEWEST, TAIL = 3, 8
+"""Of secure aggregation: clients of a round, for of two each knows the other's update by the sum; and standard
+deviations of noise that the range must have room for."""
 ADDRESS = re.compile(r"[^/\s]+:\d{1,5}")
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
@@ -154,6 +157,31 @@ def _check_sample(config: Any) -> None:
         raise InputError("trainer.accumulate_grad_batches", config.trainer["accumulate_grad_batches"], remedy)
 
 
+def _check_secure(config: Any) -> None:
+    key, count = "secure-aggregation", config.clients_per_round
+    if config.engine == "ray":
+        remedy = "is not built for engine=ray, whose machines need not share the keys of a round; take local or flower"
+        raise InputError(key, True, remedy)
+    if config.protection == "central":
+        remedy = "privacy=central adds noise to a sum of clipped updates, which the server cannot check; take local"
+        raise InputError(key, True, remedy)
+    if config.aggregator != "mean":
+        remedy = "secure-aggregation hides single updates, of which it knows the sum alone; take mean"
+        raise InputError("aggregator", config.aggregator, remedy)
+    if count < FEWEST:
+        remedy = (
+            f"a round has {count} clients, and of fewer than {FEWEST} a sum shows updates; take a larger fraction-train"
+        )
+        raise InputError(key, True, remedy)
+    if config.secure_threshold and not count / 2 < config.secure_threshold <= count:
+        remedy = f"must be more than half of the {count} clients of a round, and no more than these; 0 takes two thirds"
+        raise InputError("secure-threshold", config.secure_threshold, remedy)
+    reach = config.clipping_norm * (1 + TAIL * config.noise_multiplier)
+    if config.protection == "local" and reach > config.quantization_range:
+        remedy = f"has no room for updates with noise, which reach {reach:.4g}; take that or more"
+        raise InputError("quantization-range", config.quantization_range, remedy)
+
+
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
     if "/" in config.run_name or config.run_name.startswith("."):
@@ -208,6 +236,8 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
         raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
     _check_privacy(config)
+    if config.secure_aggregation:
+        _check_secure(config)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")
     if config.clipping_norm and config.norm == "batch-running":

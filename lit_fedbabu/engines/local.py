@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -17,8 +17,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.ground.errors import RunError
-from lit_fedbabu.protocol.handshake import PLACE
-from lit_fedbabu.protocol.wire import Order
+from lit_fedbabu.protocol.wire import clients_of
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import LOG, StartError, Warm
@@ -64,16 +63,15 @@ class LocalGrid(Grid):
             RunError: no worker can be started.
         """
         messages = list(messages)
-        orders = [None if each.metadata.message_type == PLACE else Order.from_record(each.content) for each in messages]
-        arrays = next((received for order in orders if order for received in order[1:]), None)
+        arrays = next((found for each in messages if (found := each.content.array_records.get("arrays"))), None)
         requests = [(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
         replies = []
         try:
             for place, answered in self._pool.answers(ANSWER, requests, arrays, timeout):
                 died = isinstance(answered, Exception)
                 replies.append(_crashed(answered, messages[place]) if died else answered)
-                if order := orders[place]:
-                    self._progress.advance(len(order[0].clients))
+                if messages[place].metadata.message_type in (MessageType.TRAIN, MessageType.EVALUATE):
+                    self._progress.advance(len(clients_of(messages[place])))
         except StartError as error:
             raise RunError(str(error)) from None
         return replies

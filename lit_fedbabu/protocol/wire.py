@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from lit_fedbabu.protocol.fields import decoded, each_once, rows_of, text, training_problem
 from lit_fedbabu.protocol.handshake import VERSION, Code, WireError, checked, checked_record
@@ -139,7 +139,7 @@ class TrainReply:
                 "reply": ConfigRecord({"version": VERSION}),
             }
         )
-        return _with_failures(content, self.failures)
+        return with_failures(content, self.failures)
 
     @classmethod
     def from_record(cls, content: RecordDict) -> TrainReply:
@@ -156,7 +156,7 @@ class TrainReply:
             if stacked.shape[:1] != (len(columns),):
                 shape = f"whose array {name[:200]!r} is of shape {list(stacked.shape)}"
                 raise WireError(f"a message {shape}, and it speaks of {len(columns)} clients")
-        updates, failures = list[ClientUpdate](), _failures(content)
+        updates, failures = list[ClientUpdate](), failures_in(content)
         each_once([client for client, *_ in columns] + [failure.client for failure in failures])
         for place, (client, count, loss) in enumerate(columns):
             if problem := training_problem(count, loss):
@@ -196,7 +196,7 @@ class EvaluateReply:
         content = RecordDict({"metrics": MetricRecord(metrics), "reply": ConfigRecord({"version": VERSION})})
         if lists:
             content["lists"] = MetricRecord(lists)
-        return _with_failures(content, self.failures)
+        return with_failures(content, self.failures)
 
     @classmethod
     def from_record(cls, content: RecordDict) -> EvaluateReply:
@@ -215,18 +215,25 @@ class EvaluateReply:
                 raise WireError(f"a message whose {key[:200]!r} has {len(values)} values for {len(rows)} clients")
             for place, row in enumerate(rows):
                 row[key] = list(values[place * length : (place + 1) * length])
-        failures = _failures(content)
+        failures = failures_in(content)
         each_once([row["client"] for row in rows] + [failure.client for failure in failures])
         return cls(rows, failures)
 
 
-def _with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDict:
+def clients_of(message: Message) -> tuple[int, ...]:
+    """The clients that a message of the server is for; none, where it asks a node who it is."""
+    return tuple(message.content.config_records["config"].get("clients", ()))  # type: ignore[arg-type] # a list
+
+
+def with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDict:
+    """The content of a reply, with the clients that failed."""
     if failures:
         content["failures"] = ConfigRecord(_columns(failures, "client", "reason", "traceback"))
     return content
 
 
-def _failures(content: RecordDict) -> list[Failure]:
+def failures_in(content: RecordDict) -> list[Failure]:
+    """The clients of a reply that failed; raises WireError."""
     failed = rows_of(content, "failures", "client", "reason", "traceback") if "failures" in content else []
     return [
         Failure(client, text("reason", reason), text("traceback", traceback)) for client, reason, traceback in failed

@@ -15,7 +15,7 @@ from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.learning.parts import PRIVATE, parts_of
 from lit_fedbabu.learning.state import BASE
 from lit_fedbabu.records.results import measures, score_of
-from lit_fedbabu.training.privacy import TRUST
+from lit_fedbabu.training.privacy import OF_SUMS, TRUST
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -284,6 +284,8 @@ def _protected(provenance: Mapping[str, Any]) -> str:
     config = provenance["config"]
     kind = protection_of(config.get("privacy", "auto"), config.get("noise-multiplier", 0.0))
     words = [f"Privacy {TRUST[kind]}."]
+    if config.get("secure-aggregation"):
+        words.append(f"{OF_SUMS.capitalize()}.")
     if spent := (provenance.get("rounds") or [{}])[-1].get("epsilon"):
         words.append(f"Epsilon is {spent:.4g} for delta {config['delta']:g}.")
     if kind != "none" and provenance["kind"] != "federation":

@@ -12,12 +12,13 @@ from flwr.common.constant import ErrorCode
 from lit_fedbabu.ground.errors import some
 from lit_fedbabu.protocol.fields import text
 from lit_fedbabu.protocol.handshake import WireError
+from lit_fedbabu.protocol.secure import StepReply
 from lit_fedbabu.protocol.wire import EvaluateReply, TrainReply
 
 DEAD_WORKER = ("ActorDied", "WorkerCrashed")
 """In an error of Flower's simulation: Ray lost a worker process, and Flower's pool does not start another one."""
 
-Reply = TypeVar("Reply", TrainReply, EvaluateReply)
+Reply = TypeVar("Reply", TrainReply, EvaluateReply, StepReply)
 
 
 @dataclasses.dataclass

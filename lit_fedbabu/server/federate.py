@@ -32,7 +32,7 @@ from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.training.experiment import Experiment
-from lit_fedbabu.training.privacy import TRUST
+from lit_fedbabu.training.privacy import OF_SUMS, TRUST
 
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
@@ -120,6 +120,8 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     say(f"training on {trains_on}")
     privacy = ledger.facts(len(rounds))
     _say_privacy(ledger, privacy, say)
+    if config.secure_aggregation:
+        say(f"{OF_SUMS}; of {config.clients_per_round} clients it takes {config.unmasking_threshold}")
     precision = ", ".join(sorted({node.precision for node in nodes}))
     facts = {"trains-on": trains_on, "precision": precision, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
@@ -255,7 +257,8 @@ def _save_round(
     rounds = strategy.log.rounds
     received = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
     module = experiment.received_module(received)
-    privacy = strategy.ledger.results(server_round)
+    summed = {"secure_aggregation": OF_SUMS} if experiment.config.secure_aggregation else {}
+    privacy = {**strategy.ledger.results(server_round), **summed}
     module.provenance = experiment.provenance("federation", round=server_round, rounds=rounds, privacy=privacy)
     best = results.best_round(rounds, experiment.task.score)
 

@@ -10,8 +10,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from lit_fedbabu.protocol.handshake import PLACE
-from lit_fedbabu.protocol.wire import Order
+from lit_fedbabu.protocol.wire import clients_of
 
 LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
 """Seconds between two looks for answers, and between two lines; the first line comes after a fifth of the latter."""
@@ -97,5 +96,5 @@ def _error(message: Message, code: int, reason: str) -> Message:
 
 def _whom(messages: Iterable[Message]) -> str:
     """Whose answers are missing."""
-    orders = [Order.from_record(each.content)[0] for each in messages if each.metadata.message_type != PLACE]
-    return f"clients {sorted(client for order in orders for client in order.clients)}" if orders else "nodes"
+    clients = sorted(client for message in messages for client in clients_of(message))
+    return f"clients {clients}" if clients else "nodes"

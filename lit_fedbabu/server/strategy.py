@@ -18,6 +18,7 @@ from lit_fedbabu.server.aggregation import digest_of
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
+from lit_fedbabu.server.secure import SecureExchange
 from lit_fedbabu.server.server_state import ServerRounds
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.tasks.protocol import Classifies
@@ -80,7 +81,8 @@ class SharedParts(Strategy):
             names,
         )
         failures = FailureLog(folder, board, progress.say, names)
-        self.exchange = Exchange(
+        kind = SecureExchange if config.secure_aggregation else Exchange
+        self.exchange = kind(
             config,
             nodes,
             memory,

@@ -22,7 +22,7 @@ from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import BASE, Learner, base_names, norm_names, state_of
 from lit_fedbabu.learning.timm_weights import with_pretrained
 from lit_fedbabu.tasks.protocol import AnyTask, Classifies, Data, task_of
-from lit_fedbabu.training.privacy import refuse_unbounded, refuse_uncounted
+from lit_fedbabu.training.privacy import refuse_unbounded, refuse_uncounted, refuse_unsummed
 
 
 class Extras(NamedTuple):
@@ -283,10 +283,25 @@ class Experiment:
             self.extras  # noqa: B018 - refuses more or fewer rows than clients
         if config.protection == "central":
             refuse_uncounted(config, self.algorithm)
+        if config.secure_aggregation:
+            refuse_unsummed(config, self.algorithm)
+            self._check_summed()
         if config.clipping_norm:
             self._check_protected(self._initial.model)
         if config.initial_weights:
             self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
+
+    def _check_summed(self) -> None:
+        """Raise InputError where secure aggregation would sum what is no change of a weight, as a counter."""
+        if self.extras.up:
+            remedy = (
+                f"{self.config.algorithm} sends {', '.join(self.extras.up)} besides weights; take another algorithm"
+            )
+            raise InputError("secure-aggregation", True, remedy)
+        shared = self.initial_shared()
+        if counters := [name for name, value in shared.items() if not value.is_floating_point()]:
+            remedy = f"the model shares {', '.join(counters)}, which are no fractions; take other layers"
+            raise InputError("secure-aggregation", True, remedy)
 
     def _check_protected(self, model: nn.Module) -> None:
         """Raise InputError where clipping and noise would act on buffers, as running statistics and counters."""

@@ -18,7 +18,7 @@ def recall(folder: Path, client: int, server_round: int) -> dict[str, Tensor]:
     Raises:
         LookupError: it had taken part, but memories that old were deleted.
     """
-    return recall_from(folder / _name(client), server_round, f"client {client}")
+    return recall_from(folder_of(folder, client), server_round, f"client {client}")
 
 
 def recall_from(place: Path, server_round: int, who: str) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def keep(folder: Path, client: int, server_round: int, state: dict[str, Tensor])
     Raises:
         ValueError: the state is not finite.
     """
-    keep_in(folder / _name(client), server_round, state)
+    keep_in(folder_of(folder, client), server_round, state)
 
 
 def keep_in(place: Path, server_round: int, state: dict[str, Tensor]) -> None:
@@ -57,8 +57,9 @@ def keep_in(place: Path, server_round: int, state: dict[str, Tensor]) -> None:
         kept[older].unlink()
 
 
-def _name(client: int) -> str:
-    return f"client_{client:04d}"
+def folder_of(folder: Path, client: int) -> Path:
+    """Where a client keeps what is its own, in the folder of what clients keep."""
+    return folder / f"client_{client:04d}"
 
 
 def _rounds(place: Path) -> dict[int, Path]:

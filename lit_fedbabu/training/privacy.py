@@ -41,6 +41,12 @@ TRUST = {
     ),
 }
 """Of each kind of privacy: who is protected, from whom, and what is not covered."""
+OF_SUMS = (
+    "secure aggregation: a server that keeps to the protocol learns weighted sums of updates, each of more than half of"
+    " a round's clients, and no single one; clients that help it can take their own off a sum, and as many as"
+    " secure-threshold says can take the masks off; losses, accuracies and numbers of images are sent as they are"
+)
+"""What secure aggregation adds to that."""
 LEAST_INTERVAL, OF_NOISE = 1e-3, 1e-4
 """Steps, in epsilon, that privacy losses are rounded up to; with little noise these are large, and so are the steps."""
 
@@ -224,6 +230,18 @@ def refuse_uncounted(config: Config, algorithm: Algorithm) -> None:
         if getattr(type(algorithm), hook) is not getattr(Algorithm, hook):
             remedy = f"{config.algorithm} {what}, which is not counted; take another algorithm, as fedbabu"
             raise InputError("privacy", "central", remedy)
+
+
+def refuse_unsummed(config: Config, algorithm: Algorithm) -> None:
+    """Raise InputError where the server needs more than the sum of updates, all that secure aggregation gives."""
+    if not algorithm.federates:
+        remedy = f"{config.algorithm} has no sum of clients' updates; take false"
+        raise InputError("secure-aggregation", True, remedy)
+    for hook, what in (("combine", "needs each client's update by itself"), ("drawn", "chooses clients itself")):
+        if getattr(type(algorithm), hook) is not getattr(Algorithm, hook):
+            raise InputError(
+                "secure-aggregation", True, f"{config.algorithm} {what}; take another algorithm, as fedbabu"
+            )
 
 
 def refuse_without_accountant(privacy: str) -> None:

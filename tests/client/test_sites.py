@@ -335,3 +335,21 @@ def test_sites_of_a_task_have_their_own_data_alone(algorithm, tmp_path, capsys, 
     assert "its data of client 1 fail" in capsys.readouterr().err
     with pytest.raises(ValueError, match="client-id 0 on .*: its data of client 0 fail: .*are elsewhere"):
         handlers.HOSTS.of(Context(1, 1, nodes[0], RecordDict(), config.to_run_config()))
+
+
+def test_sites_sum_without_showing_and_take_part_in_nothing_else_if_they_say_so(nodes, tmp_path):
+    config = site_config(tmp_path, secure_aggregation=True)
+    own = [{**node, "secure-aggregation": True} for node in nodes]
+    folder = federate(Sites(config, own), Experiment(config))
+    assert not (folder / run_folder.MEMORY).exists()
+    for site in range(SITES):
+        (secrets,) = (tmp_path / f"state-{site}").rglob("secure.json")
+        assert secrets.stat().st_mode & 0o777 == 0o600 and '"secrets": ["", "", ""]' in secrets.read_text()
+    clear = site_config(tmp_path, run_name="clear")
+    with pytest.raises(RunError, match="node-config has secure-aggregation=true, and the run has not; start it with"):
+        federate(Sites(clear, own), Experiment(clear))
+    other = federate(Sites(clear := site_config(tmp_path, run_name="other"), nodes), Experiment(clear))
+    found, expected = (read_federation(each / run_folder.LAST_CHECKPOINT, MODEL[1]).shared for each in (folder, other))
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
+    assert any(not torch.equal(found[name], value) for name, value in expected.items()), "updates are quantized"

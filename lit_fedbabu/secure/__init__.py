@@ -1,0 +1,1 @@
+"""Secure aggregation: masks that hide each client's update and cancel in the sum."""
