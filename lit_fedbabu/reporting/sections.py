@@ -30,9 +30,9 @@ NEW_CLIENTS = (
 UNFINISHED = "They are in no figure, and in no other table but that of failures."
 TUNING = "Chosen before the runs, on training images that were held out; no test image had a part in the choice."
 PRIVACY = (
-    "Epsilon is of shared weights, of the seed that spent most: with central privacy of a client, for whoever gets them,"
-    " with local privacy also for the server, of the client that was asked most often; with privacy of samples of one"
-    " sample of the client that spent most, likewise. Losses, accuracies and numbers of images are not covered."
+    "Epsilon is of shared weights, of the seed that spent most: with central privacy of a client, for whoever gets"
+    " them, with local privacy also for the server, of the client that was asked most often; with privacy of samples"
+    " of one sample of the client that spent most, likewise. Losses, accuracies and numbers of images are not covered."
 )
 COST = (
     "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"

@@ -8,6 +8,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.training import own_ledger
 from lit_fedbabu.training.client_update import client_update, personal_model
 from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, FakeGrid, tiny_config
@@ -84,6 +85,14 @@ def test_what_clients_keep_in_a_run_does_not_go_into_another(tmp_path):
     driven(FedAvg(**EVERYONE), config, rounds=1, state_path=tmp_path)
     (memories,) = tmp_path.iterdir()
     assert memories.name == "run_1" and len(list(memories.glob("memory/client_*/round_0001.safetensors"))) == 3
+
+
+def test_clients_count_the_steps_that_protect_their_samples_whoever_asks(tmp_path):
+    config = config_of(privacy="sample", norm="group", clipping_norm=1.0, noise_multiplier=1.0)
+    driven(FedAvg(**EVERYONE), config, state_path=tmp_path)
+    ledgers = sorted(tmp_path.glob("run_1/memory/*/steps.jsonl"))
+    assert [file.parent.name for file in ledgers] == [f"client_{client:04d}" for client in range(3)]
+    assert {len(own_ledger.courses(file)) for file in ledgers} == {2}
 
 
 def test_a_node_that_hosts_several_clients_says_what_it_needs():
