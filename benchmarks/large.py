@@ -1,9 +1,14 @@
-"""``python -m benchmarks.large``: a round of 20 clients that share 90 MB, beside a bare loop over the same files."""
+"""``python -m benchmarks.large``: a round of 20 clients that share 90 MB, beside a bare loop over the same files.
+
+Memory is in copies of the shared weights, beyond what the same run of a narrow model takes.
+"""
 
 import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -19,17 +24,18 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.training.client_update import client_update
 from lit_fedbabu.training.experiment import Experiment
 
-CLIENTS, ROUNDS, WIDTH = 20, 3, 4743
+CLIENTS, ROUNDS = 20, 3
+WIDTH, NARROW = 4743, 8
 MEBI = 2**20
 
 
 class Large(L.LightningModule):
-    """A body of 90 MB that takes one short step."""
+    """A body of 90 MB, or a narrow one, that takes one short step."""
 
-    def __init__(self, lr=0.1):
+    def __init__(self, width, lr=0.1):
         super().__init__()
         self.save_hyperparameters()
-        self.body, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.body, self.head = nn.Linear(width, width), nn.Linear(width, 2)
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1])
@@ -44,10 +50,10 @@ class Large(L.LightningModule):
 class Two(L.LightningDataModule):
     """Two samples."""
 
-    def __init__(self, client, num_clients, seed):
+    def __init__(self, client, num_clients, seed, width):
         super().__init__()
         draw = torch.Generator().manual_seed(client)
-        self.rows = TensorDataset(torch.randn(2, WIDTH, generator=draw), torch.tensor([0, 1]))
+        self.rows = TensorDataset(torch.randn(2, width, generator=draw), torch.tensor([0, 1]))
 
     def train_dataloader(self):
         return DataLoader(self.rows, 2)
@@ -56,7 +62,11 @@ class Two(L.LightningDataModule):
         return DataLoader(self.rows, 2)
 
 
-task = Task(Large, Two, score="test_loss", higher_is_better=False)
+def task_of(width: int) -> Task:
+    return Task(partial(Large, width), partial(Two, width=width), score="test_loss", higher_is_better=False)
+
+
+task, narrow = task_of(WIDTH), task_of(NARROW)
 
 
 class Watched(threading.Thread):
@@ -95,6 +105,18 @@ def bare(folder: Path, arrays: list[np.ndarray]) -> float:
     return time.monotonic() - started
 
 
+def watched_run(config: Config) -> tuple[list[float], int, int]:
+    """Of a run's rounds the seconds, and the greatest memory of the server and of a worker, in bytes."""
+    watched = Watched()
+    watched.start()
+    seconds = []
+    for _, of_round, server in rounds_of(config, ROUNDS):
+        watched.process = server
+        seconds.append(of_round)
+    watched.over = True
+    return seconds, watched.server, watched.worker
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
         config = Config(
@@ -118,20 +140,16 @@ def main() -> int:
         training = (time.monotonic() - started) / 3 * CLIENTS
         del experiment
         loop = bare(Path(scratch), [value.numpy() for value in shared.values()])
-        watched = Watched()
-        watched.start()
-        seconds = []
-        for _, of_round, server in rounds_of(config, ROUNDS):
-            watched.process = server
-            seconds.append(of_round)
-        watched.over = True
+        bare_config = replace(config, task="benchmarks.large:narrow", run_name="narrow")
+        (_, *floor), (seconds, *large) = watched_run(bare_config), watched_run(config)
+        server, worker = ((one - other) / size for one, other in zip(large, floor, strict=True))
     found = {
         "MB": round(size / 1e6, 1),
         "round s": seconds,
         "training alone s": round(training, 2),
         "bare loop s": round(loop, 2),
-        "server, copies": round(watched.server / size, 1),
-        "worker, copies": round(watched.worker / size, 1),
+        "server, copies": round(server, 1),
+        "worker, copies": round(worker, 1),
     }
     print(found)
     append("large.jsonl", {"machine": machine(config), **found})

@@ -18,6 +18,9 @@ from lit_fedbabu.training.privacy import update_norm
 CLIPPING_RATE, MOST_GROWTH, BOUND = 0.2, 1.05, "bound"
 """Of adaptive clipping: its rate, by how much the noise on updates may grow for it, and the name of what it keeps."""
 
+AT_ONCE = 2**18
+"""Numbers of an array that are averaged together, so that sums in float64 do not take more memory than the model."""
+
 
 class Trained(NamedTuple):
     """What one client made of the shared weights.
@@ -227,11 +230,17 @@ def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) 
     total = sum(count for count, _ in updates)
 
     def mean(name: str, array: Array) -> npt.NDArray[Any]:
-        weighted, scaled = np.zeros(array.shape), np.empty(array.shape)
-        for count, trained in updates:
-            np.multiply(trained[name], count, out=scaled, dtype=np.float64)
-            weighted += scaled
-        return np.asarray(weighted / total).astype(array.dtype)  # counts of batches are 0-d
+        made = np.empty(array.shape, array.dtype)
+        flat = made.reshape(-1)
+        for start in range(0, flat.size, AT_ONCE):
+            of = slice(start, start + AT_ONCE)
+            weighted = np.zeros(len(flat[of]))
+            scaled = np.empty_like(weighted)
+            for count, trained in updates:
+                np.multiply(trained[name].reshape(-1)[of], count, out=scaled, dtype=np.float64)
+                weighted += scaled
+            flat[of] = (weighted / total).astype(array.dtype)
+        return made
 
     return ArrayRecord({name: Array(mean(name, array)) for name, array in arrays.items()})
 

@@ -56,8 +56,8 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """The nodes' replies. A node whose worker died twice, or that did not answer in time, replies with an error.
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """The nodes' replies, as they come. A node whose worker died twice, or that was late, replies with an error.
 
         Raises:
             RunError: no worker can be started.
@@ -65,16 +65,14 @@ class LocalGrid(Grid):
         messages = list(messages)
         arrays = next((found for each in messages if (found := each.content.array_records.get("arrays"))), None)
         requests = [(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
-        replies = []
         try:
             for place, answered in self._pool.answers(ANSWER, requests, arrays, timeout):
                 died = isinstance(answered, Exception)
-                replies.append(_crashed(answered, messages[place]) if died else answered)
                 if messages[place].metadata.message_type in (MessageType.TRAIN, MessageType.EVALUATE):
                     self._progress.advance(len(clients_of(messages[place])))
+                yield _crashed(answered, messages[place]) if died else answered
         except StartError as error:
             raise RunError(str(error)) from None
-        return replies
 
     def set_run(self, run: Run) -> None:
         """There is one run alone."""

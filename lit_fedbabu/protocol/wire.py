@@ -131,7 +131,7 @@ class TrainReply:
     def to_record(self) -> RecordDict:
         """The content of the reply: each shared array once, stacked over the clients in their order."""
         names = self.updates[0].arrays if self.updates else {}
-        stacks = {name: np.stack([update.arrays[name] for update in self.updates]) for name in names}
+        stacks = {name: _stacked([update.arrays[name] for update in self.updates]) for name in names}
         content = RecordDict(
             {
                 "arrays": ArrayRecord({name: Array(stacked) for name, stacked in stacks.items()}),
@@ -223,6 +223,10 @@ class EvaluateReply:
 def clients_of(message: Message) -> tuple[int, ...]:
     """The clients that a message of the server is for; none, where it asks a node who it is."""
     return tuple(message.content.config_records["config"].get("clients", ()))  # type: ignore[arg-type] # a list
+
+
+def _stacked(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.asarray(arrays[0])[None] if len(arrays) == 1 else np.stack(arrays)  # one is not copied
 
 
 def with_failures(content: RecordDict, failures: Sequence[Failure]) -> RecordDict:

@@ -44,13 +44,19 @@ def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array], num_trai
             for of in (found, expected)
         )
         return f"sent {sent}, but the model has {has}"
-    if not all(np.isfinite(value).all() for value in update.arrays.values()):
+    largest = [_largest(value) for value in update.arrays.values()]
+    if not np.isfinite(largest).all():
         return "its weights are not finite; a lower learning-rate may help"
-    if any(np.abs(value).max(initial=0) > HIGHEST for value in update.arrays.values()):
+    if max(largest, default=0) > HIGHEST:
         return f"it has weights above {HIGHEST:.1e}; a lower learning-rate may help"
     if num_train and update.num_train != num_train:
         return f"says that it has {update.num_train} training samples, and it has {num_train}"
     return ""
+
+
+def _largest(array: npt.NDArray[Any]) -> float:
+    """The largest absolute value; nan where one is not a number."""
+    return float(max(array.max(), -float(array.min()))) if array.size else 0.0
 
 
 def outliers(updates: Sequence[ClientUpdate], arrays: Mapping[str, Array], per_sample: bool) -> dict[int, str]:

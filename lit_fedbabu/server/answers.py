@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from flwr.app import Message
@@ -38,13 +38,19 @@ class Answers(Generic[Reply]):
     lost_worker: bool = False
 
 
-def read(form: type[Reply], asked: Mapping[int, int], replies: Iterable[Message]) -> Answers[Reply]:
-    """Read replies.
+def read(
+    form: type[Reply],
+    asked: Mapping[int, int],
+    replies: Iterable[Message],
+    kept: Callable[[Reply], Reply] = lambda reply: reply,
+) -> Answers[Reply]:
+    """Read replies, each as soon as it is there.
 
     Args:
         form: of the replies.
         asked: for each client the node that was asked.
         replies: of nodes, or of Flower in place of nodes.
+        kept: what is kept of a reply until all are there.
     """
     found = Answers[Reply]()
     errors: dict[int, str] = {}
@@ -65,7 +71,7 @@ def read(form: type[Reply], asked: Mapping[int, int], replies: Iterable[Message]
             errors[node] = f"sent {error}"
             found.refused |= own
             continue
-        found.readable.append(reply)
+        found.readable.append(kept(reply))
         found.refused |= own - reply.clients
         left = {client: its_node for client, its_node in left.items() if client not in reply.clients}
     # Errors of Flower itself, as of a node that is gone, do not say whose they are.

@@ -22,6 +22,7 @@ from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
+from lit_fedbabu.server.parked import Park
 from lit_fedbabu.server.sampling import substitutes
 from lit_fedbabu.server.server_state import for_clients, received
 from lit_fedbabu.server.spent import Ledger
@@ -83,6 +84,7 @@ class Exchange:
         """A round begins, with the arrays that its messages carry, and in training those that replies must have."""
         self.server_round, self.arrays, self.grid = server_round, arrays, grid
         self.expected = expected or arrays
+        self._park = Park(self.folder)
         self.bytes_down = self.bytes_up = 0
 
     def training(self, clients: Iterable[int]) -> list[Message]:
@@ -182,7 +184,7 @@ class Exchange:
     def _valid_updates(self, clients: list[int], replies: Iterable[Message]) -> list[ClientUpdate]:
         """The updates that can be averaged. Every other client has failed, and that is recorded."""
         valid: list[ClientUpdate] = []
-        for reply in self._readable(TrainReply, clients, replies):
+        for reply in self._readable(TrainReply, clients, replies, self._park):
             self.bytes_up += reply.nbytes
             for update in reply.updates:
                 reason = rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0])
@@ -234,9 +236,15 @@ class Exchange:
                     rows.append(dict(row))
         return rows
 
-    def _readable(self, form: type[Reply], clients: Iterable[int], replies: Iterable[Message]) -> list[Reply]:
+    def _readable(
+        self,
+        form: type[Reply],
+        clients: Iterable[int],
+        replies: Iterable[Message],
+        kept: Callable[[Reply], Reply] = lambda reply: reply,
+    ) -> list[Reply]:
         """The replies that can be read. Clients that failed, or that none of these speaks of, are recorded."""
-        answers = read(form, {client: self._node_of(client) for client in clients}, replies)
+        answers = read(form, {client: self._node_of(client) for client in clients}, replies, kept)
         self.refused |= answers.refused
         for failure in (failure for reply in answers.readable for failure in reply.failures):
             self._record(failure.client, failure.reason, failure.traceback)

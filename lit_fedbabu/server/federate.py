@@ -1,6 +1,7 @@
 """A whole federation on the server: nodes, rounds, checkpoints, results."""
 
 import dataclasses
+import gc
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -138,6 +139,8 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if config.resume:
         _more_rounds(folder, config, privacy)
     arrays = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()})
+    del shared, begun
+    gc.collect()  # modules that were tried are in cycles, and may be large
     _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
     _write_spent(ledger, folder, say)
     outcome = results.read_results(folder)
@@ -255,7 +258,7 @@ def _save_round(
 ) -> None:
     """Write the checkpoints of a round and, after the last one, the results."""
     rounds = strategy.log.rounds
-    received = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
+    received = {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
     module = experiment.received_module(received)
     summed = {"secure_aggregation": OF_SUMS} if experiment.config.secure_aggregation else {}
     privacy = {**strategy.ledger.results(server_round), **summed}

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flwr.app import Error, Message
@@ -34,8 +34,8 @@ class PatientGrid:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> list[Message]:
-        """The answers, and for sites that gave none in time an error that says so."""
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> Iterator[Message]:
+        """The answers as they come, and for sites that gave none in time an error that says so."""
         sent = list(messages)
         waiting = dict(enumerate(sent))
         arrived: queue.Queue[tuple[int, Message]] = queue.Queue()
@@ -45,7 +45,6 @@ class PatientGrid:
             threading.Thread(target=self._pull, args=pulling, daemon=True).start()
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
-        replies: list[Message] = []
         next_line = SAY_EVERY_S / 5
         while waiting and (passed := time.monotonic() - begun) < timeout:
             if passed >= next_line:
@@ -55,11 +54,12 @@ class PatientGrid:
                 place, reply = arrived.get(timeout=max(0.0, min(next_line, timeout) - passed))
             except queue.Empty:
                 continue
-            replies.append(reply)
             del waiting[place]
+            yield reply
         over.set()
         late = f"no answer within {timeout / 60:.3g} min; round-timeout says how long a round waits"
-        return replies + [_error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late) for message in waiting.values()]
+        for message in waiting.values():
+            yield _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
 
     def _pull(
         self,

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
@@ -18,8 +16,9 @@ from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm, Received
 from lit_fedbabu.algorithms.rows import NUMBERS, numbered, rows_in
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
-from lit_fedbabu.protocol.wire import ClientUpdate
+from lit_fedbabu.protocol.wire import Arrays, ClientUpdate
 from lit_fedbabu.records.run_folder import SERVER
+from lit_fedbabu.server.parked import Lazy
 from lit_fedbabu.training import memory
 from lit_fedbabu.training.experiment import Experiment
 
@@ -119,7 +118,7 @@ class ServerRounds:
 
     def aggregate(self, updates: Sequence[Received]) -> dict[str, Tensor]:
         """What the aggregator makes of the clients' weights, and the server's optimizer of that."""
-        trained = [Trained(each.client, each.num_train, _numpy(each.shared)) for each in updates]
+        trained = [Trained(each.client, each.num_train, _arrays(each.shared)) for each in updates]
         combined = self._aggregator.aggregate(self.server_round, self._arrays, trained)
         moved = self._optimizer.step(self.server_round, self._arrays, combined)
         return {name: torch.from_numpy(array.numpy()) for name, array in moved.items()}
@@ -127,10 +126,14 @@ class ServerRounds:
 
 def received(update: ClientUpdate) -> Received:
     """What a client sent, as the hooks of an algorithm see it."""
-    tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in update.arrays.items()}
-    shared = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
-    extras = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
-    return Received(update.client, update.num_train, shared, extras)
+    arrays, extras = update.arrays, [name.removeprefix(EXTRA) for name in update.arrays if name.startswith(EXTRA)]
+    shared = [name for name in arrays if not name.startswith(EXTRA)]
+    return Received(
+        update.client,
+        update.num_train,
+        Lazy(shared, lambda name: torch.from_numpy(np.asarray(arrays[name]))),
+        Lazy(extras, lambda name: torch.from_numpy(np.asarray(arrays[EXTRA + name]))),
+    )
 
 
 def for_clients(method: Algorithm, arrays: ArrayRecord, clients: Sequence[int]) -> ArrayRecord:
@@ -150,8 +153,8 @@ def _beside(arrays: ArrayRecord, extras: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({**arrays, **{EXTRA + name: _array(value) for name, value in extras.items()}})
 
 
-def _numpy(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
-    return {name: value.numpy() for name, value in tensors.items()}
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return Lazy(tensors, lambda name: tensors[name].numpy())
 
 
 def _array(value: Tensor, dtype: str | None = None) -> Array:

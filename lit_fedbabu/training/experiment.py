@@ -16,7 +16,7 @@ from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.ground.errors import InputError
-from lit_fedbabu.learning import initial_weights
+from lit_fedbabu.learning import initial_weights, one_copy
 from lit_fedbabu.learning.base import facts_of
 from lit_fedbabu.learning.parts import NORM, PRIVATE, parts_of, select, without
 from lit_fedbabu.learning.state import BASE, Learner, base_names, norm_names, state_of
@@ -82,7 +82,9 @@ class Experiment:
 
     @cached_property
     def _initial(self) -> Learner:
-        return self._made()
+        module = self._made()
+        one_copy.share(module.base)
+        return module
 
     def _made(self) -> Learner:
         """The initial model, made anew."""

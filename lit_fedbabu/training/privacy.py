@@ -47,6 +47,8 @@ OF_SUMS = (
     " secure-threshold says can take the masks off; losses, accuracies and numbers of images are sent as they are"
 )
 """What secure aggregation adds to that."""
+AT_ONCE = 2**20
+"""Numbers of an array that are widened to float64 together."""
 LEAST_INTERVAL, OF_NOISE = 1e-3, 1e-4
 """Steps, in epsilon, that privacy losses are rounded up to; with little noise these are large, and so are the steps."""
 
@@ -90,8 +92,9 @@ def _refuse_not_finite(arrays: Sequence[Array], why: str) -> None:
 
 def update_norm(arrays: Sequence[Array], received: Sequence[Array]) -> float:
     """The L2 norm of what was moved, of all numbers together, in float64."""
-    moved = (np.subtract(new, old, dtype=np.float64) for new, old in zip(arrays, received, strict=True))
-    return math.sqrt(sum(float(np.sum(each**2)) for each in moved))
+    pairs = ((np.ravel(new), np.ravel(old)) for new, old in zip(arrays, received, strict=True))
+    parts = ((new[i : i + AT_ONCE], old[i : i + AT_ONCE]) for new, old in pairs for i in range(0, len(new), AT_ONCE))
+    return math.sqrt(sum(float(np.sum(np.subtract(new, old, dtype=np.float64) ** 2)) for new, old in parts))
 
 
 def _clipped(arrays: Sequence[Array], received: Sequence[Array], bound: float) -> list[Array]:

@@ -69,8 +69,9 @@ class Pool:
         """
         waiting = deque(_Asked(place, 1) for place in range(len(requests)))
         busy: dict[int, _Asked] = {}
+        answered: list[tuple[int, Any]] = []
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while waiting or busy:
+        while waiting or busy or answered:
             for slot in range(len(self._workers)):
                 if slot not in busy and waiting:
                     asked = busy[slot] = waiting.popleft()
@@ -78,11 +79,13 @@ class Pool:
                         self._worker(slot).ask(function, requests[asked.place], shared)
                     except WorkerDiedError as died:
                         yield from self._died(slot, died, waiting, busy)
+            while answered:  # after its worker has its next work
+                yield answered.pop()
             connections = {worker.connection: slot for slot in busy if (worker := self._workers[slot]) is not None}
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ready = wait(connections, left) if connections else []
-            for connection in ready:
-                slot = connections[connection]  # type: ignore[index] # what was waited for
+            if ready:  # one answer at a time, for they may be large
+                slot = connections[ready[0]]  # type: ignore[index] # what was waited for
                 try:
                     value = self._worker(slot).answer()
                 except WorkerDiedError as died:
@@ -90,8 +93,9 @@ class Pool:
                     continue
                 except WorkerRaisedError as raised:
                     value = raised
-                yield busy.pop(slot).place, value
-            if connections and not ready:
+                answered.append((busy.pop(slot).place, value))
+                del value
+            elif connections:
                 yield from self._late([*busy.values(), *waiting], timeout_s)
                 return
 

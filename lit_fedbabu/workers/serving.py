@@ -18,6 +18,8 @@ SHARED = "shared"
 
 FORKED_BY: socket.socket | None = None
 """In a forked worker: where the process that it was forked from takes connections."""
+COMMON: int | None = None
+"""In a forked worker: a file in memory that it has in common with all others of that process, empty at first."""
 
 
 class Pickler(pickle.Pickler):

@@ -37,6 +37,7 @@ def main() -> None:
         watched = os.pidfd_open(owner)
     except ProcessLookupError:
         return
+    serving.COMMON = os.memfd_create("common")
     module, _, function = prepare.partition(":")
     with _ending_with(watched):
         getattr(importlib.import_module(module), function)()

@@ -337,7 +337,7 @@ def test_a_site_that_never_answers_is_waited_for_until_the_deadline(monkeypatch,
     monkeypatch.setattr(patience, "SAY_EVERY_S", 0.5)
     grid = Slow()
     messages = [Message(Place(0, 1, "").to_record(), node, PLACE) for node in grid.contexts]
-    replies = patience.PatientGrid(grid, print).send_and_receive(messages, timeout=0.4)
+    replies = list(patience.PatientGrid(grid, print).send_and_receive(messages, timeout=0.4))
     reasons = [reply.error.reason for reply in replies if reply.has_error()]
     assert len(replies) == CLIENTS and len(reasons) == 2
     assert reasons[0].startswith("its answer cannot be read: ValueError") and "no answer within" in reasons[1]

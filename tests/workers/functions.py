@@ -71,3 +71,26 @@ def forked_again():
     with Warm.here("never:prepared") as warm, Pool(warm, 1) as pool:
         ((_, (_, _, parent)),) = pool.answers(f"{__name__}:surroundings", [()])
     return [os.getppid(), parent]
+
+
+def where_a_base_lies(seed):
+    """Of a base with these random weights: whether it is in the common file, and its sums before and after."""
+    import torch
+    from torch import nn
+
+    from lit_fedbabu.learning.one_copy import share
+
+    draw = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(300, 300).requires_grad_(False)
+    layer.register_buffer("steps", torch.tensor(seed))
+    layer.weight.copy_(torch.randn(300, 300, generator=draw))
+    base = {"weight": layer.weight, "steps": layer.steps}
+    before = [value.double().sum().item() for value in base.values()]
+    share(base)
+    after = [value.double().sum().item() for value in (layer.weight, layer.steps)]
+    spans = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:common" in line]
+    at = layer.weight.data_ptr()
+    inside = any(int(span[0].split("-")[0], 16) <= at < int(span[0].split("-")[1], 16) for span in spans)
+    with torch.no_grad():
+        layer.weight.zero_()  # others do not see it
+    return inside, before, after

@@ -204,3 +204,13 @@ def _session(process):
         return os.getsid(process)
     except ProcessLookupError:
         return None
+
+
+@pytest.mark.skipif(not workers.FORKS, reason="forks")
+def test_a_base_is_in_memory_once_for_all_workers():
+    seeds = [4, 4, 4, 4, 5, 5]  # another base than the first one stays each worker's own
+    with Warm(LIGHT) as warm, Pool(warm, 2) as pool:
+        answered = answers(pool, "where_a_base_lies", *[(seed,) for seed in seeds])
+    assert {place: inside for place, (inside, *_) in answered.items()} == {0: 1, 1: 1, 2: 1, 3: 1, 4: 0, 5: 0}
+    assert all(before == after for _, before, after in answered.values())
+    assert len({str(before) for _, before, _ in answered.values()}) == 2
