@@ -140,6 +140,7 @@ def save(module: Learner, path: Path, written: Callable[[Path], None] = lambda s
     with whole(path, written) as scratch, module.with_provenance() as lightning:
         trainer.strategy.connect(lightning)
         trainer.save_checkpoint(scratch, weights_only=True)
+    trainer.release()
 
 
 def read(path: Path, trusted: str = "") -> Checkpoint:

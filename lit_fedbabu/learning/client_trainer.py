@@ -36,6 +36,11 @@ class ClientTrainer(L.Trainer):
         """False: the process's own handler says what SIGTERM does."""
         return False
 
+    def release(self) -> None:
+        """Let go of the module and its optimizers: a Trainer's parts refer to each other, so it is not freed at once."""
+        self.strategy.connect(L.LightningModule())
+        self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
+
     def fit(self, *args: Any, **options: Any) -> None:
         with _signals_as_before():
             super().fit(*args, **options)

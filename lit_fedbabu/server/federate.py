@@ -35,6 +35,9 @@ from lit_fedbabu.tasks.protocol import Classifies
 from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.training.privacy import OF_SUMS, TRUST
 
+LARGE = 2**24
+"""Bytes of shared weights that it is worth to look for forgotten copies of."""
+
 
 def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
     """Check the configuration and run the federation; an error is one line, and is raised for Flower.
@@ -139,8 +142,9 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if config.resume:
         _more_rounds(folder, config, privacy)
     arrays = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()})
+    if sum(value.nbytes for value in shared.values()) > LARGE:
+        gc.collect()  # modules that were tried are in cycles
     del shared, begun
-    gc.collect()  # modules that were tried are in cycles, and may be large
     _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
     _write_spent(ledger, folder, say)
     outcome = results.read_results(folder)

@@ -4,6 +4,7 @@ Connections come over a pair of sockets that it inherits. It has no address, so 
 nothing is left after a kill.
 """
 
+import gc
 import importlib
 import os
 import select
@@ -41,6 +42,8 @@ def main() -> None:
     module, _, function = prepare.partition(":")
     with _ending_with(watched):
         getattr(importlib.import_module(module), function)()
+    gc.freeze()  # so that workers soon find the cycles that trained modules are in, without a look at all imports
+    gc.collect()  # of nothing: it forgets how many objects there were
     _Forks(incoming, outgoing).run(watched)
     os._exit(0)  # without the seconds that taking down the imports would take
 
