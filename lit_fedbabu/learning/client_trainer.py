@@ -37,7 +37,7 @@ class ClientTrainer(L.Trainer):
         return False
 
     def release(self) -> None:
-        """Let go of the module and its optimizers: a Trainer's parts refer to each other, so it is not freed at once."""
+        """Let go of the module and its optimizers: a Trainer's parts refer to each other, so it is not freed soon."""
         self.strategy.connect(L.LightningModule())
         self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
 
