@@ -46,7 +46,7 @@ class PatientGrid:
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
         next_line = SAY_EVERY_S / 5
-        while waiting and (passed := time.monotonic() - begun) < timeout:
+        while waiting and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
                 self._say(f"waiting for {_whom(waiting.values())} for {passed / 60:.0f} min; gives up at {until}")
