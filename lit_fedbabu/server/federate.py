@@ -142,8 +142,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if config.resume:
         _more_rounds(folder, config, privacy)
     arrays = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()})
-    if sum(value.nbytes for value in shared.values()) > LARGE:
-        gc.collect()  # modules that were tried are in cycles
+    _forget_trials(shared)
     del shared, begun
     _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
     _write_spent(ledger, folder, say)
@@ -151,6 +150,12 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     say(f"results {folder / run_folder.RESULTS}")
     for line in results.table(outcome).splitlines():
         say(line)
+
+
+def _forget_trials(shared: Mapping[str, torch.Tensor]) -> None:
+    """Free the modules that were tried before the run, which are in cycles, where they are large."""
+    if sum(value.nbytes for value in shared.values()) > LARGE:
+        gc.collect()
 
 
 def _all_rounds(strategy: SharedParts, grid: Grid, arrays: ArrayRecord, count: int) -> None:
