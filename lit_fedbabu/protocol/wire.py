@@ -222,7 +222,8 @@ class EvaluateReply:
 
 def clients_of(message: Message) -> tuple[int, ...]:
     """The clients that a message of the server is for; none, where it asks a node who it is."""
-    return tuple(message.content.config_records["config"].get("clients", ()))  # type: ignore[arg-type] # a list
+    said = message.content.config_records.get("config")
+    return tuple(said.get("clients", ())) if said else ()  # type: ignore[arg-type] # a list
 
 
 def _stacked(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
