@@ -300,7 +300,13 @@ class Config(Derived):
         low=-1,
         high=1,
     )
-    evaluate_every: int = option(10, "all clients are evaluated after every so many rounds, and after the last", low=1)
+    evaluate_every: int = option(10, "clients are evaluated after every so many rounds, and after the last", low=1)
+    evaluate_clients: int = option(
+        0,
+        "how many clients are evaluated and fine-tuned, the same ones in every round, drawn by the seed; means are then"
+        " estimates with an interval; 0: all. Clients that had no part are all evaluated",
+        low=0,
+    )
     test_batch_size: int = option(
         1000, "largest batch of test images; a client's test set should fit, for batch norm uses its statistics", low=1
     )

@@ -54,6 +54,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("ft-epochs", "finetune-epochs", "personalization-epochs"), "num-finetune-epochs"),
     **dict.fromkeys(("ft-lr", "finetune-lr"), "finetune-learning-rate"),
     **dict.fromkeys(("eval-every", "eval-interval"), "evaluate-every"),
+    **dict.fromkeys(("eval-clients", "fraction-evaluate", "fraction-eval"), "evaluate-clients"),
     **dict.fromkeys(("threads", "workers", "num-workers"), "num-threads"),
     **dict.fromkeys(("weights", "checkpoint", "ckpt", "init"), "initial-weights"),
     **dict.fromkeys(("out", "outdir", "output", "log-dir", "logdir", "save-dir"), "output-dir"),
@@ -84,6 +85,7 @@ class Derived:
     num_clients: int
     num_new_clients: int
     fraction_train: float
+    evaluate_clients: int
     aggregator: str
     privacy: str
     noise_multiplier: float
@@ -203,6 +205,14 @@ class Derived:
     def num_federated(self) -> int:
         """Clients that can be drawn, 0 to this number without it; those after them are new."""
         return self.num_clients - self.num_new_clients
+
+    @property
+    def evaluated(self) -> list[int]:
+        """Clients of the federation that are evaluated: all of them, or ``evaluate-clients``, drawn by the seed."""
+        if not self.evaluate_clients:
+            return list(range(self.num_federated))
+        rng = np.random.default_rng(self.derived_seed("evaluated"))
+        return sorted(rng.choice(self.num_federated, self.evaluate_clients, replace=False).tolist())
 
     @property
     def clients_per_round(self) -> int:

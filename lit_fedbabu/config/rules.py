@@ -223,6 +223,12 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
         raise InputError("num-new-clients", config.num_new_clients, remedy)
     if config.num_new_clients and config.on_sites:
         raise InputError("num-new-clients", config.num_new_clients, "is for simulated clients; a new site has --data")
+    if config.evaluate_clients > config.num_federated:
+        remedy = f"must be at most the {config.num_federated} clients of the federation; take 0 for all of them"
+        raise InputError("evaluate-clients", config.evaluate_clients, remedy)
+    if config.evaluate_clients and config.on_sites:
+        remedy = "is for simulated clients: every site gets the model and evaluates it; take 0"
+        raise InputError("evaluate-clients", config.evaluate_clients, remedy)
     if config.validation_fraction >= 1:
         raise InputError("validation-fraction", config.validation_fraction, "must be less than 1, as in 0.2")
     if -1 < config.knn_weight < 0:

@@ -180,6 +180,9 @@ class Request:
                 remedy = f"what {federation.config.algorithm} kept is on the nodes' disks; copy every node's"
                 remedy += " STATE_PATH/RUN/memory into the run's folder first, as in docs/cluster.md"
                 raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
+            if self.clients == "all" and federation.config.evaluate_clients:
+                config = federation.config
+                return [*config.evaluated, *range(config.num_federated, config.num_clients)]
             return _numbers(self.clients, federation.config.num_clients, federation.names)
         own = str(federation.site) if self.clients == "all" else self.clients
         if not own.isdecimal() or federation.site not in (None, int(own)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
+from scipy.special import stdtrit
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, RunError, some
@@ -31,24 +32,42 @@ MEASURES = {
 """Measures shown beside accuracies: the key in a summary without initial_ or personalized_, and the statistic."""
 
 
-def spread(values: Sequence[float], higher_is_better: bool = True) -> dict[str, float]:
+def spread(values: Sequence[float], higher_is_better: bool = True, drawn_from: int = 0) -> dict[str, float]:
     """How values of clients are spread.
+
+    Args:
+        values: one of each client.
+        higher_is_better: which are the worst.
+        drawn_from: how many clients these were drawn from at random; 0: they are all.
 
     Returns:
         ``mean``, ``std`` (population), ``worst_decile`` (mean of the worst tenth of the values, of at least one) and
         ``jain``, the fairness index (sum x)^2 / (n sum x^2) of Jain et al. 1984: 1 where all are equal, 1/n where one
-        has everything.
+        has everything. Of drawn clients also ``low`` and ``high``, the 95 % interval of the mean over all: Student's
+        t with the correction for a finite population (Cochran 1977, section 2.8).
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     tenth = max(1, math.ceil(len(ordered) / 10))
     worst = ordered[:tenth] if higher_is_better else ordered[-tenth:]
     squares = float((ordered**2).mean())
-    return {
+    found = {
         "mean": float(ordered.mean()),
         "std": float(ordered.std()),
         "worst_decile": float(worst.mean()),
         "jain": float(ordered.mean() ** 2) / squares if squares else 1.0,
     }
+    if drawn_from and (count := len(ordered)) > 1:
+        error = ordered.std(ddof=1) * math.sqrt((1 - count / drawn_from) / count)
+        half = float(stdtrit(count - 1, 0.975) * error)
+        found |= {"low": found["mean"] - half, "high": found["mean"] + half}
+    return found
+
+
+def interval_words(over: Mapping[str, float], score: Score) -> str:
+    """The interval of a mean over clients that were drawn, as people read it; empty where all are in it."""
+    if "low" not in over:
+        return ""
+    return f", 95 % interval {score.shown(over['low'])} to {score.shown(over['high'])}{score.unit}"
 
 
 def results(
@@ -86,12 +105,14 @@ def results(
         client["gain"] = None if None in (initial, personalized) else personalized - initial
     federated = [row for row in rows if row["client"] < config.num_federated] or rows
     new = rows[len(federated) :]
+    measured = {*(row["client"] for row in federated), *missing} & {*range(config.num_federated)}
+    is_drawn = config.evaluate_clients and measured == {*config.evaluated} != {*range(config.num_federated)}
     return {
         "algorithm": config.algorithm,
         **({} if score.is_accuracy else {"score": dataclasses.asdict(score)}),
         "round": rounds[-1]["round"] if server_round is None else server_round,
         **({"privacy": dict(privacy)} if privacy else {}),
-        "summary": _summary(federated, score),
+        "summary": _summary(federated, score, config.num_federated if is_drawn else 0),
         "best_round_on_test_data": best_round(rounds, score),
         "rounds": list(rounds),
         "clients": federated,
@@ -109,7 +130,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[str, float]]:
+def _summary(rows: Sequence[Mapping[str, Any]], score: Score, drawn_from: int = 0) -> dict[str, dict[str, float]]:
     """How each measure is spread over clients; raises RunError where no client has a score that is a number."""
     measured = {
         key: [client[key] for client in rows if client[key] is not None]
@@ -123,9 +144,10 @@ def _summary(rows: Sequence[Mapping[str, Any]], score: Score) -> dict[str, dict[
             raise RunError(f"the {stage} {score.name} of all {len(rows)} clients is not finite; {remedy}")
     for key, values in measured.items():
         if values and (_is_score(key, score) or key == "gain"):
-            summary[key] = spread(values, score.higher_is_better)
+            summary[key] = spread(values, score.higher_is_better, drawn_from)
         elif values and key.startswith(STAGES):  # whether more or less of it is better is not known
-            summary[key] = {name: value for name, value in spread(values).items() if name in ("mean", "std")}
+            of_all = spread(values, drawn_from=drawn_from).items()
+            summary[key] = {name: value for name, value in of_all if name in ("mean", "std", "low", "high")}
         if key in summary and len(values) < len(rows):
             summary[key]["clients"] = len(values)
     return summary
@@ -151,6 +173,8 @@ class Spread(TypedDict):
     worst_decile: float
     jain: float
     clients: NotRequired[int]
+    low: NotRequired[float]
+    high: NotRequired[float]
 
 
 class RoundCost(TypedDict):
@@ -319,6 +343,8 @@ def _stages(summary: Mapping[str, Mapping[str, float]], score: Score) -> list[st
         mean, std, worst = (score.shown(over[key]) for key in ("mean", "std", "worst_decile"))
         fewer = f"   over {over['clients']}: the others' {score.name} is not finite" if "clients" in over else ""
         lines.append(f"{name:<16}{f'{mean} ± {std}':>16}{worst:>16}{fewer}")
+        if "low" in over:
+            lines.append(f"{'':<16}mean of all clients: {interval_words(over, score).lstrip(', ')}")
     return lines
 
 

@@ -148,7 +148,7 @@ def _options(run: Run) -> dict[str, Any]:
     """What tells runs apart, without the seed; what was chosen for each method is alike."""
     tuned = chosen_in(run.environment.get(TUNED, ""))
     clients = len(run.outcome["clients"])
-    every = run.is_newcomers or clients == run.config.num_federated
+    every = run.is_newcomers or clients == len(run.config.evaluated)
     last = run.outcome["round"] == run.config.num_server_rounds
     return {
         **{key: TUNED if key in tuned else value for key, value in run.config.experiment().items() if key != "seed"},
@@ -173,7 +173,7 @@ def _is_crossed(key: str, options: Sequence[Mapping[str, Any]]) -> bool:
 
 def tunings_of(run: Run) -> list[Run]:
     """The fine-tunings of all clients after the last round, the run's own among them, the shortest first."""
-    clients, last = run.config.num_federated, run.outcome["round"]
+    clients, last = len(run.config.evaluated), run.outcome["round"]
     whole = [
         each
         for each in (run, *run.finetunings)

@@ -12,7 +12,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
-from lit_fedbabu.records.results import spread
+from lit_fedbabu.records.results import interval_words, spread
 from lit_fedbabu.records.run_folder import COSTS, called
 from lit_fedbabu.records.tensorboard import Board
 
@@ -136,7 +136,7 @@ class RoundLog:
     def evaluated(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Clients were evaluated; rows are their entries in results.json.
 
-        The history keeps a mean of all clients alone, for those of fewer cannot be compared. Sites may be away.
+        The history keeps a mean of all that were asked alone, for those of fewer cannot be compared. Sites may be away.
         """
         new = [row for row in rows if row["client"] >= self.config.num_federated]
         for stage in STAGES if new else ():
@@ -148,7 +148,7 @@ class RoundLog:
                 said = f"{mean} ± {std}{self.score.unit} over {len(values)} of {len(new)} new clients"
                 self.say(f"round {server_round}  {stage} {self.score.name} {said}")
         rows = [row for row in rows if row["client"] < self.config.num_federated]
-        count = self.config.num_federated
+        everyone, asked = self.config.num_federated, len(self.config.evaluated)
         for stage in STAGES:
             if (key := f"{stage}_{self.score.name}") not in rows[0]:
                 continue
@@ -160,12 +160,13 @@ class RoundLog:
             if not values:
                 what = f"{stage} {self.score.name}"
                 raise RunError(f"round {server_round}: no client has a finite {what}; a lower learning-rate may help")
-            over = spread(values, self.score.higher_is_better)
+            over = spread(values, self.score.higher_is_better, everyone if asked < everyone else 0)
             self.board.scores(stage, server_round, values)
             mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))
             self.say(
                 f"round {server_round}  {stage} {self.score.name} {mean} ± {std}{self.score.unit}"
-                f" over {len(values)}{'' if len(values) == count else f' of {count}'} clients"
+                f" over {len(values)}{'' if len(values) == everyone else f' of {everyone}'} clients"
+                f"{interval_words(over, self.score)}"
             )
-            if stage == "initial" and (self.config.on_sites or len(values) == count):
+            if stage == "initial" and (self.config.on_sites or len(values) == asked):
                 self.rounds[-1][key] = over

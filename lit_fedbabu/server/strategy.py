@@ -196,9 +196,10 @@ class SharedParts(Strategy):
         if server_round > 0:  # Flower also calls this before the first round
             self.finished(server_round + self._resumed_after, arrays)
 
-    def _asked(self, last: bool) -> range:
+    def _asked(self, last: bool) -> list[int]:
         """The clients that an evaluation asks: new ones after the last round alone."""
-        return range(self.config.num_clients if last else self.config.num_federated)
+        new = range(self.config.num_federated, self.config.num_clients) if last else ()
+        return [*self.config.evaluated, *new]
 
     def _to_evaluate(self, last: bool) -> list[int]:
         done = {row["client"] for row in self._kept}
