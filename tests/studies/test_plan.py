@@ -104,17 +104,19 @@ def test_a_table_of_a_truth_is_written_as_in_toml(tmp_path):
 def test_the_shipped_studies_are_those_of_their_configurations():
     folder = Path(__file__).parent.parent.parent / "configs"
     cifar10 = read_study(folder / "studies" / "cifar10.toml")
-    assert len(cifar10.runs) == 15
+    assert len(cifar10.runs) == 3 * len(ALGORITHMS)
     for run in cifar10.runs:
         own = folder / f"{run.config.algorithm}.toml"  # FedBABU has none: it is the default
         alone = parse_words([str(folder / "official.toml"), *([str(own)] if own.exists() else [])])
         alone |= {"dataset": "data/cifar10", "evaluate-every": 5, "seed": run.config.seed}
         assert run.config.experiment() == Config.from_run_config(alone).experiment()
+    assert len(read_study(folder / "studies" / "cifar10-eight.toml").runs) == 8 * 2 * 3
 
 
 @pytest.mark.slow
 def test_the_studies_of_all_methods_have_all_and_tune_them_alike():
     folder = Path(__file__).parent.parent.parent / "configs"
+    assert {run.config.algorithm for run in read_study(folder / "studies" / "cifar10.toml").runs} == set(ALGORITHMS)
     for name in ("digits", "field"):
         found = read_study(folder / "studies" / f"{name}.toml")
         assert {run.config.algorithm for run in found.runs} == set(ALGORITHMS)
