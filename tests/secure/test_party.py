@@ -115,6 +115,8 @@ def test_shares_are_read_by_whom_they_are_for_alone():
         opened = decrypt(parties[target]._key_with(told[0]), content)
         assert opened == decrypt(parties[0]._key_with(told[target]), content) and len(opened) > 68
     assert len(set(sent.values())) == len(sent) == COUNT - 1
+    secrets = [secret for party in parties for secret in party.secrets]
+    assert len(set(secrets)) == 3 * COUNT and {len(party.secrets[2]) for party in parties} == {32}
 
 
 def refused(party, *question):
