@@ -1,12 +1,14 @@
 """``lit-fedbabu body RUN FOLDER``: what a federation shares, as a folder that others fine-tune or publish."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.ground.errors import InputError, one_line_errors
 from lit_fedbabu.ground.files import new_folder
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
+from lit_fedbabu.ground.system import next_step
 from lit_fedbabu.records.run_folder import CONFIG, read_environment
 
 
@@ -25,7 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model-name", default="", help="the run's model if it is an import path: it is run")
     parser.add_argument("--algorithm", default="", help="the run's method if it is an import path: it is run")
     complete(parser)
-    arguments = parser.parse_args(argv)
+    with waiting("loading PyTorch, then the model"):
+        _save(parser.parse_args(argv))
+    return 0
+
+
+def _save(arguments: argparse.Namespace) -> None:
     from lit_fedbabu.algorithms.table import title_of  # these import PyTorch: first the cheap checks
     from lit_fedbabu.learning import checkpoint, pretrained
     from lit_fedbabu.records import model_card
@@ -52,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         title = f"{method}: the {what} of a federation on {config['dataset']}"
         model_card.write(scratch, title, provenance, outcome, arguments.folder.name)
     say(f"saved {arguments.folder}: {pretrained.WEIGHTS}, {pretrained.CONFIG} and {model_card.NAME}")
-    return 0
+    say(next_step("finetune", arguments.folder, "--data", "PHOTOS", "--save", "me"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.ground.errors import one_line_errors
 from lit_fedbabu.ground.printing import say
-from lit_fedbabu.ground.system import configs_folder, shipped_bodies, title_of
+from lit_fedbabu.ground.system import configs_folder, next_step, shipped_bodies, title_of
 
 
 @one_line_errors
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     say("bodies to begin with, as in: lit-fedbabu finetune cifar10 --data my_photos --save me")
     for name, folder in shipped_bodies().items():
         say(f"{name:<14} {title_of(folder)}")
+    say(next_step("run", "demo"))
     return 0
 
 

@@ -11,7 +11,8 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.ground.errors import InputError, one_line_errors
 from lit_fedbabu.ground.files import new_folder, refuse_unwritable, write_whole
-from lit_fedbabu.ground.printing import in_line, say
+from lit_fedbabu.ground.printing import in_line, say, waiting
+from lit_fedbabu.ground.system import next_step
 from lit_fedbabu.records.run_folder import PARTITION
 
 ROWS = 100
@@ -33,9 +34,15 @@ def main(argv: list[str] | None = None) -> int:
         return _clean(arguments.words)
     config = Config.from_run_config(parse_words(arguments.words))
     refuse_unwritable("--out", arguments.out)
-    from lit_fedbabu.training.experiment import (
-        Experiment,  # imports PyTorch, which takes seconds: first refuse bad options
-    )
+    with waiting("loading PyTorch, then the data"):
+        _show(config, arguments.out)
+    say(next_step("run", *arguments.words))
+    return 0
+
+
+def _show(config: Config, out: Path) -> None:
+    """Print the split and draw it."""
+    from lit_fedbabu.training.experiment import Experiment  # PyTorch, which takes seconds: first refuse bad options
 
     experiment = Experiment(config)
     experiment.check()
@@ -48,12 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{experiment.task.title}: {experiment.task.summary()}")
     if fonts_for("".join(experiment.task.class_names)) is None:
         say(f"note: no font here has the characters of the class names; figures number them, as {PARTITION} does")
-    with new_folder("--out", arguments.out, rewritten=True) as scratch:
+    with new_folder("--out", out, rewritten=True) as scratch:
         write_whole(scratch / PARTITION, counts)
         names = [PARTITION, *(path.name for path in draw_split(counts, scratch, experiment.task.client_names))]
     for name in names:
-        say(arguments.out / name)
-    return 0
+        say(out / name)
 
 
 def _clean(words: list[str]) -> int:

@@ -16,7 +16,7 @@ from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import RunError, of_system, one_line_errors
 from lit_fedbabu.ground.files import from_home, refuse_unwritable
-from lit_fedbabu.ground.printing import in_line, say
+from lit_fedbabu.ground.printing import in_line, say, waiting
 
 LEAST_DISK = 100e6
 """Bytes that must be free where a run writes."""
@@ -41,13 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     failed = [name for name, look in CHECKS.items() if not _told(name, look, config)]
     if failed:
         raise RunError(f"{', '.join(failed)}: a run cannot do without; the lines above say what to do")
+    say(system.next_step("run", *(arguments.words or ["demo"])))
     return 0
 
 
 def _told(name: str, look: Callable[[Config], str], config: Config) -> bool:
     """Print what a check found; whether it passed."""
     try:
-        found, passed = look(config), True
+        with waiting(name):
+            found, passed = look(config), True
     except OSError as error:
         found, passed = f"FAILS: {of_system(error)}", False
     except Exception as error:  # whatever is broken, the other lines are told

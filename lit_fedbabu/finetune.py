@@ -15,7 +15,7 @@ from lit_fedbabu.completion import Parser, bodies, complete, values
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import InputError, one_line_errors
 from lit_fedbabu.ground.files import alone_in
-from lit_fedbabu.ground.printing import in_line, say
+from lit_fedbabu.ground.printing import in_line, say, waiting
 from lit_fedbabu.ground.stops import STOPS
 from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records import seal
@@ -39,8 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     save = arguments.pop("save")
     save_to = None if save == HERE else save
     try:
-        with system.plain_lines(arguments["plain"]):
-            _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
+        with system.plain_lines(arguments["plain"]), waiting("loading PyTorch, then model and data"):
+            (first, *_) = _finetune(_request(**arguments, save=save == HERE, save_to=save_to))
+        if save is None:
+            again = ("--save", "me") if arguments["data"] else ("--save",)
+            say(system.next_step("finetune", *(sys.argv[1:] if argv is None else argv), *again))
+        elif first.score.is_accuracy:
+            say(system.next_step("predict", save_to or first.folder, "IMAGE"))
     except STOPS as stop:
         begins = "goes on from here" if arguments["data"] is None else "begins again"
         words = [system.program("lit-fedbabu"), "finetune", *(sys.argv[1:] if argv is None else argv)]

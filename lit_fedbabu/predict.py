@@ -1,5 +1,6 @@
 """``lit-fedbabu predict MODEL IMAGE...``: classes of images by a saved model, or the model exported."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, bodies, complete
 from lit_fedbabu.ground.errors import InputError, one_line_errors
-from lit_fedbabu.ground.printing import in_line, say
+from lit_fedbabu.ground.printing import in_line, say, waiting
 
 if TYPE_CHECKING:
     from lit_fedbabu.records.classifier import Classifier
@@ -45,6 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--out", str(arguments.out), "is for --export; predictions are printed")
     if arguments.json and not arguments.images:
         raise InputError("--json", True, "is for images; give one or more")
+    with waiting("loading PyTorch, then model and images"):
+        return _predict(arguments)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
     from lit_fedbabu.records.classifier import load_model  # these import PyTorch: first the cheap checks
     from lit_fedbabu.records.saved import find_model
     from lit_fedbabu.tasks.preprocessing import read_named

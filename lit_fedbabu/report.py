@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.ground.errors import one_line_errors
+from lit_fedbabu.ground.printing import waiting
 
 
 @one_line_errors
@@ -25,9 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     complete(parser)
     arguments = parser.parse_args(argv)
-    from lit_fedbabu.reporting.files import write_report
+    with waiting("reading runs, then drawing figures"):
+        from lit_fedbabu.reporting.files import write_report
 
-    write_report(arguments.folders, arguments.out, arguments.reference)
+        write_report(arguments.folders, arguments.out, arguments.reference)
     return 0
 
 

@@ -18,9 +18,9 @@ from lit_fedbabu.config.text import describe
 from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.ground.errors import InputError, RunError, of_system, one_line_errors
 from lit_fedbabu.ground.files import from_home, refuse_unwritable, whole_name
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
 from lit_fedbabu.ground.stops import STOPS
-from lit_fedbabu.ground.system import plain_lines, program
+from lit_fedbabu.ground.system import next_step, plain_lines, program
 from lit_fedbabu.records import loggers, run_folder
 from lit_fedbabu.workers.worker import Warm, threads
 
@@ -50,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     if status == 0:
         command = shlex.join([program("tensorboard"), "--logdir", str(folder.parent)])
         say(f"TensorBoard: {command}")
+        code = [word for key, path in run_folder.read_config(folder).code().items() for word in (f"--{key}", path)]
+        say(next_step("finetune", folder, *code, "--save"))
+        say(next_step("report", folder))
     return status
 
 
@@ -109,7 +112,8 @@ def _resuming(folder: Path) -> str:
 def _by_flower(config: Config, folder: Path, plain: bool) -> int:
     """Run with the engine ``flower``; returns the exit status."""
     say("checking the dataset and the split")
-    from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
+    with waiting("loading PyTorch and Flower"):
+        from lit_fedbabu.engines import flower  # imports PyTorch, which takes seconds: first the cheap checks
 
     _checked(config)
     defaults = Config().to_run_config()
@@ -165,17 +169,19 @@ ENGINES = {"local": _locally, "ray": _by_ray, "flower": _by_flower}
 
 def _checked(config: Config) -> "Experiment":
     """The experiment, after the checks of all that is needed."""
-    from lit_fedbabu.aggregation import table as aggregation
-    from lit_fedbabu.learning.precision import resolve_precision
-    from lit_fedbabu.records.federation import resumable
-    from lit_fedbabu.training.experiment import Experiment
+    with waiting("loading PyTorch, then data and model"):
+        from lit_fedbabu.aggregation import table as aggregation
+        from lit_fedbabu.learning.precision import resolve_precision
+        from lit_fedbabu.records.federation import resumable
+        from lit_fedbabu.training.experiment import Experiment
 
-    resolve_precision(config.precision)
-    experiment = Experiment(config)
-    experiment.check()
-    aggregation.check(experiment)
-    if config.resume and (begun := resumable(config)):
-        begun.refuse_other_start(experiment)
+        resolve_precision(config.precision)
+        experiment = Experiment(config)
+        experiment.check()
+        aggregation.check(experiment)
+        if config.resume and (begun := resumable(config)):
+            begun.refuse_other_start(experiment)
+        from lit_fedbabu.server import federate  # noqa: F401 - the rest of what is imported, which takes a second
     return experiment
 
 

@@ -3,11 +3,13 @@
 import sys
 
 from lit_fedbabu.ground.errors import one_line_errors
+from lit_fedbabu.ground.printing import waiting
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    from lit_fedbabu.engines import node
+    with waiting("loading Flower and PyTorch"):
+        from lit_fedbabu.engines import node
 
     node.serve(sys.argv[1:] if argv is None else argv)
     return 0

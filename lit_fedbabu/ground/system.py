@@ -5,13 +5,16 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-INTERACTIVE = "TTY_INTERACTIVE"
+from lit_fedbabu.ground.printing import INTERACTIVE
+
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 LOG_MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log, where ``lit_fedbabu.run`` finds it."""
@@ -22,10 +25,7 @@ needed only to predict all of a client's images at once, and go back to the syst
 
 @contextmanager
 def plain_lines(wanted: bool) -> Iterator[None]:
-    """While it lasts, nothing here or in the processes that are started is shown live, if that is wanted.
-
-    It is told by a variable of the environment, which rich reads as well.
-    """
+    """While it lasts, nothing here or in the processes that are started is shown live, if that is wanted."""
     before = os.environ.get(INTERACTIVE)
     if wanted:
         os.environ[INTERACTIVE] = "0"
@@ -129,3 +129,9 @@ def left_in_groups(groups: Path, root: Path) -> list[int]:
 def program(name: str) -> str:
     """The path of a program that was installed beside this Python."""
     return str(Path(sys.executable).with_name(name))
+
+
+def next_step(*words: object) -> str:
+    """A line with the command that comes next, as it can be typed here."""
+    path = program("lit-fedbabu")
+    return f"next: {shlex.join(['lit-fedbabu' if shutil.which('lit-fedbabu') == path else path, *map(str, words)])}"

@@ -11,7 +11,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.config.derived import FINETUNING
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import new_folder, write_json
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
 from lit_fedbabu.learning.evaluation import Measured
 from lit_fedbabu.learning.models import by_batch
 from lit_fedbabu.records import model_card
@@ -74,7 +74,8 @@ def finetune(
             loss = "" if math.isnan(now.loss) else f"  loss {now.loss:.4f}"
             say(f"epoch {epoch}  {score.name} {score.shown(now.score):>6}{score.unit}{loss}  {stage}".rstrip())
 
-        (outcome,) = personalize(experiment, [0], [module], [own], follow)
+        with waiting("fine-tuning"):
+            (outcome,) = personalize(experiment, [0], [module], [own], follow)
         row = {"client": 0, **outcome.as_row()}
         written = results(config, [], [row], score, federation.server_round)  # raises where it is not finite
         if running and by_batch(module.model):

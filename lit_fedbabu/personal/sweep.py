@@ -161,6 +161,7 @@ def sweep(
             done[place][row["client"]] = row
             append_json_line(tunings[place].folder / ROWS, row)
         progress.advance(len(rows))
+    progress.wait("writing results")
     outcomes = []
     for place, (tuning, rows_done) in enumerate(zip(tunings, done, strict=True)):
         score, rows = personalizer.experiments[0].task.score, [rows_done[client] for client in clients]

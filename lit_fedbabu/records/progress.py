@@ -14,12 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lit_fedbabu.ground.printing import printable, say
+from lit_fedbabu.ground.printing import FRAMES, printable, say, waiting
 
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines about a work that goes on, where there is no live line."""
 BAR_WIDTH = 20
-LEAST = ("initial", "left", "clients", "after", "evaluation")
+LEAST = ("initial", "of", "this", "left", "clients", "after", "evaluation", "training")
 """Words of the live line that go first where it is too long."""
 
 
@@ -56,6 +56,9 @@ class Lines:
         self._what, self._total, self._done = what, clients, 0
         self._begun = self._spoken = time.monotonic()
 
+    def wait(self, what: str) -> None:
+        """Something that is no work of clients begins, and nobody knows for how long. It ends with the next work."""
+
     def advance(self, clients: int) -> None:
         """So many clients more are done."""
         self._done += clients
@@ -84,6 +87,8 @@ class Live(Lines):
         self.bar = _Bar(console=console, transient=True)
         self._all_left: timedelta | None = None
         self._task = self.bar.add_task("", total=None, visible=False, left="")
+        self._alone = waiting("")
+        self._alone.__enter__()
         self.bar.start()
 
     def say(self, line: str) -> None:
@@ -92,14 +97,22 @@ class Live(Lines):
     def begin(self, what: str, clients: int, left: timedelta | None = None) -> None:
         super().begin(what, clients)
         self._all_left = left
-        self.bar.reset(self._task, total=clients, description=what, visible=True, left=f"{left} left" if left else "")
+        of_all = f"{left} of training left" if left else ""
+        self.bar.reset(self._task, total=clients, description=what, visible=True, left=of_all)
+
+    def wait(self, what: str) -> None:
+        self.bar.reset(self._task, description=what, visible=True, left="")
+        self.bar.tasks[0].total = None
 
     def advance(self, clients: int) -> None:
         super().advance(clients)
-        self.bar.update(self._task, completed=self._done, left=f"{self._all_left or self.left()} left")
+        of_this = f"{self.left()} of this {self._what.split()[0]} left"
+        left = of_this if self._all_left is None else f"{self._all_left} of training left"
+        self.bar.update(self._task, completed=self._done, left=left)
 
     def close(self) -> None:
         self.bar.stop()
+        self._alone.__exit__(None, None, None)
 
     def _tell(self, line: str) -> None:
         """The live line has said it."""
@@ -112,6 +125,11 @@ class _Bar(Progress):
         """The line, if there is a work; all of it, or what a narrow terminal has room for."""
         for task in self.tasks:
             if not task.visible:
+                continue
+            if task.total is None:
+                frame = FRAMES[int(5 * (task.elapsed or 0)) % len(FRAMES)]
+                waits = f"{frame} {task.elapsed or 0:.0f} s  {task.description}"
+                yield Text(waits, no_wrap=True, overflow="crop")
                 continue
             what = printable(task.description).split("  ")
             done = [f"{task.completed:.0f}/{task.total:.0f} clients", *filter(None, [task.fields["left"]])]

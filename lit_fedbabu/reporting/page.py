@@ -12,11 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
+from lit_fedbabu.algorithms.table import title_of
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.ground.system import package_folder
 from lit_fedbabu.records.plots import COLOURS, style
 from lit_fedbabu.reporting.compare import Study
 from lit_fedbabu.reporting.panels import GREY, Panel, look, svg
+from lit_fedbabu.reporting.runs import Run
 from lit_fedbabu.reporting.sections import Section
 
 FOLDER = package_folder() / "reporting"
@@ -39,14 +41,11 @@ def page(study: Study, sections: Sequence[Section]) -> str:
     )
     script = (FOLDER / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    seeds = {run.config.seed for run in study.runs}
     with style():
         return environment.get_template("page.html").render(
+            title=title(study),
             counts=[
-                _counted(len(study.runs), "run"),
-                _counted(len(study.methods), "method"),
-                _counted(len(study.settings), "setting"),
-                _counted(len(seeds), "seed"),
+                *(_of_one(study.runs[0]) if len(study.runs) == 1 else _of_several(study)),
                 *([f"{_counted(len(study.unfinished), 'run')} without results"] if study.unfinished else []),
             ],
             sections=sections,
@@ -59,13 +58,47 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         )
 
 
+def title(study: Study) -> str:
+    """What the report is about: one run by its method and its data, or several."""
+    if len(study.runs) > 1:
+        return "Federated runs compared"
+    config = study.runs[0].config
+    return f"{title_of(config.algorithm)} on {config.kind.short_name(config)}"
+
+
+def _of_one(run: Run) -> list[str]:
+    rounds = _counted(len(run.outcome["rounds"]), "round")
+    return [
+        f"Run {run.folder.name}",
+        _counted(len(run.outcome["clients"]), "client"),
+        rounds,
+        f"seed {run.config.seed}",
+    ]
+
+
+def _of_several(study: Study) -> list[str]:
+    seeds = {run.config.seed for run in study.runs}
+    return [
+        _counted(len(study.runs), "run"),
+        _counted(len(study.methods), "method"),
+        _counted(len(study.settings), "setting"),
+        _counted(len(seeds), "seed"),
+    ]
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def inline(panel: Panel, name: str) -> Markup:
-    """A panel as SVG within the page: its ids start with the name, and a style sheet decides colours in the dark."""
-    root = ElementTree.fromstring(svg(panel))  # made by Matplotlib
+def inline(panel: Panel, name: str, wide: bool = False) -> Markup:
+    """A panel as SVG within the page: its ids start with the name, and a style sheet decides colours in the dark.
+
+    Args:
+        panel: of a figure.
+        name: of it.
+        wide: whether nothing stands beside it.
+    """
+    root = ElementTree.fromstring(svg(panel, wide))  # made by Matplotlib
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == f"{SVG}metadata" or child.tag == f"{SVG}style":

@@ -60,9 +60,9 @@ def look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def alone(panel: Panel) -> Figure:
-    """A panel without its title and key, as wide as a column."""
-    figure = Figure(figsize=(COLUMN, panel.height))
+def alone(panel: Panel, wide: bool = False) -> Figure:
+    """A panel without its title and key, as wide as a column or as two."""
+    figure = Figure(figsize=(2 * COLUMN if wide else COLUMN, panel.height))
     axes = figure.subplots()
     panel.draw(axes)
     figure.patch.set_visible(False)
@@ -102,10 +102,10 @@ def written(drawing: Drawing, out: Path) -> Iterator[Path]:
         yield from saved(together(drawing.panels[start : start + PANELS]), out / name)
 
 
-def svg(panel: Panel) -> str:
+def svg(panel: Panel, wide: bool = False) -> str:
     """A panel alone as an SVG file's content."""
     drawn = io.StringIO()
-    alone(panel).savefig(drawn, format="svg", metadata={"Date": None})
+    alone(panel, wide).savefig(drawn, format="svg", metadata={"Date": None})
     return drawn.getvalue()
 
 

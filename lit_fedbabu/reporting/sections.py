@@ -110,12 +110,13 @@ def sections(study: Study) -> list[Section]:
         Section(
             "Clients",
             tables=_tables(
+                ("each-client", "Each client", tables.each_client_table(study), ""),
                 (
                     "fairness",
                     "Fairness and worst decile",
                     tables.fairness_table(study),
                     "Means over seeds, accuracies in percent. Fairness is Jain's index: 1 where all clients are equal.",
-                )
+                ),
             ),
             drawings=_drawings(figures.clients(study), dots.fairness(study)),
         ),

@@ -48,6 +48,23 @@ def method_table(study: Study) -> list[Row]:
     return rows
 
 
+def each_client_table(study: Study) -> list[Row]:
+    """Of a report of one run a row for each client, with its name if it has one; of several runs none."""
+    if len(study.runs) > 1:
+        return []
+    (run,) = study.runs
+    score = run.score
+    return [
+        {
+            "client": row["client"],
+            **({"name": row["name"]} if "name" in row else {}),
+            "test samples": row.get("num_test", ""),
+            **{f"{stage} {score.axis}": score.shown(row[f"{stage}_{score.name}"]) for stage in STAGES},
+        }
+        for row in run.outcome["clients"]
+    ]
+
+
 def _is_of_best_round(tuned: Run, run: Run) -> bool:
     own, other = ([getattr(each.config, name) for name in FINETUNING] for each in (run, tuned))
     best = run.best["round"] if run.best else None

@@ -22,16 +22,24 @@ class FailureLog:
         board: of the run.
         say: prints a line.
         names: of the clients, where they have names.
+        seen: is told of each failure: round, client, and what is said of it.
     """
 
     last = ""
     """The last failure, in a line."""
 
-    def __init__(self, folder: Path, board: Board, say: Callable[[str], None], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        board: Board,
+        say: Callable[[str], None],
+        names: Sequence[str] = (),
+        seen: Callable[[int, int, str], None] = lambda *_: None,
+    ) -> None:
         self.folder = folder
         self.board = board
         self.say = say
-        self.names = names
+        self.names, self.seen = names, seen
 
     def who(self, clients: Iterable[int]) -> str:
         """Clients as people read them."""
@@ -55,6 +63,7 @@ class FailureLog:
         who = f"client {self.who([client])}" if name else f"client {client}"
         self.last = f"{who} on node {node}: {shown}"
         self.board.failure(server_round, self.last)
+        self.seen(server_round, client, self.last)
         self.say(f"round {server_round}  failed: {self.last}")
 
 

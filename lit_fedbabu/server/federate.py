@@ -4,7 +4,8 @@ import dataclasses
 import gc
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -92,6 +93,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     rounds = begun.rounds if begun else []
     ledger = None if config.on_sites else _ledger(config, folder, len(rounds), _sizes(experiment, []))
     say(f"run folder {folder}")
+    progress.wait("starting workers")
     if begun is not None and not seal.is_sealed(folder):
         say("note: this run has no seal.jsonl, as those of version 0.1; whether its files were changed is not checked")
     if not experiment.rate_in(1):
@@ -116,10 +118,11 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
 
     own_disks = nodes[0].own_disk
     memory = run_folder.memory_of(folder, own_disks)
-    ids = [node.id for node in nodes]
     names = names_of(nodes) if config.on_sites else experiment.task.client_names
     run_folder.write_names(folder, names)
-    strategy = SharedParts(experiment, ids, folder, memory, board, keep, progress, rounds, sizes, ledger, names)
+    strategy = SharedParts(
+        experiment, [node.id for node in nodes], folder, memory, board, keep, progress, rounds, sizes, ledger, names
+    )
     trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     privacy = ledger.facts(len(rounds))
@@ -144,7 +147,8 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     arrays = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in shared.items()})
     _forget_trials(shared)
     del shared, begun
-    _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
+    with _followed(strategy):
+        _all_rounds(strategy, grid, arrays, ledger.last_round - len(rounds))
     _write_spent(ledger, folder, say)
     outcome = results.read_results(folder)
     say(f"results {folder / run_folder.RESULTS}")
@@ -156,6 +160,19 @@ def _forget_trials(shared: Mapping[str, torch.Tensor]) -> None:
     """Free the modules that were tried before the run, which are in cycles, where they are large."""
     if sum(value.nbytes for value in shared.values()) > LARGE:
         gc.collect()
+
+
+@contextmanager
+def _followed(strategy: SharedParts) -> Iterator[None]:
+    """Let the run's page say how it ended."""
+    rounds = strategy.log.rounds
+    try:
+        yield
+    except BaseException as error:
+        why = str(error) if isinstance(error, InputError | RunError) else type(error).__name__
+        strategy.page.over(rounds, f"stopped after round {len(rounds)}: {why}")
+        raise
+    strategy.page.over(rounds)
 
 
 def _all_rounds(strategy: SharedParts, grid: Grid, arrays: ArrayRecord, count: int) -> None:

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.records import incomplete, results
+from lit_fedbabu.records.live import RunPage
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.records.tensorboard import Board
@@ -80,7 +81,8 @@ class SharedParts(Strategy):
             self.ledger.last_round,
             names,
         )
-        failures = FailureLog(folder, board, progress.say, names)
+        self.page = RunPage(folder, config, score, self.ledger.last_round, sizes, names)
+        failures = FailureLog(folder, board, progress.say, names, self.page.failed)
         kind = SecureExchange if config.secure_aggregation else Exchange
         self.exchange = kind(
             config,
@@ -133,12 +135,15 @@ class SharedParts(Strategy):
         clients = self.ledger.drawn(server_round)
         now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
         self.progress.begin(now, len(clients), self.log.left)
+        self.page.begins(f"round {server_round}: {len(clients)} clients train", self.log.rounds, self.log.left)
         return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
         server_round += self._resumed_after
         clipping = self.server.clipping
-        shared, loss = self.server.combine(server_round, self._shared, self.exchange.updates(replies))
+        updates = self.exchange.updates(replies)
+        shared, loss = self.server.combine(server_round, self._shared, updates)
+        self.page.trained(server_round, (update.client for update in updates))
         spent = self.ledger.epsilon(server_round)
         privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
         self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy)
@@ -160,6 +165,7 @@ class SharedParts(Strategy):
             self.progress.say(f"fine-tuning {len(clients)} clients {how}")
         what = "fine-tuning" if last else f"evaluation after round {server_round}"
         self.progress.begin(self.log.headline(what), len(clients))
+        self.page.begins(f"{what}: {len(clients)} clients", self.log.rounds, self.log.left)
         return self.exchange.evaluation(clients, personalize=last)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
@@ -183,6 +189,9 @@ class SharedParts(Strategy):
             self.progress.say(f"round {server_round}  clients {who} are missing from the results: {FAILURES} says why")
         self.clients = rows
         self.log.evaluated(server_round, rows)
+        self.page.evaluated(rows)
+        if last:
+            self.progress.wait("writing results")
 
     def finish(self, grid: Grid, arrays: ArrayRecord) -> None:
         """Evaluate after the last round where that is over already, of a run that may not have another one."""

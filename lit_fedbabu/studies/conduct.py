@@ -6,7 +6,7 @@ import time
 
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.files import make_folder
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
 from lit_fedbabu.studies.claims import release
 from lit_fedbabu.studies.plan import Run, Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
@@ -43,7 +43,8 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
         with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
             warm.start()
             say(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs")
-            need = check(study)
+            with waiting("loading PyTorch, then data and model of each kind of run"):
+                need = check(study)
             words: dict[str, str] = {}
             if tuning is not None:
                 need = max(need, check(tuning.study))
@@ -74,7 +75,8 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
 
         ready = [run.folder for run in study.runs if run.name not in failed]
         lost = [Unfinished(run.folder, run.config, failed[run.name]) for run in study.runs if run.name in failed]
-        write_report(ready, study.folder / REPORT, failed=lost)
+        with waiting("drawing the report"):
+            write_report(ready, study.folder / REPORT, failed=lost)
     return int(bool(failed))
 
 

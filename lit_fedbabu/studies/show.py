@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
+from lit_fedbabu.records import live
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.studies.plan import Run, Study
 from lit_fedbabu.studies.work import DONE, claim_of, log_of, times
@@ -37,8 +38,10 @@ class Shown:
     def __init__(self, study: Study, todo: Sequence[Run], console: Console | None) -> None:
         self._study, self._todo, self._console = study, todo, console
         self._ended: dict[str, str] = {}
+        self._reached: dict[str, str] = {}
         self._begun = self._newest = time.monotonic()
         self._waiting = ""
+        self.write()
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -59,6 +62,8 @@ class Shown:
             )
         self._ended[run.name] = state
         self._newest = time.monotonic()
+        self._reached[run.name] = reached.strip()
+        self.write()
         self.say(f"{len(self._ended)}/{len(self._todo)}  {run.name}  {state}{reached}")
 
     def waits(self, runs: Sequence[Run]) -> None:
@@ -67,6 +72,27 @@ class Shown:
         if names != self._waiting:
             self._waiting = names
             self.say(f"waiting for others, who do: {names}")
+
+    def write(self, stopped: str = "") -> None:
+        """Write the study's page; ``stopped``: why it does not go on."""
+        todo = {run.name for run in self._todo}
+        rows = []
+        for run in self._study.runs:
+            going = run.name in todo and run.name not in self._ended and claim_of(run.folder).exists()
+            state = self._ended.get(run.name, "under way" if going else "to do" if run.name in todo else DONE)
+            page = {"href": f"{run.folder.name}/{live.PAGE}", "text": run.name}
+            name = page if (run.folder / live.PAGE).exists() else run.name
+            rows.append([name, state, *(_progress(run) if going else ("", self._reached.get(run.name, "")))])
+        left = len(todo) - len(self._ended)
+        done = len(rows) - left, len(rows)
+        facts = {"runs that have ended": f"{done[0]} of {done[1]}"}
+        if more := self._left(left):
+            facts["time left"] = more.removeprefix(", about ").removesuffix(" left")
+        tables = [live.Table("Runs", ("run", "state", "round", "newest score"), rows)]
+        state = stopped or ("under way" if left else "all runs have ended; report/report.html compares them")
+        going_on = bool(left and not stopped)
+        title = f"Study {self._study.folder.name}"
+        live.write(self._study.folder, title, state, facts, tables, done=done, going=going_on, bad=bool(stopped))
 
     def table(self) -> Group:
         """A line of all runs, and a row for each run under way."""
@@ -122,9 +148,14 @@ def _progress(run: Run) -> tuple[str, str]:
 def shown(study: Study, todo: Sequence[Run], plain: bool) -> Iterator[Shown]:
     """Lines, and a live table below them where the output is a terminal, unless plain ones are wanted."""
     console = Console()
-    if plain or not (todo and sys.stdout.isatty() and console.is_terminal):
-        yield Shown(study, todo, None)
-        return
-    show = Shown(study, todo, console)
-    with Live(get_renderable=show.table, console=console, transient=True, refresh_per_second=1):
-        yield show
+    moves = bool(not plain and todo and sys.stdout.isatty() and console.is_terminal)
+    show = Shown(study, todo, console if moves else None)
+    try:
+        if moves:
+            with waiting(""), Live(get_renderable=show.table, console=console, transient=True, refresh_per_second=1):
+                yield show
+        else:
+            yield show
+    except BaseException as error:
+        show.write(f"stopped: {type(error).__name__}")
+        raise

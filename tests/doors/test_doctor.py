@@ -31,7 +31,8 @@ def lines(capsys):
 def test_what_a_run_needs_is_told_in_a_line_each_and_nothing_is_made(light, tmp_path, capsys):
     assert doctor.main(["precision=32-true", "output-dir=a/b"]) == 0
     told, error = lines(capsys)
-    assert list(told) == list(doctor.CHECKS) and not error
+    assert list(told) == [*doctor.CHECKS, "next:"] and not error
+    assert told["next:"].endswith("lit-fedbabu run precision=32-true output-dir=a/b")
     assert (
         told["versions"].startswith("python 3.") and f"torch {torch.__version__.partition('+')[0]}" in told["versions"]
     )

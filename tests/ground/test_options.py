@@ -91,7 +91,7 @@ def test_configs_are_listed_with_a_line_each(capsys):
     told = capsys.readouterr().out.splitlines()
     place = next(place for place, line in enumerate(told) if line.startswith("they lie in"))
     assert {line.split()[0] for line in told[:place]} == {path.stem for path in configs_folder().glob("*.toml")}
-    assert [line.split()[0] for line in told[place + 2 :]] == ["cifar10", "cifar10-fedavg"]
+    assert [line.split()[0] for line in told[place + 2 :]] == ["cifar10", "cifar10-fedavg", "next:"]
     assert "demo           scikit-learn's digits" in "\n".join(told)
 
 

@@ -38,7 +38,7 @@ def on_terminal(plain):
 def test_a_terminal_has_a_live_line_and_all_lines_said():
     seen = on_terminal(plain=False)
     assert "round 3/8 [/bold] is over" in seen, "also what looks like markup"
-    assert "round 3/8  loss 0.5" in seen and "0:04:00 left" in seen
+    assert "round 3/8  loss 0.5" in seen and "0:04:00 of training left" in seen
     assert " 4/10" in seen and "clients" in seen
     assert seen.endswith("Live\r\n")
 
@@ -72,12 +72,12 @@ def test_lines_can_be_marked(capsys):
 WHAT = "evaluation after round 12/300  loss 0.4732  initial accuracy 71.25 %"
 
 
-def live_line(width):
-    """What the live line is on a terminal of so many columns."""
+def live_line(width, what=WHAT, clients=100, left=timedelta(minutes=4)):
+    """What the live line is on a terminal of so many columns, when two fifths of the clients are done."""
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
     live = Live(console)
-    live.begin(WHAT, 100, timedelta(minutes=4))
-    live.advance(40)
+    live.begin(what, clients, left)
+    live.advance(2 * clients // 5)
     live.close()
     console.file.truncate(0)
     console.print(live.bar.get_renderable())
@@ -88,9 +88,10 @@ def live_line(width):
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (120, f"{WHAT} ━━━━━━━━             40/100 clients  0:04:00 left"),
-        (105, f"{WHAT}  40/100 clients  0:04:00 left"),
-        (80, "evaluation after round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00"),
+        (140, f"{WHAT} ━━━━━━━━             40/100 clients  0:04:00 of training left"),
+        (120, f"{WHAT}  40/100 clients  0:04:00 of training left"),
+        (100, "evaluation after round 12/300  loss 0.4732  accuracy 71.25 %  40/100 clients  0:04:00 training left"),
+        (80, "evaluation round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00 training"),
         (60, "round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00"),
         (44, "12/300  0.4732  71.25 %  40/100  0:04:00"),
         (20, "40/100  0:04:00"),
@@ -100,3 +101,78 @@ def live_line(width):
 )  # fmt: skip
 def test_words_and_the_bar_leave_a_narrow_live_line_before_numbers(width, line):
     assert live_line(width) == line
+
+
+WORKS = [
+    ("round 7/8", 3, None),
+    ("round 1000/1000  loss 12.0732  initial accuracy 100.00 %", 100_000, timedelta(days=2, hours=11)),
+    ("evaluation after round 12/300  loss 0.4732  initial rmse 1.2345e+04", 100, timedelta(minutes=4)),
+    ("fine-tuning  loss nan  initial accuracy 71.25 %", 2400, None),
+]
+
+
+@pytest.mark.parametrize("work", WORKS, ids=[what.split()[0] for what, *_ in WORKS])
+@pytest.mark.parametrize("width", [60, 66, 72, 80, 90, 100, 110, 120, 132, 160])
+def test_every_number_stays_on_terminals_of_sixty_columns_and_more(width, work):
+    what, clients, left = work
+    line = live_line(width, what, clients, left)
+    numbers = [word for word in what.split() if any(letter.isdigit() for letter in word) or word == "nan"]
+    assert len(line) <= width and {*numbers, f"{2 * clients // 5}/{clients}"} <= set(line.split())
+    clock = line.split(f"/{clients}")[1].removeprefix(" clients")
+    assert str(left) in clock if left else "0:00:0" in clock
+
+
+def test_two_clocks_have_two_names():
+    assert live_line(140, "round 2/9", 10, timedelta(minutes=3)).endswith("0:03:00 of training left")
+    assert live_line(140, "round 1/9", 10, None).endswith("of this round left")
+    assert live_line(140, "fine-tuning  loss 0.5", 10, None).endswith("of this fine-tuning left")
+
+
+def test_what_has_no_end_in_sight_moves_too():
+    console = Console(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    live = Live(console)
+    live.wait("writing results")
+    shown = [str(each) for each in live.bar.get_renderables()]
+    live.begin("round 1/2", 4)
+    after = [str(each) for each in live.bar.get_renderables()]
+    live.close()
+    assert shown == ["| 0 s  writing results"] and "writing" not in str(after)
+
+
+def on_pty(script):
+    """What a script writes to a terminal, and to a pipe in its place."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40"}
+    environment.pop("TTY_INTERACTIVE", None)
+    subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    return text, piped.stdout + piped.stderr
+
+
+def test_a_terminal_sees_what_is_waited_for_until_it_is_there():
+    wait = """
+import time
+from lit_fedbabu.ground.printing import say, waiting
+with waiting("loading what takes long, longer than the line of a terminal is"):
+    time.sleep(0.5)
+    say("above")
+    with waiting("the inner"):
+        time.sleep(0.5)
+    with waiting(""):
+        time.sleep(0.5)
+        say("alone")
+        time.sleep(0.5)
+say("over")
+"""
+    terminal, pipe = on_pty(wait)
+    assert pipe == "above\nalone\nover\n"
+    lines = terminal.split("\x1b[K")
+    assert any("0 s  loading what takes long" in line for line in lines) and "the inner" in terminal
+    assert max(len(line.rstrip("\r\n")) for line in lines) <= 40
+    assert "loading" not in terminal[terminal.index("alone") :], "nothing is drawn where something else is shown"
+    assert terminal.endswith("\x1b[Kover\r\n") and "\x1b[Kabove\r\n" in terminal
+    quiet, _ = on_pty(f"import os; os.environ['TTY_INTERACTIVE'] = '0'{wait}")
+    assert quiet == "above\r\nalone\r\nover\r\n"

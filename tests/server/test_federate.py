@@ -123,6 +123,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
     assert names - events == {
         "seal.jsonl",
         "costs.jsonl",
+        "report.html",
         "README.md",
         "config.toml",
         "partition.csv",

@@ -30,7 +30,7 @@ def test_a_study_does_every_run_once_to_the_bytes_of_a_run_alone_and_reports(tmp
     assert "4 of 4 runs are done" in told and "4/4" in told
     names = [f"{algorithm}-seed_{seed}" for algorithm in ("fedbabu", "fedper") for seed in (1, 2)]
     left = {each.name for each in folder.iterdir()}
-    assert left == {*names, "report", work.TIMES, "workers.log"} - ({"workers.log"} - left)
+    assert left == {*names, "report", "report.html", work.TIMES, "workers.log"} - ({"workers.log"} - left)
     for algorithm, seed in (("fedbabu", 1), ("fedper", 2)):
         whole, _ = federate(tiny_config(model_name=NARROW, algorithm=algorithm, seed=seed))
         assert files_that_decide(folder / f"{algorithm}-seed_{seed}") == files_that_decide(whole)

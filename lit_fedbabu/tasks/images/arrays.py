@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import islice
@@ -17,8 +17,8 @@ from typing import BinaryIO, Self, TypeVar
 import numpy as np
 
 from lit_fedbabu.ground.files import naming
-from lit_fedbabu.ground.printing import say
-from lit_fedbabu.ground.system import INTERACTIVE, available_cores
+from lit_fedbabu.ground.printing import INTERACTIVE, say, waiting
+from lit_fedbabu.ground.system import available_cores
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
 T = TypeVar("T")
@@ -141,7 +141,8 @@ def told(what: str, count: int) -> Iterator[Callable[[int], None]]:
             say(f"{what}: {finished} of {count}, {left} left")
 
     try:
-        yield done
+        with nullcontext() if bar is None else waiting(""):
+            yield done
     finally:
         if bar is not None:
             bar.stop()
