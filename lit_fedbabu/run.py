@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fedbabu.completion import Parser, complete, option_words
 from lit_fedbabu.config import Config
-from lit_fedbabu.config.derived import PLACES, WITHOUT_NUMBERS
+from lit_fedbabu.config.derived import OF_SERVER, PLACES, WITHOUT_NUMBERS, code_in
 from lit_fedbabu.config.text import describe
 from lit_fedbabu.config.words import parse_words
 from lit_fedbabu.ground.errors import InputError, RunError, of_system, one_line_errors
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if status == 0:
         command = shlex.join([program("tensorboard"), "--logdir", str(folder.parent)])
         say(f"TensorBoard: {command}")
-        code = [word for key, path in run_folder.read_config(folder).code().items() for word in (f"--{key}", path)]
+        code = [word for key, path in code_in(options).items() if key not in OF_SERVER for word in (f"--{key}", path)]
         say(next_step("finetune", folder, *code, "--save"))
         say(next_step("report", folder))
     return status

@@ -71,6 +71,12 @@ def protection_of(privacy: str, noise_multiplier: float) -> str:
     return privacy
 
 
+def code_in(options: Mapping[str, Any]) -> dict[str, str]:
+    """Of options by their keys those that name code outside this package by its import path, and these."""
+    paths = {key: str(value) for key, value in options.items() if key in OF_CODE}
+    return {key: path for key, path in paths.items() if ":" in path and not path.startswith("timm:")}
+
+
 class Derived:
     """The part of ``Config`` that is no option."""
 
@@ -124,8 +130,7 @@ class Derived:
 
     def code(self) -> dict[str, str]:
         """The options that name code outside this package by its import path, and these."""
-        paths = {key: str(value) for key, value in self.to_run_config().items() if key in OF_CODE}
-        return {key: path for key, path in paths.items() if ":" in path and not path.startswith("timm:")}
+        return code_in(self.to_run_config())
 
     def experiment(self) -> dict[str, Any]:
         """The options that decide numbers: all but those that name places."""

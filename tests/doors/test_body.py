@@ -31,7 +31,9 @@ def test_a_runs_body_is_saved_and_fine_tuned_as_the_run_itself(finished, tmp_pat
     for source in (finished, tmp_path / "shared"):
         capsys.readouterr()
         assert finetune([str(source), "--data", data]) == 0
-        told.append(capsys.readouterr().out)
+        *lines, following = capsys.readouterr().out.splitlines()
+        told.append(lines)
+        assert following.endswith(f"lit-fedbabu finetune {source} --data {data} --save me")
     assert told[0] == told[1]
     assert finetune([str(tmp_path / "shared")]) == 2
     assert "is a saved model, without the clients of its federation: give images" in capsys.readouterr().err

@@ -366,6 +366,10 @@ def test_a_run_ends_with_a_line_for_tensorboard_that_can_be_pasted(tmp_path, cap
     monkeypatch.setitem(door.ENGINES, "local", lambda config, folder, plain: 0)
     runs = tmp_path / "my runs" / "a & b"
     assert door.main(["dataset=digits", f"output-dir={runs}"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1].removeprefix("TensorBoard: ")
+    line, *following = capsys.readouterr().out.splitlines()[-3:]
+    line = line.removeprefix("TensorBoard: ")
     assert shlex.split(line) == [program("tensorboard"), "--logdir", str(runs)]
     assert line.endswith(f" --logdir '{runs}'")
+    commands = [shlex.split(each.partition("next: ")[2])[1:] for each in following]
+    assert [each[0] for each in commands] == ["finetune", "report"] and commands[0][2:] == ["--save"]
+    assert all(Path(each[1]).parent == runs for each in commands)
