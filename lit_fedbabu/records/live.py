@@ -175,7 +175,7 @@ class RunPage:
         facts = {
             "rounds done": f"{len(rounds)} of {self._last_round}",
             "clients": str(self._config.num_clients),
-            "failures": str(sum(self._failed.values())),
+            "client failures": str(sum(self._failed.values())),
             "since the start": str(timedelta(seconds=round(time.monotonic() - self._begun))),
         }
         if going and self._left is not None:
@@ -202,7 +202,7 @@ class RunPage:
     def _clients(self) -> Table:
         named, score = bool(self._names), self._score
         columns = ["client", *(["name"] if named else []), "training samples", "rounds trained", "last in round"]
-        columns += ["failures", *(f"{stage} {score.axis}" for stage in STAGES)]
+        columns += ["failed", *(f"{stage} {score.axis}" for stage in STAGES)]
         rows = []
         for client in range(min(self._config.num_clients, CLIENTS)):
             row = self._rows.get(client, {})
