@@ -125,6 +125,25 @@ class Config(Derived):
     round_timeout: float = option(
         0.0, "minutes that a round waits for clients; 0: 120 with partitioner=sites, else 720", low=0
     )
+    round_deadline_s: float = option(
+        0.0,
+        "seconds that a round, and an evaluation, waits for answers; later ones are discarded, and the round goes on"
+        " with those that came, if there are min-clients-per-round or else one; for sites, or with client-speeds in"
+        " simulated seconds; 0: round-timeout",
+        low=0,
+    )
+    over_selection: float = option(
+        1.0,
+        "how many times as many clients as fraction-train says are asked, of which the first that answer count; for"
+        " sites, or with client-speeds",
+        low=1,
+        high=10,
+    )
+    client_speeds: str = option(
+        "",
+        "lognormal:S gives simulated clients speeds, by the seed, and results simulated seconds: the logarithm of the"
+        " seconds for a sample has the deviation S; empty: none",
+    )
     batch_size: int = option(
         50,
         "training images per step; with privacy=sample on average, and the size that loaders of a task have",

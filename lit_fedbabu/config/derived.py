@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -107,6 +108,9 @@ class Derived:
     initial_weights_digest: str
     logger: str
     round_timeout: float
+    round_deadline_s: float
+    over_selection: float
+    client_speeds: str
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
@@ -183,8 +187,14 @@ class Derived:
 
     @property
     def timeout_s(self) -> float:
-        """Seconds that a round waits for its clients."""
-        return 60 * (self.round_timeout or (120 if self.on_sites else 720))
+        """Seconds of the clock that a round waits for its clients."""
+        longest = 60 * (self.round_timeout or (120 if self.on_sites else 720))
+        return min(longest, self.round_deadline_s) if self.on_sites and self.round_deadline_s else longest
+
+    @property
+    def speed_sigma(self) -> float:
+        """S of ``client-speeds``, the deviation of the logarithm of the seconds that clients take for a sample."""
+        return float(self.client_speeds.removeprefix("lognormal:") or 0)
 
     @property
     def on_sites(self) -> bool:
@@ -228,6 +238,11 @@ class Derived:
     def unmasking_threshold(self) -> int:
         """Shares that make a secret in secure aggregation: ``secure-threshold``, or two thirds of a round's clients."""
         return self.secure_threshold or -(-2 * self.clients_per_round // 3)
+
+    @property
+    def clients_asked(self) -> int:
+        """Clients that a round asks: ``over-selection`` times as many as are to count, rounded up."""
+        return min(self.num_federated, math.ceil(self.over_selection * self.clients_per_round - 1e-9))
 
     def reads(self, field: str) -> bool:
         """Whether algorithm, partitioner, aggregator, privacy and fine-tuning read an option, by its field."""

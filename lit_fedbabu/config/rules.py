@@ -20,6 +20,9 @@ LEAST_NOISE = 0.01
 FEWEST, TAIL = 3, 8
 """Of secure aggregation: clients of a round, for of two each knows the other's update by the sum; and standard
 deviations of noise that the range must have room for."""
+SPEEDS = re.compile(r"lognormal:\d(\.\d+)?")
+COUNTED = ("mean", "norm-bound")
+"""Aggregators that work with any number of clients."""
 ADDRESS = re.compile(r"[^/\s]+:\d{1,5}")
 LONGEST_NAME = 200
 """Bytes of the name of a folder, which systems limit to 255, with what files beside it have in addition."""
@@ -182,6 +185,31 @@ def _check_secure(config: Any) -> None:
         raise InputError("quantization-range", config.quantization_range, remedy)
 
 
+def _check_pace(config: Any) -> None:
+    if config.client_speeds and not SPEEDS.fullmatch(config.client_speeds):
+        raise InputError("client-speeds", config.client_speeds, "must be lognormal:S, as in lognormal:1.0, or empty")
+    if config.client_speeds and config.on_sites:
+        raise InputError("client-speeds", config.client_speeds, "is for simulated clients; sites have their own speed")
+    timed = config.on_sites or config.client_speeds
+    if config.round_deadline_s and not timed:
+        remedy = "is for sites; for simulated clients give client-speeds too, as in client-speeds=lognormal:1.0"
+        raise InputError("round-deadline-s", config.round_deadline_s, remedy)
+    if config.round_deadline_s and config.aggregator not in COUNTED and not config.min_clients_per_round:
+        remedy = f"{config.aggregator} needs a number of clients, and others may be late; give min-clients-per-round"
+        raise InputError("round-deadline-s", config.round_deadline_s, remedy)
+    if config.over_selection == 1:
+        return
+    if not timed:
+        remedy = "who answers first is known of sites; for simulated clients give client-speeds too"
+        raise InputError("over-selection", config.over_selection, remedy)
+    if config.protection == "central":
+        remedy = "with privacy=central nothing but chance decides who is in the sum; take 1"
+        raise InputError("over-selection", config.over_selection, remedy)
+    if config.clients_asked == config.clients_per_round:
+        remedy = f"a round needs all {config.clients_per_round} clients; take a smaller fraction-train"
+        raise InputError("over-selection", config.over_selection, remedy)
+
+
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
     if "/" in config.run_name or config.run_name.startswith("."):
@@ -244,6 +272,7 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     _check_privacy(config)
     if config.secure_aggregation:
         _check_secure(config)
+    _check_pace(config)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")
     if config.clipping_norm and config.norm == "batch-running":

@@ -128,6 +128,11 @@ class TrainReply:
         """Bytes of the shared weights in the reply, without framing."""
         return sum(array.nbytes for update in self.updates for array in update.arrays.values())
 
+    @staticmethod
+    def brings_updates(content: RecordDict) -> bool:
+        """Whether a reply seems to have updates of all of its clients; nothing of it is checked."""
+        return "failures" not in content and bool(content.get("metrics"))
+
     def to_record(self) -> RecordDict:
         """The content of the reply: each shared array once, stacked over the clients in their order."""
         names = self.updates[0].arrays if self.updates else {}

@@ -178,12 +178,13 @@ class Spread(TypedDict):
 
 
 class RoundCost(TypedDict):
-    """What a round of training took: seconds, and bytes of shared weights without framing."""
+    """What a round of training took: seconds, with speeds simulated ones, and bytes of weights without framing."""
 
     round: int
     seconds: float
     bytes_down: int
     bytes_up: int
+    simulated_seconds: NotRequired[float]
 
 
 class Results(dict[str, Any]):

@@ -88,6 +88,11 @@ class Board:
         shown = ("mean", "std", "worst_decile")
         self._loggers.log({f"{tag}_{statistic}": over[statistic] for statistic in shown}, server_round)
 
+    def over_time(self, mean: float, server_round: int, seconds: float) -> None:
+        """The mean initial score at the simulated time of a round, which is what the curve has for its wall time."""
+        self._writer.add_scalar(f"{self._score.name}/initial_mean_over_simulated_time", mean, server_round, seconds)
+        self._writer.flush()
+
     def failure(self, server_round: int, text: str) -> None:
         """A client's failure, as text."""
         self._writer.add_text("failures", in_markdown(text), server_round)

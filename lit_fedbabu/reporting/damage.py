@@ -83,6 +83,9 @@ def _check_rounds(outcome: Mapping[str, Any], config: Config, score: Score) -> N
         type(each["epsilon"]) is float and 0 <= each["epsilon"] < math.inf for each in rounds if "epsilon" in each
     ):
         raise ValueError("an epsilon is no number that is 0 or more")
+    times = [each["simulated_seconds"] for each in rounds if "simulated_seconds" in each]
+    if not all(type(each) is float and 0 <= each < math.inf for each in times) or times != sorted(times):
+        raise ValueError("simulated seconds of the rounds are no numbers that grow")
     for entry in [*rounds, *([best] if best else [])]:
         if (key := f"initial_{score.name}") in entry or entry is best:
             _check_finite(entry[key])

@@ -115,6 +115,29 @@ def rounds(study: Study) -> Drawing | None:
     return Drawing("rounds", f"Initial {study.score.name} over rounds", panels, note) if panels else None
 
 
+def simulated_time(study: Study) -> Drawing | None:
+    """Initial score over the simulated seconds of clients with speeds."""
+
+    def label(axes: Axes) -> None:
+        axes.set(xlabel="simulated seconds", ylabel=f"initial {study.score.axis}")
+        axes.set(xlim=(0, None), ylim=study.score.limits)
+
+    panels: list[Panel] = []
+    for setting in study.settings:
+        lines = {}
+        for cell in study.of_setting(setting):
+            shared = sorted(set.intersection(*(set(run.simulated) for run in cell.runs)))
+            if shared:
+                seconds = [np.mean([run.simulated[each] for run in cell.runs]) for each in shared]
+                means = [np.mean([run.initial[each]["mean"] for run in cell.runs]) for each in shared]
+                lines[cell.method] = Line(np.array(seconds), np.array(means))
+        panels += panels_of(study, setting, lines, label) if lines else []
+    note = "Points are evaluated rounds: mean over clients and seeds, at the mean simulated time of their end."
+    return (
+        Drawing("simulated-time", f"Initial {study.score.name} over simulated time", panels, note) if panels else None
+    )
+
+
 def _lines(found: dict[str, Line | None]) -> dict[str, Line]:
     return {name: line for name, line in found.items() if line is not None}
 

@@ -93,6 +93,12 @@ class Run:
         return {each["round"]: scaled(each[key], self.score) for each in evaluated}
 
     @property
+    def simulated(self) -> dict[int, float]:
+        """Simulated seconds since the first round began, by the rounds that were evaluated; empty without speeds."""
+        rounds = {each["round"]: each for each in self.outcome["rounds"]}
+        return {each: rounds[each][key] for each in self.initial if (key := "simulated_seconds") in rounds[each]}
+
+    @property
     def epsilon(self) -> float | None:
         """What the run spent of the privacy of its clients; None without noise, and of newcomers."""
         rounds = [] if self.is_newcomers else self.outcome["rounds"]

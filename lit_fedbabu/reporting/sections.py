@@ -94,7 +94,7 @@ def sections(study: Study) -> list[Section]:
             _tables(("ranks", "Average ranks over settings", differences.rank_table(ranked) if ranked else [], "")),
             _drawings(dots.ranks(ranked) if ranked else None),
         ),
-        Section("Learning curves", drawings=_drawings(figures.rounds(study))),
+        Section("Learning curves", drawings=_drawings(figures.rounds(study), figures.simulated_time(study))),
         Section(
             "Fine-tuning",
             tables=_tables(

@@ -18,6 +18,9 @@ from lit_fedbabu.protocol.wire import EvaluateReply, TrainReply
 DEAD_WORKER = ("ActorDied", "WorkerCrashed")
 """In an error of Flower's simulation: Ray lost a worker process, and Flower's pool does not start another one."""
 
+LATE, SPARE = ErrorCode.REPLY_MESSAGE_UNAVAILABLE, 1_000
+"""Codes of errors in place of answers that did not come in time, and of those that were not waited for."""
+
 Reply = TypeVar("Reply", TrainReply, EvaluateReply, StepReply)
 
 
@@ -29,12 +32,16 @@ class Answers(Generic[Reply]):
         readable: replies, in which every client was asked and is there once.
         unanswered: clients that no reply speaks of, and why.
         refused: those of them whose node sent something that cannot be read or does not speak of them.
+        late: those whose answer did not come in time, which their node does not say itself.
+        spare: those of them that were not waited for, since there were enough.
         lost_worker: whether Flower's simulation says that Ray lost a worker.
     """
 
     readable: list[Reply] = dataclasses.field(default_factory=list)
     unanswered: dict[int, str] = dataclasses.field(default_factory=dict)
     refused: set[int] = dataclasses.field(default_factory=set)
+    late: set[int] = dataclasses.field(default_factory=set)
+    spare: set[int] = dataclasses.field(default_factory=set)
     lost_worker: bool = False
 
 
@@ -61,6 +68,10 @@ def read(
         if message.has_error():
             errors[node] = text("reason", str(message.error.reason or "an error without a reason"))
             words = any(word in errors[node] for word in DEAD_WORKER)
+            if message.error.code in (LATE, SPARE):
+                found.late |= own
+            if message.error.code == SPARE:
+                found.spare |= own
             found.lost_worker |= words and message.error.code == ErrorCode.UNKNOWN
             continue
         try:

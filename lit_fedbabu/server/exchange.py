@@ -22,7 +22,9 @@ from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
+from lit_fedbabu.server.pace import Pace
 from lit_fedbabu.server.parked import Park
+from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.sampling import substitutes
 from lit_fedbabu.server.server_state import for_clients, received
 from lit_fedbabu.server.spent import Ledger
@@ -66,6 +68,7 @@ class Exchange:
     ) -> None:
         self.config, self._algorithm = config, algorithm_of(config)
         self.ledger = ledger or Ledger(config, folder, sizes=sizes)
+        self.pace = Pace(config, sizes)
         self.nodes = nodes
         self.memory = memory
         self.folder = folder
@@ -85,12 +88,16 @@ class Exchange:
         self.server_round, self.arrays, self.grid = server_round, arrays, grid
         self.expected = expected or arrays
         self._park = Park(self.folder)
+        self.pace.begin()
         self.bytes_down = self.bytes_up = 0
 
     def training(self, clients: Iterable[int]) -> list[Message]:
         """Messages that ask clients to train."""
         rate = self._rate_in(self.server_round)
         clients = list(clients)
+        if isinstance(self.grid, PatientGrid):
+            over = self.config.over_selection > 1
+            self.grid.enough = min(len(clients), self.config.clients_per_round) if over else None
         self.ledger.note(self.server_round, clients)
         messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
         for message in messages:
@@ -108,7 +115,9 @@ class Exchange:
             RunError: too few were left after all retries.
         """
         asked, central = self.ledger.drawn(self.server_round), self.config.protection == "central"
-        needed = min(self.config.min_clients_per_round or (1 if central else len(asked)), len(asked))
+        full = min(len(asked), self.config.clients_per_round) if self.config.over_selection > 1 else len(asked)
+        least = 1 if central or self.config.round_deadline_s else full
+        needed = min(self.config.min_clients_per_round or least, full)
         waiting, updates = asked, list[ClientUpdate]()
         for attempt in range(1 if central else self.config.max_round_retries + 1):
             if attempt:
@@ -121,7 +130,10 @@ class Exchange:
                 )
                 asked = [*asked, *waiting]
                 replies = self.grid.send_and_receive(self.training(waiting), timeout=self.config.timeout_s)
-            updates = self._ordinary([*updates, *self._valid_updates(waiting, replies)])
+            valid = self.pace.in_time(self._valid_updates(waiting, replies), self._record)
+            before = {update.client for update in updates}
+            updates, new = _split(self._ordinary([*updates, *valid]), before)
+            updates += self.pace.first(waiting, new, full - len(updates))
             if len(updates) >= needed:
                 return sorted(updates, key=lambda update: update.client)
         raise RunError(
@@ -248,8 +260,14 @@ class Exchange:
         self.refused |= answers.refused
         for failure in (failure for reply in answers.readable for failure in reply.failures):
             self._record(failure.client, failure.reason, failure.traceback)
+        self.pace.late |= answers.late
+        if answers.spare:
+            self.say(
+                f"round {self.server_round}  not waited for: clients {sorted(answers.spare)}, for others were enough"
+            )
         for client, reason in answers.unanswered.items():
-            self._record(client, reason)
+            if client not in answers.spare:
+                self._record(client, reason)
         if answers.lost_worker and not self.config.on_sites:
             raise RunError(f"round {self.server_round}: a worker process died; go on with resume = {self.folder}")
         return answers.readable
@@ -260,3 +278,8 @@ class Exchange:
 
     def _node_of(self, client: int) -> int:
         return self.nodes[client % len(self.nodes)]
+
+
+def _split(updates: list[ClientUpdate], before: set[int]) -> tuple[list[ClientUpdate], list[ClientUpdate]]:
+    """The updates of clients that answered before, and the others."""
+    return [each for each in updates if each.client in before], [each for each in updates if each.client not in before]

@@ -108,7 +108,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         say("note: Flower installed a throw-away environment for this run; lit-fedbabu run does not")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     if config.on_sites and isinstance(grid, Grid):
-        grid = cast(Grid, PatientGrid(grid, say))
+        grid = cast(Grid, PatientGrid(grid, say, "round-deadline-s" if config.round_deadline_s else "round-timeout"))
     nodes = _nodes(grid, experiment, say)
     sizes = _sizes(experiment, nodes)
     ledger = ledger or _ledger(config, folder, len(rounds), sizes)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from lit_fedbabu.protocol.wire import clients_of
+from lit_fedbabu.protocol.wire import TrainReply, clients_of
+from lit_fedbabu.server.answers import LATE, SPARE
 
 LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
 """Seconds between two looks for answers, and between two lines; the first line comes after a fifth of the latter."""
@@ -25,11 +26,14 @@ class PatientGrid:
     Args:
         grid: Flower's.
         say: prints a line.
+        limit: the option that says how long a round waits.
     """
 
-    def __init__(self, grid: Grid, say: Callable[[str], None]) -> None:
-        self._grid = grid
-        self._say = say
+    enough: int | None = None
+    """So many updates end the waiting of a round; None: all."""
+
+    def __init__(self, grid: Grid, say: Callable[[str], None], limit: str = "round-timeout") -> None:
+        self._grid, self._say, self._limit = grid, say, limit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
@@ -46,7 +50,8 @@ class PatientGrid:
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
         next_line = SAY_EVERY_S / 5
-        while waiting and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
+        left = self.enough if sent and sent[0].metadata.message_type == MessageType.TRAIN else None
+        while waiting and left != 0 and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
                 self._say(f"waiting for {_whom(waiting.values())} for {passed / 60:.0f} min; gives up at {until}")
@@ -55,11 +60,16 @@ class PatientGrid:
             except queue.Empty:
                 continue
             del waiting[place]
+            if left is not None and reply.has_content():
+                left -= TrainReply.brings_updates(reply.content)
             yield reply
         over.set()
-        late = f"no answer within {timeout / 60:.3g} min; round-timeout says how long a round waits"
+        took = f"{timeout / 60:.3g} min" if timeout >= 60 else f"{timeout:.3g} s"
+        why = LATE, f"late: no answer within {took}; {self._limit} says how long a round waits"
+        if left == 0:
+            why = SPARE, "late: others were enough"
         for message in waiting.values():
-            yield _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
+            yield _error(message, *why)
 
     def _pull(
         self,
@@ -87,7 +97,9 @@ def _of(message: Message, found: Message) -> Message:
     """The answer, from the node that was asked; errors of Flower's own, as of a node that is gone, stay."""
     if found.has_error() and found.metadata.src_node_id == message.metadata.src_node_id:
         return found
-    return Message(found.error if found.has_error() else found.content, reply_to=message)
+    if found.has_error():
+        return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(found.error.reason))
+    return Message(found.content, reply_to=message)
 
 
 def _error(message: Message, code: int, reason: str) -> Message:

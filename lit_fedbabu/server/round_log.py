@@ -15,6 +15,7 @@ from lit_fedbabu.learning.evaluation import ACCURACY, STAGES, Score
 from lit_fedbabu.records.results import interval_words, spread
 from lit_fedbabu.records.run_folder import COSTS, called
 from lit_fedbabu.records.tensorboard import Board
+from lit_fedbabu.server.pace import SIMULATED, Pace
 
 HINT_AFTER, NEAR_CHANCE = 5, 0.99
 """Rounds, all of them with a loss above this share of that of guessing, after which a hint is given."""
@@ -58,7 +59,8 @@ class RoundLog:
         self.say = say
         self.rounds = list(rounds)
         """One entry for every round: number, learning rate, training loss (None where there were no clients), with
-        noise the epsilon that was spent and, where evaluated, initial accuracy."""
+        noise the epsilon that was spent, with speeds simulated seconds, who was late and, where evaluated, initial
+        accuracy."""
         self._resumed_after = len(self.rounds)
         self._started = self._seconds = 0.0
         self.left: timedelta | None = None
@@ -75,6 +77,7 @@ class RoundLog:
         bytes_down: int,
         bytes_up: int,
         privacy: Mapping[str, float] = MappingProxyType({}),
+        pace: Pace | None = None,
     ) -> None:
         """A round was averaged.
 
@@ -84,6 +87,7 @@ class RoundLog:
             bytes_down: of shared weights from the server to nodes, without framing.
             bytes_up: of shared weights from nodes to the server, without framing.
             privacy: with noise ``epsilon``, spent by the end of the round, and what is adapted.
+            pace: who was late, and simulated seconds.
         """
         seconds = time.monotonic() - self._started
         self._seconds += seconds
@@ -91,8 +95,11 @@ class RoundLog:
         self.left = timedelta(seconds=round(mean_seconds * (self._last_round - server_round)))
         rate = self._rate_in(server_round)
         known = loss if isfinite(loss) else None
-        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": known, **privacy})
+        timed = pace.history(self.rounds) if pace else {}
+        self.rounds.append({"round": server_round, "learning_rate": rate, "train_loss": known, **privacy, **timed})
         cost = {"round": server_round, "seconds": seconds, "bytes_down": bytes_down, "bytes_up": bytes_up}
+        if pace and SIMULATED in timed:
+            cost[SIMULATED] = pace.round_s
         append_json_line(self.folder / COSTS, cost)
         self.board.round(
             server_round,
@@ -103,10 +110,13 @@ class RoundLog:
                 "communication/bytes_down": bytes_down,
                 "communication/bytes_up": bytes_up,
                 "time/seconds_per_round": seconds,
+                **({"time/simulated_seconds": timed[SIMULATED]} if SIMULATED in timed else {}),
+                **({"train/late_clients": len(timed["late"])} if "late" in timed else {}),
             },
         )
         self._hint_at_chance(server_round)
         spent = "".join(f"  {key.replace('_', ' ')} {value:.3g}" for key, value in privacy.items())
+        spent += f"  {timed[SIMULATED]:.3g} simulated s" if SIMULATED in timed else ""
         what = "no client was drawn" if known is None else f"training loss {loss:.4f}"
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  {what}{spent}"
@@ -162,6 +172,8 @@ class RoundLog:
                 raise RunError(f"round {server_round}: no client has a finite {what}; a lower learning-rate may help")
             over = spread(values, self.score.higher_is_better, everyone if asked < everyone else 0)
             self.board.scores(stage, server_round, values)
+            if stage == STAGES[0] and SIMULATED in self.rounds[-1]:
+                self.board.over_time(over["mean"], server_round, self.rounds[-1][SIMULATED])
             mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))
             self.say(
                 f"round {server_round}  {stage} {self.score.name} {mean} ± {std}{self.score.unit}"

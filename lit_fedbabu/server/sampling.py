@@ -9,12 +9,13 @@ from lit_fedbabu.config import Config
 
 
 def participants(config: Config, server_round: int) -> list[int]:
-    """The clients that train in a round, drawn without replacement: int(f * N), at least one.
+    """The clients that train in a round, drawn without replacement: int(f N), at least one, times
+    ``over-selection``.
 
     Where all images are in one place, it is client 0 that has them.
     """
     rng = np.random.default_rng(config.derived_seed("sampling", server_round))
-    drawn = sorted(rng.choice(config.num_federated, config.clients_per_round, replace=False).tolist())
+    drawn = sorted(rng.choice(config.num_federated, config.clients_asked, replace=False).tolist())
     return algorithm_of(config).drawn(config, server_round, drawn)
 
 

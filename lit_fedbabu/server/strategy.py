@@ -115,6 +115,8 @@ class SharedParts(Strategy):
         many = config.clients_per_round if central else len(self.ledger.drawn(config.num_server_rounds))
         average = " on average" if central and config.client_sampling == "poisson" else ""
         drawn = f"{many} of {count} clients each{average}"
+        if config.over_selection > 1:
+            drawn += f", of which the first {config.clients_per_round} count"
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
@@ -146,7 +148,9 @@ class SharedParts(Strategy):
         self.page.trained(server_round, (update.client for update in updates))
         spent = self.ledger.epsilon(server_round)
         privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
-        self.log.trained(server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy)
+        self.log.trained(
+            server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy, self.exchange.pace
+        )
         return shared, None
 
     def configure_evaluate(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lit_fedbabu.algorithms.algorithm import EXTRA, Update
+from lit_fedbabu.algorithms.algorithm import EXTRA, Algorithm, Update
 from lit_fedbabu.algorithms.rows import numbered
 from lit_fedbabu.algorithms.table import SHARED, algorithm_of
 from lit_fedbabu.config import Config
@@ -271,6 +271,10 @@ class Experiment:
         if config.min_clients_per_round > drawn:
             remedy = f"a round draws {drawn} of {config.num_federated} clients; take fewer, or a larger fraction-train"
             raise InputError("min-clients-per-round", config.min_clients_per_round, remedy)
+        if config.over_selection > 1 and type(self.algorithm).drawn is not Algorithm.drawn:
+            raise InputError(
+                "over-selection", config.over_selection, f"{config.algorithm} itself says who trains; take 1"
+            )
         self.algorithm.check(config)
         if config.server_optimizer != "none" and not parts_of(self.algorithm.shared):
             remedy = f"{config.algorithm} shares nothing with a server; take none"

@@ -313,6 +313,28 @@ def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_i
     assert [row["client"] for row in results.read_results(folder)["clients"]] == [0, 1, 2], told
 
 
+def test_a_site_that_stands_still_holds_up_no_round_that_has_a_deadline(lab):
+    """SIGSTOP of all of a site's processes: rounds go on without it, and the last evaluation too."""
+    options = {"round_deadline_s": 20.0, "num_server_rounds": 4, "max_round_retries": 0, "evaluate_every": 9}
+    stream = lab.run(run_name="still", **options)
+    told = reach(stream, r"round 1/4 ")
+    still = os.getpgid(lab.processes["site-1"].pid)
+    os.killpg(still, signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        told += stream.communicate(timeout=900)[0]
+    finally:
+        os.killpg(still, signal.SIGCONT)
+    assert time.monotonic() - begun < 300 and lab.status() == "finished:completed", told
+    folder = lab.folder / "server" / "still"
+    outcome = results.read_results(folder)
+    assert [entry.get("late", []) for entry in outcome.rounds[1:]] == [[1]] * 3, told
+    assert outcome.missing == [1] and [row["client"] for row in outcome.clients] == [0, 2], told
+    failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
+    assert {failure["client"] for failure in failures} == {1}
+    assert all("late: no answer within 20 s" in failure["reason"] for failure in failures), failures
+
+
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
     stream = lab.run(run_name="resumed", num_server_rounds=6, algorithm="fedper")
     reach(stream, r"round 2/6 ")  # whoever reads it knows that the checkpoint of round 1 is written

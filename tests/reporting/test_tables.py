@@ -265,6 +265,24 @@ def test_what_was_spent_stands_beside_what_was_reached(tmp_path):
     assert "Privacy" not in {section.title for section in sections.sections(without)}
 
 
+def test_scores_are_drawn_over_simulated_time(tmp_path):
+    def timed(name, factor):
+        made_up_run(tmp_path / name, name, 1)
+        rounds = json.loads((tmp_path / name / run_folder.RESULTS).read_text())["rounds"]
+        return change(
+            tmp_path / name, rounds=[{**each, "simulated_seconds": factor * each["round"]} for each in rounds]
+        )
+
+    folders = [timed("fedbabu", 2.0), timed("fedper", 3.0)]
+    assert read_run(folders[0]).simulated == {each: 2.0 * each for each in read_run(folders[0]).initial}
+    drawing = figures.simulated_time(study_of(*folders))
+    assert len(drawing.panels) == 1 and [name for name, _ in drawing.panels[0].key] == ["FedBABU", "FedPer"]
+    assert figures.simulated_time(study_of(made_up_run(tmp_path / "other", "fedavg", 1))) is None
+    change(folders[0], rounds=[{**each, "simulated_seconds": -1.0} for each in read_run(folders[0]).outcome["rounds"]])
+    with pytest.raises(InputError, match="simulated seconds of the rounds are no numbers that grow"):
+        read_run(folders[0])
+
+
 @pytest.mark.parametrize("epsilon", [True, "3", None, -1.0, float("nan"), 3])
 def test_an_epsilon_that_cannot_be_is_refused(epsilon, tmp_path):
     folder = spending(tmp_path / "run", "fedbabu", 1, 4.0)
