@@ -31,6 +31,8 @@ from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.tasks.entries import row_problem
 from lit_fedbabu.training.privacy import update_norm
 
+TTL_MORE_S = 10.0
+"""Seconds that a message lives longer than its round."""
 SITE_PAUSE_S = 30
 """Seconds before sites that did not answer are asked again."""
 
@@ -187,7 +189,8 @@ class Exchange:
                 ),
                 node,
                 kind,
-                ttl=self.config.timeout_s,  # a site that comes back does not begin with a round that is over
+                # A site that comes back does not begin with a round that is over; Flower does not say so before we do.
+                ttl=self.config.timeout_s + TTL_MORE_S,
                 group_id=str(self.server_round),
             )
             for node, own in hosted.items()

@@ -328,11 +328,13 @@ def test_a_site_that_stands_still_holds_up_no_round_that_has_a_deadline(lab):
     assert time.monotonic() - begun < 300 and lab.status() == "finished:completed", told
     folder = lab.folder / "server" / "still"
     outcome = results.read_results(folder)
-    assert [entry.get("late", []) for entry in outcome.rounds[1:]] == [[1]] * 3, told
+    assert outcome.rounds[1]["late"] == [1], told
     assert outcome.missing == [1] and [row["client"] for row in outcome.clients] == [0, 2], told
     failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
-    assert {failure["client"] for failure in failures} == {1}
-    assert all("late: no answer within 20 s" in failure["reason"] for failure in failures), failures
+    assert [(failure["round"], failure["client"]) for failure in failures] == [(2, 1), (3, 1), (4, 1), (4, 1)]
+    assert failures[0]["reason"].startswith("late: no answer within 20 s"), failures
+    either = ("late: ", "Error: Node Unavailable")  # which Flower says after a minute without a heartbeat
+    assert all(failure["reason"].startswith(either) for failure in failures), failures
 
 
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
