@@ -197,6 +197,15 @@ def _check_pace(config: Any) -> None:
     if config.round_deadline_s and config.aggregator not in COUNTED and not config.min_clients_per_round:
         remedy = f"{config.aggregator} needs a number of clients, and others may be late; give min-clients-per-round"
         raise InputError("round-deadline-s", config.round_deadline_s, remedy)
+    given = {
+        "round-deadline-s": config.round_deadline_s,
+        "client-speeds": config.client_speeds,
+        "over-selection": config.over_selection if config.over_selection > 1 else 0,
+    }
+    for key, value in given.items():
+        if value and config.secure_aggregation:
+            remedy = "is not built for secure-aggregation, whose rounds have several steps; leave one out"
+            raise InputError(key, value, remedy)
     if config.over_selection == 1:
         return
     if not timed:

@@ -192,6 +192,7 @@ def test_sites_are_waited_for_until_there_are_enough_or_the_deadline_is_over(del
         ({"round_deadline_s": 5.0}, "round-deadline-s", "client-speeds"),
         ({"over_selection": 1.3}, "over-selection", "client-speeds"),
         ({**SPEEDS, "over_selection": 1.3, "fraction_train": 1.0}, "over-selection", "fraction-train"),
+        ({**SPEEDS, "secure_aggregation": True}, "client-speeds", "secure-aggregation"),
         ({**SPEEDS, "round_deadline_s": 5.0, "aggregator": "median"}, "round-deadline-s", "min-clients-per-round"),
         (
             {**SPEEDS, "over_selection": 1.3, "privacy": "central", "clipping_norm": 1.0, "noise_multiplier": 1.0},
