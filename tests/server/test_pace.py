@@ -176,7 +176,7 @@ def test_sites_are_waited_for_until_there_are_enough_or_the_deadline_is_over(del
     grid = Sites(delays)
     patient = patience.PatientGrid(grid, print, "round-deadline-s")
     patient.enough = enough
-    replies = patient.send_and_receive(asked(grid), timeout=1.5)
+    replies = list(patient.send_and_receive(asked(grid), timeout=1.5))
     nodes = list(grid.contexts)
     found = {nodes.index(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
     assert found == came and {reply.error.code for reply in replies if reply.has_error()} == {code}
