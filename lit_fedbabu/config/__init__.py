@@ -357,8 +357,9 @@ class Config(Derived):
     )
     ray_address: str = option(
         "",
-        "with engine=ray: host:port of a Ray cluster that this machine is a node of, or auto, the one that Ray finds;"
-        " empty: a Ray is started here for the run",
+        "host:port of a Ray cluster that this machine is a node of, or auto, the one that Ray finds; empty: a Ray is"
+        " started here for the run",
+        read_by="ray",
     )
     logger: str = option(
         "",

@@ -87,6 +87,7 @@ class Derived:
     seed: int
     algorithm: str
     task: str
+    engine: str
     partitioner: str
     class_names: str
     num_clients: int
@@ -245,11 +246,20 @@ class Derived:
         return min(self.num_federated, math.ceil(self.over_selection * self.clients_per_round - 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether algorithm, partitioner, aggregator, privacy and fine-tuning read an option, by its field."""
+        """Whether algorithm, partitioner, aggregator, privacy, fine-tuning and engine read an option, by its field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
-        readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part, self.protection}
+        readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part, self.protection, self.engine}
         readers |= {"secure-aggregation"} if self.secure_aggregation else set()
         return not read_by or bool(readers & set(read_by.split(", ")))
+
+    @property
+    def unread(self) -> list[str]:
+        """A line for each option that has another value than its default, and that nothing reads."""
+        return [
+            f"{key_of(field)} = {getattr(self, field.name)} changes nothing: it is used by {field.metadata['read_by']}"
+            for field in self.__dataclass_fields__.values()
+            if not self.reads(field.name) and getattr(self, field.name) != field.default
+        ]
 
     @property
     def finetune_length(self) -> int:

@@ -62,7 +62,7 @@ def option(
     Args:
         default: the value where none is given.
         about: what it means, with its unit; shown by ``--help`` and in the documentation.
-        read_by: the algorithms, partitioners, aggregators or parts of fine-tuning that read it; empty: all.
+        read_by: the algorithms, partitioners, aggregators, parts of fine-tuning or engines that read it; empty: all.
         choices: the values that are allowed; empty: any.
         low: the least value allowed.
         above: a value that must be exceeded.

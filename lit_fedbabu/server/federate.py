@@ -99,7 +99,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if not experiment.rate_in(1):
         none = "note: the task's module has no hyper-parameter learning_rate or lr that is a number"
         say(f"{none}; its own rate stands in every round")
-    for note in () if config.on_sites else experiment.task.notes:
+    for note in [*config.unread, *(() if config.on_sites else experiment.task.notes)]:
         say(f"note: {note}")
     shared = begun.shared if begun else experiment.initial_shared()
     if experiment.starting_note:

@@ -143,3 +143,18 @@ def test_a_file_that_was_edited_after_its_first_use_is_refused(monkeypatch, tmp_
 def test_the_program_itself_is_refused_where_workers_would_import_it():
     with pytest.raises(InputError, match="is this program or notebook, .* put it in a file of its own"):
         imported("task", "__main__:task", "")
+
+
+def test_an_option_that_nothing_reads_is_told():
+    assert Config(dirichlet_alpha=0.5, ray_address="").unread == []  # the defaults
+    told = Config(dirichlet_alpha=0.3, ray_address="auto").unread
+    assert told == [
+        "dirichlet-alpha = 0.3 changes nothing: it is used by dirichlet, inner-dirichlet",
+        "ray-address = auto changes nothing: it is used by ray",
+    ]
+    assert Config(dirichlet_alpha=0.3, partitioner="dirichlet", ray_address="auto", engine="ray").unread == []
+
+
+@pytest.mark.parametrize("path", sorted(configs_folder().glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_give_no_option_that_nothing_reads(path):
+    assert Config.from_run_config(parse_words([str(path)])).unread == []
