@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings
@@ -223,20 +224,23 @@ def cost(study: Study) -> Drawing | None:
 
 
 def privacy(study: Study) -> Drawing | None:
-    """Score over the epsilon that was spent, of all settings with noise in one panel for each stage."""
+    """Score over the epsilon that was spent, of all settings with noise: a panel for each kind of privacy and stage."""
     panels: list[Panel] = []
-    for stage in STAGES:
+    for kind, stage in product(dict.fromkeys(cell.runs[0].config.protection for cell in study.cells), STAGES):
 
         def label(axes: Axes, stage: str = stage) -> None:
             axes.set(xlabel="epsilon", ylabel=f"{stage} {study.score.axis}", ylim=study.score.limits, xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
 
         points: dict[str, list[tuple[float, float]]] = {}
         for cell in study.cells:
             spent = [each for run in cell.runs if (each := run.epsilon) is not None and each > 0]
-            if spent and len(spent) == len(cell.runs):
+            if cell.runs[0].config.protection == kind and spent and len(spent) == len(cell.runs):
                 points.setdefault(cell.method, []).append((max(spent), float(np.mean(cell.means(stage)))))
         lines = {name: Line(*np.array(sorted(each)).T) for name, each in points.items()}
-        panels += panels_of(study, stage, lines, label) if lines else []
+        panels += panels_of(study, f"{stage}, privacy={kind}", lines, label) if lines else []
     note = "A point is a method in a setting, mean over seeds; a line joins the settings of a method."
     return Drawing("privacy", f"{study.score.title} over epsilon", panels, note) if panels else None
 

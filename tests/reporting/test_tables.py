@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_fedbabu.algorithms.table import ALGORITHMS
@@ -258,7 +259,18 @@ def test_what_was_spent_stands_beside_what_was_reached(tmp_path):
     methods = {row["method"]: row for row in tables.method_table(study) if row["accuracy"] == "initial"}
     assert all(row["initial accuracy (%)"] and row["personalized accuracy (%)"] for row in rows) and methods
     drawing = figures.privacy(study)
-    assert [panel.title for panel in drawing.panels] == ["initial", "personalized"]
+    assert [panel.title for panel in drawing.panels] == ["initial, privacy=central", "personalized, privacy=central"]
+    other = [
+        spending(tmp_path / f"sample{seed}", "fedbabu", seed, 3.0, privacy="sample", norm="group") for seed in (1, 2)
+    ]
+    drawn = figures.privacy(study_of(*runs, *other)).panels
+    assert len(drawn) == 4 and drawn[2].title == "initial, privacy=sample", "epsilons of other things are not joined"
+    axes = Figure().add_subplot()
+    drawn[2].draw(axes)
+    (line,) = axes.get_lines()
+    assert line.get_xdata().tolist() == [3.0]
+    ticks = {label.get_text() for label in axes.get_xticklabels()}
+    assert "2" in ticks and not any("$" in tick for tick in ticks), "no formula, which is not set here"
     assert "Privacy" in {section.title for section in sections.sections(study)}
     without = study_of(free)
     assert tables.privacy_table(without) == [] and figures.privacy(without) is None
