@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
@@ -20,7 +21,7 @@ from lit_fedbabu.records.results import read_results
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.training import memory, own_ledger
 from lit_fedbabu.training.client_update import client_update, personal_model
-from lit_fedbabu.training.privacy import TRUST, Course, course_of, steps_epsilon
+from lit_fedbabu.training.privacy import TRUST, Course, course_of, protect, steps_epsilon
 from tests.algorithms.test_accountant import numeric
 from tests.server.test_central_privacy import asked
 from tests.server.test_federate import StoppedGrid
@@ -183,6 +184,14 @@ def test_every_weight_of_a_round_has_noise_but_a_personal_model_that_the_next_do
     if algorithm == "ditto":
         _, again, _ = trained(algorithm, tmp_path / "other", **noise)
         assert kept.keys() == first.keys() and all(torch.equal(value, again[name]) for name, value in kept.items())
+
+
+def test_what_was_trained_with_noise_leaves_as_it_is():
+    received, trained = [np.zeros(5, np.float32)], [np.full(5, 9, np.float32)]
+    (sent,) = protect(trained, received, sample_config(clipping_norm=0.1))
+    assert np.array_equal(sent, trained[0])
+    with pytest.raises(ValueError, match="nothing is sent: its weights are not finite"):
+        protect([np.full(5, np.nan, np.float32)], received, sample_config())
 
 
 class Looks(Algorithm):
