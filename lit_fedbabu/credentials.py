@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -12,12 +13,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lit_fedbabu.completion import Parser, complete
-from lit_fedbabu.ground.errors import InputError, one_line_errors
+from lit_fedbabu.ground.errors import InputError, one_line_errors, some
 from lit_fedbabu.ground.files import naming, new_folder
 from lit_fedbabu.ground.printing import say
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
+AUTHORITY = "ca.crt"
+CERTIFICATES = (AUTHORITY, "superlink.crt")
+SOON_DAYS = 60
 LOCAL = ("localhost", "127.0.0.1")
 """What the SuperLink is called on its own machine, where runs are started."""
 
@@ -28,23 +32,84 @@ def main(argv: list[str] | None = None) -> int:
         prog="lit-fedbabu credentials",
         description="Make a certificate for a SuperLink, the authority that signed it, and a key pair for every site.",
     )
-    parser.add_argument("folder", type=Path, help="new or empty")
+    parser.add_argument(
+        "folder", type=Path, help="new or empty; with --add, --renew and --show one that was made before"
+    )
     parser.add_argument("--host", action="append", help="name or address of the SuperLink; several by several --host")
-    parser.add_argument("--sites", type=int, required=True, help="how many key pairs")
+    one_of = parser.add_mutually_exclusive_group(required=True)
+    one_of.add_argument("--sites", type=int, help="how many key pairs")
+    one_of.add_argument("--add", type=int, metavar="SITES", help="make key pairs for so many sites more")
+    one_of.add_argument("--renew", type=int, metavar="SITE", help="make a new key pair for the site of this number")
+    one_of.add_argument(
+        "--show", action="store_true", help="say which keys are there, and until when certificates are valid"
+    )
     complete(parser)
     arguments = parser.parse_args(argv)
+    folder: Path = arguments.folder
+    if arguments.sites is None:
+        if arguments.host:
+            raise InputError("--host", arguments.host[0], "is for a new folder; certificates are made with it")
+        return _changed(folder, arguments.add, arguments.renew)
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")
     hosts = [_alternative(host) for host in dict.fromkeys([*(arguments.host or []), *LOCAL])]
-    with new_folder("folder", arguments.folder) as scratch:
-        files = {**_certificates(hosts), **_keys(arguments.sites)}
-        for name, content in files.items():
-            mode = 0o644 if name.endswith((".crt", ".pub")) else 0o600
-            with naming(scratch / name), open(os.open(scratch / name, os.O_CREAT | os.O_WRONLY, mode), "wb") as file:
-                file.write(content)
+    files = {**_certificates(hosts), **_keys(range(arguments.sites))}
+    with new_folder("folder", folder) as scratch:
+        _write(scratch, files)
     for name in files:
-        say(arguments.folder / name)
+        say(folder / name)
+    _show_ends(folder)
+    say("next: start lit-fedbabu superlink, and register the .pub files, as in docs/deployment.md")
     return 0
+
+
+def _changed(folder: Path, add: int | None, renew: int | None) -> int:
+    """Add or renew keys of sites in a folder, or say what it has; returns the exit status."""
+    if not (folder / AUTHORITY).is_file():
+        raise InputError("folder", str(folder), f"has no {AUTHORITY}; make it with --sites")
+    there = sorted(int(path.stem.removeprefix("site-")) for path in folder.glob("site-*.pub"))
+    made: dict[str, bytes] = {}
+    if add is not None:
+        if add < 1:
+            raise InputError("--add", add, "must be at least 1")
+        first = there[-1] + 1 if there else 0
+        made = _keys(range(first, first + add))
+    elif renew is not None:
+        if renew not in there:
+            raise InputError("--renew", renew, f"is no site here; there are {some(map(str, there))}")
+        made = _keys([renew])
+        for name in made:
+            (folder / name).rename(folder / f"{name}.old")
+    _write(folder, made)
+    for name in made:
+        say(folder / name)
+    if renew is not None:
+        say(f"next: unregister the old key, site-{renew}.pub.old, and register the new one, before the site gets it")
+    elif add is not None:
+        say("next: register the .pub files, and bring each new site its key and ca.crt")
+    else:
+        say(f"keys of the sites {some(map(str, there), len(there))}; they hold until they are unregistered")
+    _show_ends(folder)
+    return 0
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        mode = 0o644 if name.endswith((".crt", ".pub")) else 0o600
+        with naming(folder / name), open(os.open(folder / name, os.O_CREAT | os.O_WRONLY, mode), "wb") as file:
+            file.write(content)
+
+
+def _show_ends(folder: Path) -> None:
+    """Say until when the certificates are valid."""
+    ends = {
+        name: x509.load_pem_x509_certificate((folder / name).read_bytes()).not_valid_after_utc for name in CERTIFICATES
+    }
+    soonest = min(ends.values())
+    days = (soonest - datetime.datetime.now(datetime.UTC)).days
+    say(f"certificates are valid until {soonest:%Y-%m-%d}, {max(0, days)} days more")
+    if days < SOON_DAYS:
+        say(f"note: make a new folder before, and bring every site the new {AUTHORITY}; their keys stay")
 
 
 def _alternative(host: str) -> x509.GeneralName:
@@ -90,10 +155,10 @@ def _certificates(hosts: list[x509.GeneralName]) -> dict[str, bytes]:
     }
 
 
-def _keys(sites: int) -> dict[str, bytes]:
+def _keys(sites: Iterable[int]) -> dict[str, bytes]:
     """A key pair for each site, in the form of OpenSSH, which is Flower's."""
     content = {}
-    for site in range(sites):
+    for site in sites:
         key = ec.generate_private_key(ec.SECP384R1())
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         content[f"site-{site}"] = _private(key, serialization.PrivateFormat.OpenSSH)
