@@ -7,14 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 
 from lit_fedbabu.algorithms.table import title_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.files import write_whole
 from lit_fedbabu.ground.printing import in_line
-from lit_fedbabu.ground.system import package_folder
 from lit_fedbabu.learning.evaluation import STAGES, Score
+from lit_fedbabu.records.live_page import TEMPLATE
 
 PAGE = "report.html"
 EVERY_S = 5
@@ -70,13 +70,12 @@ def write(
         bad: whether it ended badly.
     """
     environment = Environment(
-        loader=FileSystemLoader(package_folder() / "records"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         finalize=lambda value: in_line(value) if type(value) is str else value,
     )
-    text = environment.get_template("live.html").render(
+    text = environment.from_string(TEMPLATE).render(
         title=title,
         state=state,
         facts=facts,

@@ -23,3 +23,13 @@ def test_the_flower_app_has_the_package_its_readme_and_its_license_and_nothing_e
     modules = {path.relative_to(app).as_posix() for path in (app / "lit_fedbabu").rglob("*.py")}
     assert names == {*modules, "pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
     assert bundle.stat().st_size < 2_000_000  # Flower takes ten
+
+
+def test_what_a_server_or_a_site_reads_is_in_the_app():
+    """Flower bundles no pages or style sheets. The report's own are read by a command that no Flower app runs."""
+    others = {
+        path.relative_to(ROOT / "lit_fedbabu").parts[0]
+        for path in (ROOT / "lit_fedbabu").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others <= {"reporting", "bodies", "py.typed", "shipped_configs", "shipped_examples"}
