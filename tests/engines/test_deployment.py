@@ -337,6 +337,18 @@ def test_a_site_that_stands_still_holds_up_no_round_that_has_a_deadline(lab):
     assert all(failure["reason"].startswith(either) for failure in failures), failures
 
 
+def test_sites_with_secure_aggregation_are_those_of_one_process(lab, in_one_process):
+    options = {"secure_aggregation": True, "num_server_rounds": 2}
+    told, _ = lab.run(run_name="secure", **options).communicate(timeout=900)
+    folder = lab.folder / "server" / "secure"
+    assert (folder / run_folder.RESULTS).exists() and lab.status() == "finished:completed", told
+    assert in_one_process(run_name="secure", **options) == files_that_decide(folder)
+    assert not list(folder.rglob("secure.json"))
+    for site in range(3):
+        (secrets,) = (lab.folder / f"site-{site}-state").rglob("secure.json")
+        assert secrets.stat().st_mode & 0o777 == 0o600 and "PRIVATE" not in secrets.read_text()
+
+
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
     stream = lab.run(run_name="resumed", num_server_rounds=6, algorithm="fedper")
     reach(stream, r"round 2/6 ")  # whoever reads it knows that the checkpoint of round 1 is written
