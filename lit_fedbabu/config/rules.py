@@ -168,6 +168,12 @@ def _check_secure(config: Any) -> None:
     if config.protection == "central":
         remedy = "privacy=central adds noise to a sum of clipped updates, which the server cannot check; take local"
         raise InputError(key, True, remedy)
+    if config.over_selection > 1:
+        remedy = "draws more clients than secure-threshold is counted of; with secure-aggregation take 1"
+        raise InputError("over-selection", config.over_selection, remedy)
+    if config.client_speeds:
+        remedy = "is not built for secure-aggregation, whose steps take no simulated seconds; leave it out"
+        raise InputError("client-speeds", config.client_speeds, remedy)
     if config.aggregator != "mean":
         remedy = "secure-aggregation hides single updates, of which it knows the sum alone; take mean"
         raise InputError("aggregator", config.aggregator, remedy)

@@ -413,6 +413,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "secure-aggregation = true: privacy=central adds noise .*; take local",
     ),
     "aggregator": ({"aggregator": "median"}, 'aggregator = "median": secure-aggregation hides single updates'),
+    "more": (
+        {"over_selection": 1.3, "client_speeds": "lognormal:1.0"},
+        "over-selection = 1.3: draws more clients than secure-threshold is counted of",
+    ),
+    "speeds": ({"client_speeds": "lognormal:1.0"}, "client-speeds = .*: is not built for secure-aggregation"),
     "few": ({"fraction_train": 0.4}, "secure-aggregation = true: a round has 2 clients, .*larger fraction-train"),
     "half": ({"secure_threshold": 3}, "secure-threshold = 3: must be more than half of the 6 clients"),
     "all": ({"secure_threshold": 7}, "secure-threshold = 7: must be more than half of the 6 clients"),
