@@ -66,7 +66,14 @@ def commands(page):
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("page", ["tutorial-student.md", "tutorial-engineer.md", "tutorial-hospital.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param("tutorial-student.md", marks=pytest.mark.slow),
+        pytest.param("tutorial-engineer.md", marks=pytest.mark.slow),
+        "tutorial-hospital.md",
+    ],
+)
 def test_a_tutorial_runs_from_its_first_command_to_its_last(page, whole, tmp_path, monkeypatch, capfd):
     """The short way has one round of six clients, and leaves out what starts workers of its own to look at them."""
     monkeypatch.chdir(tmp_path)

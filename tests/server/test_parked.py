@@ -15,7 +15,15 @@ from lit_fedbabu.training import privacy
 from tests.support import files_that_decide, tiny_config
 
 
-@pytest.mark.parametrize("options", [{}, {"algorithm": "scaffold"}, {"aggregator": "median"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"algorithm": "scaffold"},
+        pytest.param({"aggregator": "median"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_run_is_the_same_if_updates_wait_in_a_file_and_sums_are_made_in_pieces(options, federate, monkeypatch):
     config = tiny_config(num_clients=4, fraction_train=1.0, **options)
     folder, _ = federate(config)
