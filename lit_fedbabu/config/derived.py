@@ -231,6 +231,11 @@ class Derived:
         return sorted(rng.choice(self.num_federated, self.evaluate_clients, replace=False).tolist())
 
     @property
+    def evaluated_last(self) -> list[int]:
+        """Clients that are evaluated after the last round: those of the federation, and all new ones."""
+        return [*self.evaluated, *range(self.num_federated, self.num_clients)]
+
+    @property
     def clients_per_round(self) -> int:
         """Clients that are drawn for a round: int(f N), at least one."""
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))

@@ -180,9 +180,8 @@ class Request:
                 remedy = f"what {federation.config.algorithm} kept is on the nodes' disks; copy every node's"
                 remedy += " STATE_PATH/RUN/memory into the run's folder first, as in docs/cluster.md"
                 raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
-            if self.clients == "all" and federation.config.evaluate_clients:
-                config = federation.config
-                return [*config.evaluated, *range(config.num_federated, config.num_clients)]
+            if self.clients == "all":
+                return federation.config.evaluated_last
             return _numbers(self.clients, federation.config.num_clients, federation.names)
         own = str(federation.site) if self.clients == "all" else self.clients
         if not own.isdecimal() or federation.site not in (None, int(own)):
@@ -225,8 +224,6 @@ def results_folder(checkpoint: Path, config: Config, facts: dict[str, str]) -> P
 
 def _numbers(words: str, num_clients: int, names: Mapping[int, str]) -> list[int]:
     """The clients of these numbers or names; a word that is both is a number."""
-    if words == "all":
-        return list(range(num_clients))
     if (number := number_of(words, names)) is not None and "," in words:
         return [number]
     each = [number_of(word, names) for word in words.split(",")]

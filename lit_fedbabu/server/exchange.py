@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MessageType
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from lit_fedbabu.algorithms.algorithm import EXTRA
@@ -138,10 +138,7 @@ class Exchange:
             updates += self.pace.first(waiting, new, full - len(updates))
             if len(updates) >= needed:
                 return sorted(updates, key=lambda update: update.client)
-        raise RunError(
-            f"round {self.server_round}: {len(updates)} clients trained and {needed} are needed;"
-            f" {self.folder / FAILURES} says why the others failed. The last: {self.failures.last}"
-        )
+        raise self._too_few(len(updates), "trained", needed)
 
     def evaluation(self, clients: Iterable[int], personalize: bool) -> list[Message]:
         """Messages that ask clients to evaluate, and to personalize as well."""
@@ -178,15 +175,27 @@ class Exchange:
         who = self.failures.who(sorted(missing))
         raise RunError(f"round {self.server_round}: clients {who} were not evaluated: {self.failures.last}")
 
+    def _too_few(self, count: int, what: str, needed: int) -> RunError:
+        return RunError(
+            f"round {self.server_round}: {count} clients {what} and {needed} are needed;"
+            f" {self.folder / FAILURES} says why the others failed. The last: {self.failures.last}"
+        )
+
     def _messages(self, kind: str, clients: Iterable[int], **options: Any) -> list[Message]:
+        def content(own: list[int]) -> RecordDict:
+            order = Order(self.server_round, tuple(own), self.memory, **options)
+            return order.to_record(for_clients(self._algorithm, self.arrays, own), self._code)
+
+        return self._to_nodes(kind, clients, content)
+
+    def _to_nodes(self, kind: str, clients: Iterable[int], content: Callable[[list[int]], RecordDict]) -> list[Message]:
+        """A message to each node that hosts some of the clients, with what is sent to those."""
         hosted: dict[int, list[int]] = {}
         for client in clients:
             hosted.setdefault(self._node_of(client), []).append(client)
         return [
             Message(
-                Order(self.server_round, tuple(own), self.memory, **options).to_record(
-                    for_clients(self._algorithm, self.arrays, own), self._code
-                ),
+                content(own),
                 node,
                 kind,
                 # A site that comes back does not begin with a round that is over; Flower does not say so before we do.

@@ -321,5 +321,5 @@ def _features(experiment: Experiment, received: Mapping[str, torch.Tensor]) -> F
     nowhere = config.on_sites or algorithm.private or "body" not in parts_of(algorithm.shared)
     if nowhere or not isinstance(experiment.task, Classifies):
         return None
-    clients = [*config.evaluated, *range(config.num_federated, config.num_clients)]
+    clients = config.evaluated_last
     return features_of(experiment, ((client, experiment.received_module(received)) for client in clients))

@@ -13,10 +13,9 @@ from flwr.app import Message
 
 from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.ground.errors import RunError
-from lit_fedbabu.protocol.handshake import Code, WireError
+from lit_fedbabu.protocol.handshake import WireError
 from lit_fedbabu.protocol.secure import MASKED_ARRAY, SECURE, Routed, Step, StepReply, public_of_rows
 from lit_fedbabu.protocol.wire import Arrays, ClientUpdate, TrainReply
-from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.secure.masks import mean
 from lit_fedbabu.secure.party import ProtocolError, Public
 from lit_fedbabu.secure.unmasking import is_key, unmasked
@@ -120,7 +119,7 @@ class SecureExchange(Exchange):
         """The masked updates that can be added. Every other client has failed, and that is recorded."""
         found: list[ClientUpdate] = []
         length = sum(array.numpy().size for name, array in self.arrays.items() if not name.startswith(EXTRA))
-        for reply in self._readable(TrainReply, list(self._public), replies):
+        for reply in self._readable(TrainReply, list(self._public), replies, self._park):
             self.bytes_up += reply.nbytes
             for update in reply.updates:
                 numbers, size = update.arrays.get(MASKED_ARRAY), self._sizes[update.client][0]
@@ -152,14 +151,8 @@ class SecureExchange(Exchange):
 
     def _step(self, step: Step) -> list[StepReply]:
         """The replies to a step that can be read."""
-        hosted: dict[int, list[int]] = {}
-        for client in step.clients:
-            hosted.setdefault(self._node_of(client), []).append(client)
-        messages = []
-        for node, own in hosted.items():
-            content = step.of(own).to_record(Code.here())
-            self.bytes_down += step.nbytes
-            messages.append(Message(content, node, SECURE, ttl=self.config.timeout_s, group_id=str(self.server_round)))
+        messages = self._to_nodes(SECURE, step.clients, lambda own: step.of(own).to_record(self._code))
+        self.bytes_down += step.nbytes * len(messages)
         replies = self._readable(
             StepReply, step.clients, self.grid.send_and_receive(messages, timeout=self.config.timeout_s)
         )
@@ -170,12 +163,6 @@ class SecureExchange(Exchange):
         needed = max(self._threshold, self.config.min_clients_per_round)
         if count < needed:
             raise self._too_few(count, what, needed)
-
-    def _too_few(self, count: int, what: str, needed: int) -> RunError:
-        return RunError(
-            f"round {self.server_round}: {count} clients {what} and {needed} are needed;"
-            f" {self.folder / FAILURES} says why the others failed. The last: {self.failures.last}"
-        )
 
     def _moved(self, move: "np.ndarray[Any, np.dtype[np.float64]]") -> Arrays:
         """The shared weights, moved by a vector."""

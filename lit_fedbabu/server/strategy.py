@@ -211,8 +211,7 @@ class SharedParts(Strategy):
 
     def _asked(self, last: bool) -> list[int]:
         """The clients that an evaluation asks: new ones after the last round alone."""
-        new = range(self.config.num_federated, self.config.num_clients) if last else ()
-        return [*self.config.evaluated, *new]
+        return self.config.evaluated_last if last else self.config.evaluated
 
     def _to_evaluate(self, last: bool) -> list[int]:
         done = {row["client"] for row in self._kept}
