@@ -3,8 +3,10 @@
 import datetime
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 
 from cryptography import x509
@@ -15,12 +17,15 @@ from cryptography.x509.oid import NameOID
 from lit_fedbabu.completion import Parser, complete
 from lit_fedbabu.ground.errors import InputError, one_line_errors, some
 from lit_fedbabu.ground.files import naming, new_folder
-from lit_fedbabu.ground.printing import say
+from lit_fedbabu.ground.printing import say, waiting
 
 DAYS = 825
 """Validity of the certificates in days: the most that common clients accept."""
 AUTHORITY = "ca.crt"
 CERTIFICATES = (AUTHORITY, "superlink.crt")
+PUBLIC = re.compile(r"site-(\d+)\.pub(\..*)?")
+SITE = re.compile(r"(\d+)(\.old\d*)?")
+REVOKED = "revoked"
 SOON_DAYS = 60
 LOCAL = ("localhost", "127.0.0.1")
 """What the SuperLink is called on its own machine, where runs are started."""
@@ -33,22 +38,32 @@ def main(argv: list[str] | None = None) -> int:
         description="Make a certificate for a SuperLink, the authority that signed it, and a key pair for every site.",
     )
     parser.add_argument(
-        "folder", type=Path, help="new or empty; with --add, --renew and --show one that was made before"
+        "folder", type=Path, help="new or empty; with --add, --renew, --revoke and --show one that was made before"
     )
     parser.add_argument("--host", action="append", help="name or address of the SuperLink; several by several --host")
     one_of = parser.add_mutually_exclusive_group(required=True)
     one_of.add_argument("--sites", type=int, help="how many key pairs")
     one_of.add_argument("--add", type=int, metavar="SITES", help="make key pairs for so many sites more")
     one_of.add_argument("--renew", type=int, metavar="SITE", help="make a new key pair for the site of this number")
+    about = (
+        "have the SuperLink never again take the keys of the site of this number; 1.old: only the one before --renew 1"
+    )
+    one_of.add_argument("--revoke", metavar="SITE", help=about)
     one_of.add_argument(
         "--show", action="store_true", help="say which keys are there, and until when certificates are valid"
     )
+    about = "with --revoke the address of the SuperLink; %(default)s"
+    parser.add_argument("--superlink", metavar="HOST:PORT", default="127.0.0.1:8443", help=about)
     complete(parser)
     arguments = parser.parse_args(argv)
     folder: Path = arguments.folder
     if arguments.sites is None:
         if arguments.host:
             raise InputError("--host", arguments.host[0], "is for a new folder; certificates are made with it")
+        if not (folder / AUTHORITY).is_file():
+            raise InputError("folder", str(folder), f"has no {AUTHORITY}; make it with --sites")
+        if arguments.revoke is not None:
+            return _revoked(folder, arguments.revoke, arguments.superlink)
         return _changed(folder, arguments.add, arguments.renew)
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")
@@ -65,32 +80,78 @@ def main(argv: list[str] | None = None) -> int:
 
 def _changed(folder: Path, add: int | None, renew: int | None) -> int:
     """Add or renew keys of sites in a folder, or say what it has; returns the exit status."""
-    if not (folder / AUTHORITY).is_file():
-        raise InputError("folder", str(folder), f"has no {AUTHORITY}; make it with --sites")
-    there = sorted(int(path.stem.removeprefix("site-")) for path in folder.glob("site-*.pub"))
+    there, revoked = _sites(folder)
     made: dict[str, bytes] = {}
+    old: list[Path] = []
     if add is not None:
         if add < 1:
             raise InputError("--add", add, "must be at least 1")
-        first = there[-1] + 1 if there else 0
+        first = max([*there, *revoked], default=-1) + 1
         made = _keys(range(first, first + add))
     elif renew is not None:
-        if renew not in there:
+        if renew not in there + revoked:
             raise InputError("--renew", renew, f"is no site here; there are {some(map(str, there))}")
         made = _keys([renew])
-        for name in made:
-            (folder / name).rename(folder / f"{name}.old")
+        old = [_put_aside(folder / name, "old") for name in made] if renew in there else []
     _write(folder, made)
     for name in made:
         say(folder / name)
     if renew is not None:
-        say(f"next: unregister the old key, site-{renew}.pub.old, and register the new one, before the site gets it")
+        say(f"next: register site-{renew}.pub, and bring the site its new key")
+        for path in old[:1]:
+            say(f"then: revoke the old one, {path.name.removeprefix('site-')}, with credentials --revoke")
     elif add is not None:
         say("next: register the .pub files, and bring each new site its key and ca.crt")
     else:
-        say(f"keys of the sites {some(map(str, there), len(there))}; they hold until they are unregistered")
+        gone = f"; revoked: {some(map(str, revoked), len(revoked))}" if revoked else ""
+        say(f"keys of the sites {some(map(str, there), len(there))}; they hold until they are revoked{gone}")
     _show_ends(folder)
     return 0
+
+
+def _revoked(folder: Path, site: str, address: str) -> int:
+    """Have the SuperLink take no more what was registered of a site; returns the exit status."""
+    there, _ = _sites(folder)
+    words = SITE.fullmatch(site)
+    if not words or int(words[1]) not in there:
+        raise InputError("--revoke", site, f"is no site here; there are {some(map(str, there))}")
+    number, old = words[1], words[2]
+    keys = sorted(folder.glob(f"site-{number}.pub{old or '*'}"), reverse=True)
+    with waiting("loading Flower"):
+        from lit_fedbabu.engines.control import Control, key_of
+    control = Control(address, (folder / AUTHORITY).read_bytes())
+    known = control.registered()
+    found = {key: known.get(key_of(key.read_bytes())) for key in keys if REVOKED not in key.name}
+    if not any(found.values()):
+        remedy = (
+            f"none of its keys was ever registered at {address}, and nothing was changed; is it the right SuperLink?"
+        )
+        raise InputError("--revoke", site, remedy)
+    for key, registered in found.items():
+        if registered is not None and registered.holds:
+            control.unregister(registered.node)
+        for path in (key.with_name(key.name.replace(".pub", "")), key):
+            if path.exists():
+                _put_aside(path, REVOKED)
+        told = "was not registered" if registered is None else f"is revoked: {address} never takes it again"
+        say(f"{key.name} {told}")
+    if not old:
+        say(f"a SuperNode with the key ends by itself; --renew {number} makes one with which the site may come back")
+        say("next: start runs with as many num-clients as sites are left, and client-ids without a gap")
+    return 0
+
+
+def _sites(folder: Path) -> tuple[list[int], list[int]]:
+    """The numbers of sites that have keys in a folder, and of those whose keys were all revoked."""
+    found = [name for path in folder.iterdir() if (name := PUBLIC.fullmatch(path.name))]
+    there = {int(name[1]) for name in found if not name[2]}
+    return sorted(there), sorted({int(name[1]) for name in found} - there)
+
+
+def _put_aside(path: Path, why: str) -> Path:
+    """Give a file's name an ending that no other file has, the reason and from the second on a number; returns it."""
+    endings = (path.with_name(f"{path.name}.{why}{number}") for number in chain([""], count(2)))
+    return path.rename(next(place for place in endings if not place.exists()))
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

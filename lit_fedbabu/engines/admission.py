@@ -1,6 +1,7 @@
 """How a site is taken by its server. It waits until it is, and says why it never will be."""
 
 import time
+from typing import Any
 
 import httpx
 from flwr.proto.fleet_pb2 import (
@@ -30,7 +31,11 @@ class RefusedError(BaseException):
 
 
 class PatientClient(FleetHttpClient):
-    """Flower's, except for what it does when the server does not take the site."""
+    """Flower's, except for what it does when the server does not take the site, or takes it no longer."""
+
+    lost = False
+    """Whether the server took a site of this process, and then did not accept its key. Flower ends without a word."""
+    _taken = False
 
     def RegisterNode(self, request: RegisterNodeFleetRequest) -> RegisterNodeFleetResponse:  # noqa: N802 # Flower's name
         """Register a site that has no key of its own.
@@ -54,7 +59,9 @@ class PatientClient(FleetHttpClient):
         waits = False
         while True:
             try:
-                return super().ActivateNode(request)
+                answer = super().ActivateNode(request)
+                self._taken = True
+                return answer
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.UNAUTHORIZED:
                     raise RefusedError(
@@ -64,7 +71,8 @@ class PatientClient(FleetHttpClient):
                     raise
             if not self._is_registered(request.public_key):
                 raise RefusedError(
-                    "no site has this key at the server; register its public key there with flwr supernode register"
+                    "no site has this key at the server; register its public key there with flwr supernode register,"
+                    " or after a revoke that of a new key"
                 )
             if not waits:
                 say(
@@ -73,6 +81,13 @@ class PatientClient(FleetHttpClient):
                 )
             waits = True
             time.sleep(TRY_EVERY_S)
+
+    def _unary_unary(self, **request: Any) -> Any:
+        try:
+            return super()._unary_unary(**request)
+        except httpx.HTTPStatusError as error:
+            PatientClient.lost |= self._taken and error.response.status_code == httpx.codes.UNAUTHORIZED
+            raise
 
     def _is_registered(self, public_key: bytes) -> bool:
         """Whether the server knows a key: it looks for that first, and then at the interval, which no site may have."""

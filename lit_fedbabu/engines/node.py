@@ -60,7 +60,8 @@ def serve(words: Sequence[str]) -> None:
         words: options of ``flower-supernode``.
 
     Raises:
-        InputError: one of them is not for a node that runs its own app, or the server never takes a site with this key.
+        InputError: one of them is not for a node that runs its own app, or the server never takes a site with this key,
+            or takes it no longer.
     """
     sys.argv = ["lit-fedbabu supernode", *words]
     parser = _parse_args_run_supernode()
@@ -88,6 +89,11 @@ def serve(words: Sequence[str]) -> None:
         trigger_exit_handlers(run_before_force_exit=False)  # which end Flower's threads
         key = asked.auth_supernode_private_key
         raise InputError("--auth-supernode-private-key", key or "", refused.remedy) from None
+    except SystemExit:
+        if PatientClient.lost:
+            remedy = "the server takes this key no longer; was it revoked, or is the clock of this machine wrong?"
+            raise InputError("--auth-supernode-private-key", asked.auth_supernode_private_key or "", remedy) from None
+        raise
 
 
 def _end_with(answers: "subprocess.Popen[bytes]") -> None:

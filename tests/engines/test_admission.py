@@ -6,7 +6,7 @@ import threading
 
 import httpx
 import pytest
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, RegisterNodeFleetRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.error import FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
@@ -14,6 +14,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode import fleet_http_connection
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from lit_fedbabu import supernode
 from lit_fedbabu.engines import admission, node
@@ -50,7 +51,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     server = Server()
-    monkeypatch.setattr(PatientClient, "_unary_unary", server.answer)
+    monkeypatch.setattr(FleetHttpClient, "_unary_unary", lambda self, **request: server.answer(**request))
     return server
 
 
@@ -111,6 +112,25 @@ def test_a_refused_key_is_one_line_with_the_file_and_ends_flowers_threads(monkey
     assert supernode.main(["--auth-supernode-private-key", "keys/site-0"]) == 2
     assert capsys.readouterr().err == 'error: --auth-supernode-private-key = "keys/site-0": register it\n'
     assert ended
+
+
+def test_a_site_that_the_server_takes_no_longer_ends_with_a_line(server, client, monkeypatch, capsys):
+    """Flower ends the process by SIGINT then, with status 0 and no reason."""
+    monkeypatch.setattr(PatientClient, "lost", False)
+    server.register()
+    client.ActivateNode(ASKS)
+
+    def serve():
+        server.status = 401
+        with pytest.raises(httpx.HTTPStatusError):
+            client.PullMessages(PullMessagesRequest())
+        raise SystemExit(0)
+
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(node, "flower_supernode", serve)
+    monkeypatch.setattr(node.subprocess, "Popen", _Answers)
+    assert supernode.main(["--auth-supernode-private-key", "keys/site-0"]) == 2
+    assert "the server takes this key no longer; was it revoked" in capsys.readouterr().err
 
 
 class _Answers:

@@ -285,6 +285,25 @@ def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
     assert json.loads(lab.flwr("supernode", "list", "lab", "--format", "json").stdout)["success"]
 
 
+def test_a_revoked_site_ends_and_is_never_taken_again(lab):
+    folder = lab.folder / "credentials"
+    assert lab.flwr("supernode", "register", str(folder / "site-3.pub"), "lab").returncode == 0
+    (lab.folder / "site-3.log").unlink(missing_ok=True)
+    shutil.copy(folder / "site-3", lab.folder / "kept")
+    site = lab.start_site(3, images=0)
+    deadline = time.monotonic() + 120
+    while "SuperNode ID" not in (told := (lab.folder / "site-3.log").read_text()):
+        assert site.poll() is None and time.monotonic() < deadline, told
+        time.sleep(0.5)
+    assert credentials.main([str(folder), "--revoke", "3", "--superlink", lab.address]) == 0
+    assert site.wait(60) == 2
+    assert "the server takes this key no longer" in (lab.folder / "site-3.log").read_text()
+    (lab.folder / "kept").rename(folder / "site-3")  # its owner still has it
+    assert lab.start_site(3, images=0).wait(120) == 2
+    assert "no site has this key at the server" in (lab.folder / "site-3.log").read_text()
+    assert lab.flwr("supernode", "register", str(folder / "site-3.pub.revoked"), "lab").returncode != 0
+
+
 def test_a_site_started_at_once_after_a_crash_waits_until_it_is_taken(lab):
     lab.kill_site(2)
     (lab.folder / "site-2.log").unlink()
