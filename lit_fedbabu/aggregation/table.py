@@ -63,9 +63,10 @@ def check(experiment: Experiment) -> None:
         return
     if not experiment.algorithm.federates:
         raise InputError("aggregator", name, f"{config.algorithm} has nothing to aggregate; take mean")
-    count = config.min_clients_per_round or config.clients_per_round
+    count = config.min_clients_per_round or config.updates_per_step
     if problem := too_few(name, count, config.num_malicious, config.trim_fraction):
         which = "min-clients-per-round is" if config.min_clients_per_round else "a round has"
+        which = "a step of the buffered server has" if config.is_buffered else which
         raise InputError("aggregator", name, f"{problem}, and {which} {count}; take more, or another aggregator")
     if name not in AGGREGATORS:
         shared = experiment.initial_shared()

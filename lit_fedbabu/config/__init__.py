@@ -122,6 +122,19 @@ class Config(Derived):
         0, "clients that must finish a round; 0: all that were drawn, or others in their place", low=0
     )
     max_round_retries: int = option(2, "how often a round asks other clients in place of failed ones", low=0)
+    server_mode: str = option(
+        "rounds",
+        "rounds: the server asks the clients of a round and waits for them; buffered (FedBuff): as many train at all"
+        " times, and the server makes a step, which counts as a round, whenever buffer-size updates have come, each"
+        " weighted by 1 / sqrt(1 + the steps since its client began); simulated clients need client-speeds for it",
+        choices=("rounds", "buffered"),
+    )
+    buffer_size: int = option(
+        0,
+        "K: updates that make a step; 0: 10, as in the paper, or as many as train at once if these are fewer",
+        read_by="buffered",
+        low=0,
+    )
     round_timeout: float = option(
         0.0, "minutes that a round waits for clients; 0: 120 with partitioner=sites, else 720", low=0
     )

@@ -26,6 +26,8 @@ OF_DATA = (
     "num-classes-per-client", "dirichlet-alpha", "lognormal-sigma", "natural-id-column", "min-client-images",
 )  # fmt: skip
 """Options that say which data the clients have."""
+BUFFER = 10
+"""Updates of a full buffer, as in the experiments of Nguyen et al. 2022."""
 FINETUNING = ("finetune_part", "num_finetune_epochs", "finetune_learning_rate", "knn_neighbors", "knn_weight")
 """Fields that say how models become personal."""
 OTHER_WORDS = {
@@ -111,6 +113,8 @@ class Derived:
     round_timeout: float
     round_deadline_s: float
     over_selection: float
+    server_mode: str
+    buffer_size: int
     client_speeds: str
 
     @classmethod
@@ -241,6 +245,17 @@ class Derived:
         return max(1, int(self.fraction_train * self.num_federated + 1e-9))
 
     @property
+    def is_buffered(self) -> bool:
+        """Whether the server makes a step whenever a buffer is full, and waits for no round."""
+        return self.server_mode == "buffered"
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates that the server makes one model of: those of a round, or of a full buffer."""
+        size = self.buffer_size or min(BUFFER, self.clients_per_round)
+        return size if self.is_buffered else self.clients_per_round
+
+    @property
     def unmasking_threshold(self) -> int:
         """Shares that make a secret in secure aggregation: ``secure-threshold``, or two thirds of a round's clients."""
         return self.secure_threshold or -(-2 * self.clients_per_round // 3)
@@ -251,9 +266,10 @@ class Derived:
         return min(self.num_federated, math.ceil(self.over_selection * self.clients_per_round - 1e-9))
 
     def reads(self, field: str) -> bool:
-        """Whether algorithm, partitioner, aggregator, privacy, fine-tuning and engine read an option, by its field."""
+        """Whether algorithm, partitioner, aggregator, privacy, fine-tuning, engine or server mode read a field."""
         read_by: str = self.__dataclass_fields__[field].metadata["read_by"]
         readers = {self.algorithm, self.partitioner, self.aggregator, self.finetune_part, self.protection, self.engine}
+        readers |= {self.server_mode}
         readers |= {"secure-aggregation"} if self.secure_aggregation else set()
         return not read_by or bool(readers & set(read_by.split(", ")))
 

@@ -191,6 +191,37 @@ def _check_secure(config: Any) -> None:
         raise InputError("quantization-range", config.quantization_range, remedy)
 
 
+def _check_buffered(config: Any) -> None:
+    """Refuse what a server that waits for no round has no use for."""
+    key, sites = "server-mode", config.on_sites
+    if not config.client_speeds and not sites:
+        remedy = "needs to know how long clients train; give client-speeds too, as in client-speeds=lognormal:1.0"
+        raise InputError(key, config.server_mode, remedy)
+    if sites:
+        raise InputError(key, config.server_mode, "is for simulated clients; for sites take rounds")
+    if config.buffer_size > config.num_federated:
+        remedy = f"a client is in a step once, and there are {config.num_federated}; take fewer"
+        raise InputError("buffer-size", config.buffer_size, remedy)
+    of_rounds = {
+        "min-clients-per-round": config.min_clients_per_round,
+        "round-deadline-s": config.round_deadline_s,
+        "over-selection": config.over_selection if config.over_selection > 1 else 0,
+    }
+    for given, value in of_rounds.items():
+        if value:
+            remedy = "is of rounds, and with server-mode=buffered a step waits for buffer-size updates; leave it out"
+            raise InputError(given, value, remedy)
+    if config.protection == "central":
+        remedy = "with privacy=central nothing but chance decides who is in the sum; take rounds"
+        raise InputError(key, config.server_mode, remedy)
+    if config.secure_aggregation:
+        remedy = "secure-aggregation masks the updates of a round against each other; take rounds"
+        raise InputError(key, config.server_mode, remedy)
+    if config.max_epsilon:
+        remedy = "server-mode=buffered knows who will train only if no client fails; leave it out, or take rounds"
+        raise InputError("max-epsilon", config.max_epsilon, remedy)
+
+
 def _check_pace(config: Any) -> None:
     if config.client_speeds and not SPEEDS.fullmatch(config.client_speeds):
         raise InputError("client-speeds", config.client_speeds, "must be lognormal:S, as in lognormal:1.0, or empty")
@@ -287,6 +318,8 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     _check_privacy(config)
     if config.secure_aggregation:
         _check_secure(config)
+    if config.is_buffered:
+        _check_buffered(config)
     _check_pace(config)
     if len(set(config.classes)) < len(config.classes) or not all(config.classes):
         raise InputError("class-names", config.class_names, "must be different names with commas between them")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from lit_fedbabu.algorithms.algorithm import EXTRA
 from lit_fedbabu.algorithms.table import algorithm_of
@@ -93,15 +94,26 @@ class Exchange:
         self.pace.begin()
         self.bytes_down = self.bytes_up = 0
 
+    def drawn(self) -> list[int]:
+        """The clients that train in this round."""
+        return self.ledger.drawn(self.server_round)
+
+    def state(self) -> dict[str, Tensor]:
+        """What must be known to go on after this round, for the server's file."""
+        return {}
+
     def training(self, clients: Iterable[int]) -> list[Message]:
         """Messages that ask clients to train."""
-        rate = self._rate_in(self.server_round)
         clients = list(clients)
         if isinstance(self.grid, PatientGrid):
             over = self.config.over_selection > 1
             self.grid.enough = min(len(clients), self.config.clients_per_round) if over else None
+        return self._training(clients, self.arrays, self._rate_in(self.server_round))
+
+    def _training(self, clients: list[int], arrays: ArrayRecord, rate: float) -> list[Message]:
+        """Messages that ask clients to train from these arrays."""
         self.ledger.note(self.server_round, clients)
-        messages = self._messages(MessageType.TRAIN, clients, learning_rate=rate)
+        messages = self._messages(MessageType.TRAIN, clients, arrays, learning_rate=rate)
         for message in messages:
             sent = message.content.array_records["arrays"].values()
             self.bytes_down += sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in sent)
@@ -142,7 +154,7 @@ class Exchange:
 
     def evaluation(self, clients: Iterable[int], personalize: bool) -> list[Message]:
         """Messages that ask clients to evaluate, and to personalize as well."""
-        return self._messages(MessageType.EVALUATE, clients, personalize=personalize)
+        return self._messages(MessageType.EVALUATE, clients, self.arrays, personalize=personalize)
 
     def rows(self, clients: Iterable[int], replies: Iterable[Message], personalize: bool) -> list[dict[str, Any]]:
         """The answers to an evaluation: for each client its number and its entry in results.json.
@@ -181,10 +193,10 @@ class Exchange:
             f" {self.folder / FAILURES} says why the others failed. The last: {self.failures.last}"
         )
 
-    def _messages(self, kind: str, clients: Iterable[int], **options: Any) -> list[Message]:
+    def _messages(self, kind: str, clients: Iterable[int], arrays: ArrayRecord, **options: Any) -> list[Message]:
         def content(own: list[int]) -> RecordDict:
             order = Order(self.server_round, tuple(own), self.memory, **options)
-            return order.to_record(for_clients(self._algorithm, self.arrays, own), self._code)
+            return order.to_record(for_clients(self._algorithm, arrays, own), self._code)
 
         return self._to_nodes(kind, clients, content)
 

@@ -42,6 +42,8 @@ class Pace:
         """Clients whose answer in this round came too late to count."""
         self.round_s = 0.0
         """Simulated seconds of this round."""
+        self.staleness: list[int] = []
+        """Of the updates of a buffered server: the steps that it has taken since each one's client began."""
 
     def begin(self) -> None:
         """A round begins."""
@@ -85,11 +87,13 @@ class Pace:
         return taken
 
     def history(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the history says of the round: simulated seconds of all rounds so far, and who was late, if any.
+        """What the history says of the round: simulated seconds of all rounds so far, who was late, mean staleness.
 
         Args:
             rounds: the entries of those before it.
         """
         before = rounds[-1].get(SIMULATED, 0.0) if rounds else 0.0
-        simulated = {SIMULATED: before + self.round_s}
-        return {**(simulated if self._slowness else {}), **({"late": sorted(self.late)} if self.late else {})}
+        simulated = {SIMULATED: before + self.round_s} if self._slowness else {}
+        late = {"late": sorted(self.late)} if self.late else {}
+        stale = {"staleness": sum(self.staleness) / len(self.staleness)} if self.staleness else {}
+        return {**simulated, **late, **stale}

@@ -59,8 +59,8 @@ class RoundLog:
         self.say = say
         self.rounds = list(rounds)
         """One entry for every round: number, learning rate, training loss (None where there were no clients), with
-        noise the epsilon that was spent, with speeds simulated seconds, who was late and, where evaluated, initial
-        accuracy."""
+        noise the epsilon that was spent, with speeds simulated seconds, who was late, with a buffer the mean staleness
+        and, where evaluated, initial accuracy."""
         self._resumed_after = len(self.rounds)
         self._started = self._seconds = 0.0
         self.left: timedelta | None = None
@@ -112,11 +112,13 @@ class RoundLog:
                 "time/seconds_per_round": seconds,
                 **({"time/simulated_seconds": timed[SIMULATED]} if SIMULATED in timed else {}),
                 **({"train/late_clients": len(timed["late"])} if "late" in timed else {}),
+                **({"train/staleness": timed["staleness"]} if "staleness" in timed else {}),
             },
         )
         self._hint_at_chance(server_round)
         spent = "".join(f"  {key.replace('_', ' ')} {value:.3g}" for key, value in privacy.items())
         spent += f"  {timed[SIMULATED]:.3g} simulated s" if SIMULATED in timed else ""
+        spent += f"  staleness {timed['staleness']:.3g}" if "staleness" in timed else ""
         what = "no client was drawn" if known is None else f"training loss {loss:.4f}"
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  {what}{spent}"

@@ -32,7 +32,10 @@ def drawn_anew(config: Config) -> list[int]:
 
 
 def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable[int], count: int) -> list[int]:
-    """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed."""
+    """Clients, drawn from those that a round has not asked yet, in place of ``count`` that failed.
+
+    In attempt 0, where nobody was asked, these are the ``participants``.
+    """
     rest = sorted(set(range(config.num_federated)) - set(asked))
-    rng = np.random.default_rng(config.derived_seed("sampling", server_round, attempt))
+    rng = np.random.default_rng(config.derived_seed("sampling", server_round, *([attempt] if attempt else [])))
     return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())

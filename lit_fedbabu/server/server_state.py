@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from lit_fedbabu.server.parked import Lazy
 from lit_fedbabu.training import memory
 from lit_fedbabu.training.experiment import Experiment
 
-OF_AGGREGATOR = "aggregator."
-"""How the names of what the aggregator keeps begin in the server's file."""
+OF_AGGREGATOR, OF_EXCHANGE = "aggregator.", "exchange."
+"""How the names of what the aggregator and the exchange keep begin in the server's file."""
 
 
 class ServerRounds:
@@ -49,6 +50,8 @@ class ServerRounds:
         if self.state.keys() != start.keys():
             raise RunError(f"{self._place} does not have what {self.config.algorithm} keeps; put it back")
         self._aggregator = aggregator_of(self.config, _of(OF_AGGREGATOR, kept))
+        self.exchange = _of(OF_EXCHANGE, kept)
+        """What the exchange kept after the last round of a run that is resumed."""
         self._optimizer = ServerOptimizer(self.config, list(weights), kept)
         self.server_round = resumed_after
         self._arrays = ArrayRecord()
@@ -78,7 +81,11 @@ class ServerRounds:
         return _beside(arrays, self.experiment.extras.up)
 
     def combine(
-        self, server_round: int, arrays: ArrayRecord, updates: Sequence[ClientUpdate]
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        updates: Sequence[ClientUpdate],
+        exchange: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[ArrayRecord, float]:
         """The shared weights of the next round, and the mean training loss in nats; what is kept is written.
 
@@ -88,6 +95,7 @@ class ServerRounds:
             server_round: number of the round, from 1.
             arrays: the shared weights that the clients began with.
             updates: of the clients.
+            exchange: what the exchange keeps.
 
         Raises:
             RunError: what the server keeps is no longer finite.
@@ -99,6 +107,7 @@ class ServerRounds:
             **self._optimizer.moments(),
             **{STATE + name: value for name, value in self.state.items()},
             **{OF_AGGREGATOR + name: value for name, value in self._aggregator.state().items()},
+            **{OF_EXCHANGE + name: value for name, value in exchange.items()},
         }
         try:
             if kept:

@@ -12,7 +12,9 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.files import append_json_line, read_json_lines
 from lit_fedbabu.records.run_folder import ASKED
+from lit_fedbabu.server.pace import Pace
 from lit_fedbabu.server.sampling import drawn_anew, participants
+from lit_fedbabu.server.schedule import Schedule
 from lit_fedbabu.training.privacy import TRUST, Course, central_epsilon, course_of, epsilon, guarantee, steps_epsilon
 
 Asked = list[tuple[int, list[int]]]
@@ -40,6 +42,10 @@ class Ledger:
         self.config, self._folder, self._done = config, folder, done
         self._courses: dict[int, Course] = {}
         self._known: dict[tuple[Course, int], float] = {}
+        self._steps: list[list[int]] = []
+        if config.is_buffered and config.protection != "none":
+            schedule = Schedule(config, Pace(config, sizes).seconds_of)
+            self._steps = [schedule.step(each) for each in range(1, config.num_server_rounds + 1)]
         if config.protection == "sample":
             algorithm = algorithm_of(config)
             self._courses = {client: course_of(config, algorithm, count) for client, (count, _) in sizes.items()}
@@ -142,7 +148,11 @@ class Ledger:
         asked = [(each, clients) for each, clients in _read(self._folder) if each <= last]
         rounds = {each for each, _ in asked}
         to_come = [each for each in range(1, last + 1) if each > done or each not in rounds]
-        return [*((each, participants(self.config, each)) for each in to_come), *asked]
+        return [*((each, self._foreseen(each)) for each in to_come), *asked]
+
+    def _foreseen(self, server_round: int) -> list[int]:
+        """Who will be asked in a round if none fails."""
+        return self._steps[server_round - 1] if self._steps else participants(self.config, server_round)
 
     def _epsilon(self, lines: Asked) -> float:
         if self.config.protection == "central":

@@ -16,6 +16,7 @@ from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import digest_of
+from lit_fedbabu.server.buffered import BufferedExchange
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
@@ -83,7 +84,7 @@ class SharedParts(Strategy):
         )
         self.page = RunPage(folder, config, score, self.ledger.last_round, sizes, names)
         failures = FailureLog(folder, board, progress.say, names, self.page.failed)
-        kind = SecureExchange if config.secure_aggregation else Exchange
+        kind = SecureExchange if config.secure_aggregation else BufferedExchange if config.is_buffered else Exchange
         self.exchange = kind(
             config,
             nodes,
@@ -105,6 +106,10 @@ class SharedParts(Strategy):
         """Of the last round: entries of clients that were evaluated before the run was stopped by others' failures."""
         self._resumed_after = len(rounds)
         self.server = ServerRounds(experiment, folder, self._resumed_after)
+        if isinstance(self.exchange, BufferedExchange):
+            self.exchange.weights = frozenset(self.server.weights)
+            if rounds:
+                self.exchange.restore(self.server.exchange)
         self._shared = ArrayRecord()
 
     def summary(self) -> None:
@@ -117,6 +122,10 @@ class SharedParts(Strategy):
         drawn = f"{many} of {count} clients each{average}"
         if config.over_selection > 1:
             drawn += f", of which the first {config.clients_per_round} count"
+        if config.is_buffered:
+            drawn = (
+                f"after {config.updates_per_step} updates each, {config.clients_per_round} of {count} clients at once"
+            )
         who = "one participant with all training images" if self.experiment.algorithm.pooled else drawn
         what = self.experiment.task.title
         self.progress.say(f"{what}: {self.experiment.task.summary()}")
@@ -134,7 +143,7 @@ class SharedParts(Strategy):
         self.log.begin()
         self._shared = arrays
         self.exchange.begin(server_round, self.server.sent(arrays), grid, self.server.expected(arrays))
-        clients = self.ledger.drawn(server_round)
+        clients = self.exchange.drawn()
         now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
         self.progress.begin(now, len(clients), self.log.left)
         self.page.begins(f"round {server_round}: {len(clients)} clients train", self.log.rounds, self.log.left)
@@ -144,7 +153,7 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         clipping = self.server.clipping
         updates = self.exchange.updates(replies)
-        shared, loss = self.server.combine(server_round, self._shared, updates)
+        shared, loss = self.server.combine(server_round, self._shared, updates, self.exchange.state())
         self.page.trained(server_round, (update.client for update in updates))
         spent = self.ledger.epsilon(server_round)
         privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}

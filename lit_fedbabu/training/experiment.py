@@ -289,21 +289,28 @@ class Experiment:
             self.extras  # noqa: B018 - refuses more or fewer rows than clients
         if config.protection == "central":
             refuse_uncounted(config, self.algorithm)
+        if config.is_buffered:
+            refuse_unsummed(config, self.algorithm, "server-mode", config.server_mode)
+            self._check_extras("server-mode", config.server_mode)
         if config.secure_aggregation:
-            refuse_unsummed(config, self.algorithm)
+            refuse_unsummed(config, self.algorithm, "secure-aggregation", True)
             self._check_summed()
         if config.clipping_norm:
             self._check_protected(self._initial.model)
         if config.initial_weights:
             self._initial  # noqa: B018 - reads the file, and refuses it where nothing fits
 
-    def _check_summed(self) -> None:
-        """Raise InputError where secure aggregation would sum what is no change of a weight, as a counter."""
+    def _check_extras(self, key: str, value: object) -> None:
+        """Raise InputError for an option where clients send more than weights."""
         if self.extras.up:
             remedy = (
                 f"{self.config.algorithm} sends {', '.join(self.extras.up)} besides weights; take another algorithm"
             )
-            raise InputError("secure-aggregation", True, remedy)
+            raise InputError(key, value, remedy)
+
+    def _check_summed(self) -> None:
+        """Raise InputError where secure aggregation would sum what is no change of a weight, as a counter."""
+        self._check_extras("secure-aggregation", True)
         shared = self.initial_shared()
         if counters := [name for name, value in shared.items() if not value.is_floating_point()]:
             remedy = f"the model shares {', '.join(counters)}, which are no fractions; take other layers"

@@ -235,16 +235,21 @@ def refuse_uncounted(config: Config, algorithm: Algorithm) -> None:
             raise InputError("privacy", "central", remedy)
 
 
-def refuse_unsummed(config: Config, algorithm: Algorithm) -> None:
-    """Raise InputError where the server needs more than the sum of updates, all that secure aggregation gives."""
+def refuse_unsummed(config: Config, algorithm: Algorithm, key: str, value: object) -> None:
+    """Raise InputError where the server needs more than a sum of updates: all that secure aggregation gives it, and
+    all that a buffered server makes of updates of different age.
+
+    Args:
+        config: the options.
+        algorithm: theirs.
+        key: of the option that is refused.
+        value: its value.
+    """
     if not algorithm.federates:
-        remedy = f"{config.algorithm} has no sum of clients' updates; take false"
-        raise InputError("secure-aggregation", True, remedy)
+        raise InputError(key, value, f"{config.algorithm} has no sum of clients' updates; leave it out")
     for hook, what in (("combine", "needs each client's update by itself"), ("drawn", "chooses clients itself")):
         if getattr(type(algorithm), hook) is not getattr(Algorithm, hook):
-            raise InputError(
-                "secure-aggregation", True, f"{config.algorithm} {what}; take another algorithm, as fedbabu"
-            )
+            raise InputError(key, value, f"{config.algorithm} {what}; take another algorithm, as fedbabu")
 
 
 def refuse_without_accountant(privacy: str) -> None:

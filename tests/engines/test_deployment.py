@@ -28,6 +28,8 @@ from tests.support import files_that_decide, ours
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent.parent
+SENT = re.compile(r"Sending: train message.*\n.*Sent successfully")
+"""In a site's log, when its update has left."""
 OWN = (("red", "green"), ("blue", "green"), ("red", "blue"))
 
 
@@ -366,6 +368,27 @@ def test_sites_with_secure_aggregation_are_those_of_one_process(lab, in_one_proc
     for site in range(3):
         (secrets,) = (lab.folder / f"site-{site}-state").rglob("secure.json")
         assert secrets.stat().st_mode & 0o777 == 0o600 and "PRIVATE" not in secrets.read_text()
+
+
+def test_a_site_killed_between_masking_and_unmasking_is_in_the_sum(lab, in_one_process):
+    """Its masks come off by the shares of the other two; it comes back for the evaluation alone."""
+    options = {"secure_aggregation": True, "num_server_rounds": 1}
+    log = lab.folder / "site-1.log"
+    before = len(log.read_text())
+    stream = lab.run(run_name="unmasked", **options)
+    deadline = time.monotonic() + 400
+    while not SENT.search(log.read_text()[before:]):
+        assert stream.poll() is None and time.monotonic() < deadline, log.read_text()[before:]
+        time.sleep(0.1)
+    lab.kill_site(1)
+    told = reach(stream, r"round 1/1 ")
+    lab.start_site(1)
+    told += stream.communicate(timeout=900)[0]
+    folder = lab.folder / "server" / "unmasked"
+    assert lab.status() == "finished:completed", told
+    assert in_one_process(run_name="unmasked", **options) == files_that_decide(folder)
+    failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
+    assert {failure["client"] for failure in failures} == {1} and "Node Unavailable" in failures[0]["reason"], told
 
 
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):

@@ -42,8 +42,8 @@ def test_an_option_is_read_by_whom_it_names(field):
     named = set(field.metadata["read_by"].split(", "))
     parts = Config.__dataclass_fields__["finetune_part"].metadata["choices"]
     kinds = Config.__dataclass_fields__["privacy"].metadata["choices"]
-    engines = Config.__dataclass_fields__["engine"].metadata["choices"]
-    known_to = (PARTITIONERS, ALGORITHMS, AGGREGATORS, parts, kinds, {"secure-aggregation"}, engines)
+    engines, modes = (Config.__dataclass_fields__[name].metadata["choices"] for name in ("engine", "server_mode"))
+    known_to = (PARTITIONERS, ALGORITHMS, AGGREGATORS, parts, kinds, {"secure-aggregation"}, engines, modes)
     assert any(named <= set(known) for known in known_to)
     if field.name == "num_head_epochs":
         assert named == {name for name, row in ALGORITHMS.items() if field.name in dict(row.phases).values()}

@@ -425,7 +425,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"privacy": "local", "clipping_norm": 1.0, "noise_multiplier": 1.0},
         "quantization-range = 4.0: has no room for updates with noise, which reach 9; take that or more",
     ),
-    "local": ({"algorithm": "local"}, "secure-aggregation = true: local has no sum of clients' updates; take false"),
+    "local": ({"algorithm": "local"}, "secure-aggregation = true: local has no sum of clients' updates; leave it out"),
     "centralized": ({"algorithm": "centralized"}, "secure-aggregation = true: centralized has no sum"),
     "counters": (
         {"algorithm": "fedavg", "norm": "batch-running"},
