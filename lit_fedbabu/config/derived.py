@@ -65,6 +65,8 @@ OTHER_WORDS = {
     **dict.fromkeys(("random-state", "rng"), "seed"),
 }
 """Words of papers and of other programs, and the keys that they mean."""
+EVERYONE = 1000
+"""Clients that are all looked at before a run, where somebody has to make their data for it."""
 
 
 def protection_of(privacy: str, noise_multiplier: float) -> str:
@@ -264,6 +266,22 @@ class Derived:
     def clients_asked(self) -> int:
         """Clients that a round asks: ``over-selection`` times as many as are to count, rounded up."""
         return min(self.num_federated, math.ceil(self.over_selection * self.clients_per_round - 1e-9))
+
+    def drawn(self, server_round: int) -> list[int]:
+        """Clients that (seed, round) alone draw, without replacement, in order: ``clients_asked``."""
+        rng = np.random.default_rng(self.derived_seed("sampling", server_round))
+        return sorted(rng.choice(self.num_federated, self.clients_asked, replace=False).tolist())
+
+    @property
+    def looked_at(self) -> list[int]:
+        """Clients whose data are looked at before a run: all, or of more than ``EVERYONE`` those of the first round.
+
+        Privacy of samples, simulated speeds and secure aggregation count the samples of all clients, so that all are.
+        """
+        counted = self.protection == "sample" or self.client_speeds or self.secure_aggregation
+        if self.num_clients <= EVERYONE or counted:
+            return list(range(self.num_clients))
+        return self.drawn(1)[:EVERYONE]
 
     def reads(self, field: str) -> bool:
         """Whether algorithm, partitioner, aggregator, privacy, fine-tuning, engine or server mode read a field."""

@@ -91,12 +91,15 @@ def _svg(figure: Figure, drawn: io.BytesIO) -> None:
 
 def heat_map(class_counts: str, clients: Sequence[str] = ()) -> Figure:
     """Training images of each client and class, from the content of a ``partition.csv`` and names of clients."""
-    (_, _, *names), *rows = csv.reader(io.StringIO(class_counts))
-    counts = np.array([[int(count) for count in of_classes] for _, split, *of_classes in rows if split == "train"])
+    rows = csv.reader(io.StringIO(class_counts))
+    _, _, *names = next(rows)
+    of_train = [row for row in rows if row[1] == "train"]
+    counts = np.array([[int(count) for count in row[2:]] for row in of_train])
+    followed = [row[0] for row in of_train] == [str(client) for client in range(len(of_train))]
     figure, axes = one_panel(min(8, max(2.6, 0.13 * len(names))))
     axes.grid(False)
     image = axes.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
-    axes.set(xlabel="client", ylabel="class", yticks=range(len(names)))
+    axes.set(xlabel="client" if followed else "clients that were looked at", ylabel="class", yticks=range(len(names)))
     label_classes(axes.yaxis, names, range(len(names)))
     if 0 < len(clients) <= MOST_CLIENTS:
         axes.set(xticks=range(len(clients)))

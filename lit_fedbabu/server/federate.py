@@ -236,14 +236,15 @@ def _write_spent(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> No
         run_folder.write_config(folder, run_folder.read_config(folder), {**kept, **spent})
 
 
-def _sizes(experiment: Experiment, nodes: list[Node]) -> dict[int, tuple[int, int]]:
+def _sizes(experiment: Experiment, nodes: list[Node]) -> Mapping[int, tuple[int, int]]:
     """Training and test samples of each client: as they were dealt, or as each site said before the first round."""
     if experiment.config.on_sites:
         return {client: node.sizes for client, node in enumerate(nodes)}
-    sizes = dict(experiment.task.sizes)
-    if experiment.algorithm.pooled:
-        sizes[0] = sum(sizes[client][0] for client in range(experiment.config.num_federated)), sizes[0][1]
-    return sizes
+    sizes = experiment.task.sizes
+    if not experiment.algorithm.pooled:
+        return sizes
+    together = sum(sizes[client][0] for client in range(experiment.config.num_federated))
+    return {**sizes, 0: (together, sizes[0][1])}
 
 
 def _begun(experiment: Experiment) -> Federation | None:

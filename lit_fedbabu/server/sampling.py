@@ -14,9 +14,7 @@ def participants(config: Config, server_round: int) -> list[int]:
 
     Where all images are in one place, it is client 0 that has them.
     """
-    rng = np.random.default_rng(config.derived_seed("sampling", server_round))
-    drawn = sorted(rng.choice(config.num_federated, config.clients_asked, replace=False).tolist())
-    return algorithm_of(config).drawn(config, server_round, drawn)
+    return algorithm_of(config).drawn(config, server_round, config.drawn(server_round))
 
 
 def drawn_anew(config: Config) -> list[int]:

@@ -105,7 +105,7 @@ class AnyTask(Protocol):
 
     @property
     def sizes(self) -> Mapping[int, tuple[int, int]]:
-        """Training and test samples of the clients whose data this machine has."""
+        """Training and test samples of the clients of whom this machine knows them before a run."""
 
     @property
     def title(self) -> str:

@@ -1,14 +1,17 @@
 """Federations of tasks of users, against loops written by hand in plain PyTorch."""
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import state_of
+from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.training.client_update import client_update, own_module, personal_model
 from lit_fedbabu.training.experiment import Experiment
 from tests.own_tasks import Regression, Sensors, Windows
@@ -312,3 +315,21 @@ def test_a_rate_that_is_a_whole_number_reaches_attributes_too():
     assert module.own_rate == 1
     module.set_rate(0.5)
     assert module.lightning.lr == module.lightning.hparams.lr == 0.5
+
+
+def test_of_many_clients_those_drawn_first_are_looked_at(monkeypatch):
+    """The loader of client 2 of this task is empty."""
+    monkeypatch.setattr("lit_fedbabu.config.derived.EVERYONE", 5)
+    with pytest.raises(InputError, match="the test loader of client 2 is empty"):
+        experiment_of("empty", num_clients=5).check()
+    many = experiment_of("empty", num_clients=200, fraction_train=0.02)
+    many.check()
+    first = participants(many.config, 1)
+    assert list(many.task.sizes) == first and 2 not in first
+    assert f"of 200 clients the data of {len(first)}, drawn first, were looked at" in many.task.notes[0]
+    assert f"200 clients, {len(first)} of them with " in many.task.summary()
+    assert many.client_data(7, 0).num_train > 0
+    with pytest.raises(InputError, match="the test loader of client 2 is empty"):
+        many.client_data(2, 0)
+    speeds = dataclasses.replace(many.config, client_speeds="lognormal:1.0")
+    assert speeds.looked_at == list(range(200))

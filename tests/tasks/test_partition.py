@@ -3,12 +3,14 @@ import warnings
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
-from lit_fedbabu.tasks.images import sources
+from lit_fedbabu.tasks.images import partitioners, sources
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
@@ -85,9 +87,7 @@ def test_the_seed_decides_the_split(partitioner):
     config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
     first = partition(config)
     again, other = partition(config), partition(dataclasses.replace(config, seed=43))
-    for one, two, three in zip(
-        first.train + first.test, again.train + again.test, other.train + other.test, strict=True
-    ):
+    for one, two, three in zip(*((*each.train, *each.test) for each in (first, again, other)), strict=True):
         assert np.array_equal(one, two)
         assert not np.array_equal(one, three)
 
@@ -207,6 +207,44 @@ def test_natural_owners_stay_whole_and_equally_many_make_a_client(clients, owner
     for owners, train, test in zip(owned, dealt.train, dealt.test, strict=True):
         assert len(train) == 20 * owners_each and len(test) == 4 * owners_each
         assert set(written.test.owners[test]) == owners
+
+
+def test_natural_owners_are_grouped_as_flower_groups_them(written):
+    config = Config(partitioner="natural-id", num_clients=8, natural_id_column="writer_id")
+    rng = np.random.default_rng(config.derived_seed("partition"))
+    order = rng.permutation(600)
+    flowers = GroupedNaturalIdPartitioner("owner", 3, "drop-reminder")
+    flowers.dataset = Dataset.from_dict({"owner": written.train.owners[order], "index": order})
+    for client, part in enumerate(partition(config).train):
+        assert part.tolist() == sorted(flowers.load_partition(client)["index"])
+
+
+@pytest.mark.parametrize("partitioner", [name for name in ANYWHERE if name != "classes"])
+def test_partitioners_deal_as_from_a_dataset(partitioner, monkeypatch):
+    clients = {"exponential": 4, "square": 6}.get(partitioner, 10)
+    config = Config(dataset="digits", partitioner=partitioner, num_clients=clients, dirichlet_alpha=1.0)
+    quick = partition(config)
+
+    class Slow:
+        def __init__(self, dataset):
+            self._dataset = dataset
+
+        def __getattr__(self, name):
+            return getattr(self._dataset, name)
+
+        def __len__(self):
+            return len(self._dataset)
+
+        def select(self, rows):
+            return np.array(self._dataset.select(rows)["index"])
+
+        def shard(self, **options):
+            return np.array(self._dataset.shard(**options)["index"])
+
+    monkeypatch.setattr(partitioners, "_Index", Slow)
+    slow = partition(config)
+    for one, two in zip((*quick.train, *quick.test), (*slow.train, *slow.test), strict=True):
+        assert one.tolist() == two.tolist()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ class CustomTask:
     Args:
         config: the experiment, of which ``task`` is the import path of a ``Task``.
         data: makes a client's LightningDataModule in place of the task's own, as of a newcomer.
-        clients: whose data this machine has; None: everyone's, or with sites nobody's, as on the server.
+        clients: whose data are looked at before a run, of those on this machine; None: of all that are dealt, as of
+            ``Config.looked_at``, or with sites of nobody, as on the server.
 
     Raises:
         InputError: there is no such task.
@@ -126,8 +127,8 @@ class CustomTask:
         clients: Sequence[int] | None = None,
     ) -> None:
         self.config = config
-        everyone: Sequence[int] = () if config.on_sites else range(config.num_clients)
-        self.clients = everyone if clients is None else clients
+        dealt = [] if config.on_sites else config.looked_at
+        self.clients = dealt if clients is None else clients
         self.task = read_task(config.task)
         _refuse_names(self.task, config.task)
         self._data = data
@@ -166,7 +167,15 @@ class CustomTask:
         """What a user should know before a run."""
         why = "are left out: the run saves checkpoints and shows progress itself"
         left_out = [f"callbacks of the task ({', '.join(sorted(self.left_out))}) {why}"] if self.left_out else []
+        if self._looks_at_some:
+            many = f"of {self.config.num_clients} clients the data of {len(self.clients)}, drawn first, were looked at"
+            left_out.append(f"{many}; of others an empty loader is found when they are drawn, and they fail then")
         return (*left_out, *self.found)
+
+    @property
+    def _looks_at_some(self) -> bool:
+        """Whether some clients' data are looked at before a run, and those of others when they are drawn."""
+        return not self.config.on_sites and len(self.clients) < self.config.num_clients
 
     @property
     def score(self) -> Score:
@@ -206,20 +215,27 @@ class CustomTask:
     def client_data(
         self, client: int, seed: int, pooled: bool = False, test_batch_size: int | None = None
     ) -> CustomData:
-        """The data of a client; order and augmentation come from the generators that are seeded around training."""
-        return CustomData(self, client)
+        """The data of a client; order and augmentation come from the generators that are seeded around training.
+
+        Raises:
+            InputError: they were not looked at before the run, and cannot be made, or are empty.
+        """
+        data = CustomData(self, client)
+        if self._looks_at_some and client not in self.clients:
+            self._sizes_of(data)
+        return data
 
     @cached_property
     def sizes(self) -> dict[int, tuple[int, int]]:
-        """Training and test samples of the clients whose data this machine has.
+        """Training and test samples of the clients whose data are looked at.
 
         Raises:
             InputError: the data of a client cannot be made, or are empty.
         """
-        return {client: self._sizes_of(client) for client in self.clients}
+        return {client: self._sizes_of(CustomData(self, client)) for client in self.clients}
 
-    def _sizes_of(self, client: int) -> tuple[int, int]:
-        data = CustomData(self, client)
+    def _sizes_of(self, data: CustomData) -> tuple[int, int]:
+        client = data.client
         try:
             found = data.num_train, data.num_test
             batches = data.batches, batches_of(data.module.test_dataloader())
@@ -328,7 +344,8 @@ class CustomTask:
             return f"{self.config.num_clients} sites with data of their own"
         train, test = ([size[place] for size in self.sizes.values()] for place in (0, 1))
         ranges = [f"{min(each)} to {max(each)}" if min(each) < max(each) else str(min(each)) for each in (train, test)]
-        return f"{self.config.num_clients} clients with {ranges[0]} training and {ranges[1]} test samples each"
+        many = f"{self.config.num_clients} clients{f', {len(train)} of them' if self._looks_at_some else ''}"
+        return f"{many} with {ranges[0]} training and {ranges[1]} test samples each"
 
     def class_counts(self) -> str:
         """The split as CSV: for every client and split, the number of samples."""

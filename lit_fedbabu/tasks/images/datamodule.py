@@ -53,7 +53,7 @@ class ClientData(L.LightningDataModule):
         self.client = client
         self.constants = task.constants
         train = task.partition.train
-        own = np.concatenate(train[: self.config.num_federated]) if pooled else train[client]
+        own = train[: self.config.num_federated].pairs[1] if pooled else train[client]
         self.train_set = self._rows(task.source.train, own)
         self.test_set = self._rows(evaluation_split(self.config, task.source), task.partition.test[client])
         self._test_batch_size = test_batch_size or self.config.test_batch_size

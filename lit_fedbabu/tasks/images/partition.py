@@ -7,9 +7,12 @@ import numpy as np
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, close_to, some
-from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Partition
+from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Indices, Partition, Parts
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
+
+AT_ONCE = 1000
+"""Clients whose images are counted at a time."""
 
 
 def deal(config: Config, source: Source) -> Partition:
@@ -36,8 +39,8 @@ def deal(config: Config, source: Source) -> Partition:
     if config.validation_fraction:
         dealt = _with_validation(config, dealt)
     for split, parts, least in (("training", dealt.train, config.min_client_images), ("test", dealt.test, 1)):
-        poor = [client for client, part in enumerate(parts) if len(part) < least]
-        if poor:
+        poor = np.flatnonzero(parts.sizes < least)
+        if len(poor):
             who = f"{len(poor)} clients (the first is {poor[0]})"
             remedy = f"{who} would have fewer {split} images than {least}; {REMEDY}"
             remedy += ", or a lower validation-fraction" if config.validation_fraction else ""
@@ -57,7 +60,7 @@ def _with_validation(config: Config, dealt: Partition) -> Partition:
         mixed = rng.permutation(images)
         held_out.append(np.sort(mixed[:count]))
         train.append(np.sort(mixed[count:]))
-    return Partition(tuple(train), tuple(held_out))
+    return Partition(Parts.of(train), Parts.of(held_out))
 
 
 def evaluation_split(config: Config, source: Source) -> Split:
@@ -70,7 +73,7 @@ def copies(config: Config, source: Source, dealt: Partition) -> list[str]:
     evaluated = evaluation_split(config, source)
     if source.train.digests is None or evaluated.digests is None:
         return []
-    train, test = (np.unique(np.concatenate(parts)) for parts in (dealt.train, dealt.test))
+    train, test = (_different(parts.rows) for parts in (dealt.train, dealt.test))
     count = int(np.isin(evaluated.digests[test], source.train.digests[train]).sum())
     what = f"{count} of {len(test)} images that clients are evaluated on are copies of training images"
     return [f"{what}, pixel for pixel at {config.image_size} x {config.image_size}"] if count else []
@@ -80,8 +83,23 @@ def client_names(source: Source, dealt: Partition) -> tuple[str, ...]:
     """The names of the owners of each client's images, by its number; none where images have no owners."""
     if source.train.owners is None or not source.owner_names:
         return ()
-    owners = (np.unique(source.train.owners[part]) for part in dealt.train)
-    return tuple(some(source.owner_names[owner] for owner in each) for each in owners)
+    clients, owners = _distinct(dealt.train, source.train.owners)
+    starts = np.searchsorted(clients, np.arange(1, len(dealt.train)))
+    return tuple(some(source.owner_names[owner] for owner in each) for each in np.split(owners, starts))
+
+
+def _distinct(parts: Parts, values: Indices) -> tuple[Indices, Indices]:
+    """Clients and the different values of their images, from one value (N,) of each image of the split, in order."""
+    clients, rows = parts.pairs
+    most = int(values.max(initial=0)) + 1
+    pairs = _different(clients * most + values[rows])
+    return pairs // most, pairs % most
+
+
+def _different(values: Indices) -> Indices:
+    """The different values, in order: of many faster than ``np.unique``, which hashes them."""
+    ordered = np.sort(values)
+    return ordered[np.diff(ordered, prepend=-1) > 0]
 
 
 def _absent(source: Source, split: Split) -> list[str]:
@@ -92,10 +110,10 @@ def _absent(source: Source, split: Split) -> list[str]:
 
 def summary(config: Config, source: Source, dealt: Partition) -> str:
     """The split in one line: the least and the most images and classes that a client has, and images that none has."""
-    classes = [len(np.unique(source.train.labels[part])) for part in dealt.train]
+    classes = np.bincount(_distinct(dealt.train, source.train.labels)[0], minlength=len(dealt.train))
     extents = {
-        "training images": [len(part) for part in dealt.train],
-        "test images": [len(part) for part in dealt.test],
+        "training images": dealt.train.sizes,
+        "test images": dealt.test.sizes,
         f"of {len(source.class_names)} classes": classes,
     }
     ranges = [f"{_range(values)} {name}" for name, values in extents.items()]
@@ -106,11 +124,12 @@ def summary(config: Config, source: Source, dealt: Partition) -> str:
 
 def _left(config: Config, source: Source, dealt: Partition) -> str:
     """How many images no client has; empty for none."""
-    of_train = (*dealt.train, *dealt.test) if config.validation_fraction else dealt.train
-    splits = {"training": (source.train, of_train), "test": (source.test, dealt.test)}
+    of_train, of_test = dealt.train.sizes.sum(), dealt.test.sizes.sum()
+    of_train += of_test if config.validation_fraction else 0
+    splits = {"training": (source.train, of_train), "test": (source.test, of_test)}
     if config.validation_fraction:
         del splits["test"]
-    left = {name: len(split.labels) - sum(map(len, parts)) for name, (split, parts) in splits.items()}
+    left = {name: len(split.labels) - count for name, (split, count) in splits.items()}
     words = [f"{count} of {len(splits[name][0].labels)} {name}" for name, count in left.items() if count]
     return f"; left out are {' and '.join(words)} images" if words else ""
 
@@ -121,11 +140,18 @@ def class_counts(config: Config, source: Source, dealt: Partition) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["client", "split", *source.class_names])
     for name, split, parts in (("train", source.train, dealt.train), ("test", evaluated, dealt.test)):
-        for client, part in enumerate(parts):
-            counts = np.bincount(split.labels[part], minlength=len(source.class_names))
-            writer.writerow([client, name, *counts.tolist()])
+        for first in range(0, len(parts), AT_ONCE):
+            counts = _by_class(parts[first : first + AT_ONCE], split.labels, len(source.class_names))
+            writer.writerows([client, name, *each] for client, each in enumerate(counts.tolist(), first))
     return file.getvalue()
 
 
-def _range(values: list[int]) -> str:
-    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def _by_class(parts: Parts, labels: Indices, classes: int) -> Indices:
+    """Images of each client by class (clients, classes)."""
+    clients, rows = parts.pairs
+    return np.bincount(clients * classes + labels[rows], minlength=len(parts) * classes).reshape(len(parts), classes)
+
+
+def _range(values: Indices) -> str:
+    low, high = values.min(), values.max()
+    return str(low) if low == high else f"{low} to {high}"

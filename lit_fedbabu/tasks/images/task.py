@@ -26,7 +26,7 @@ from lit_fedbabu.tasks.images.clients import EITHER, layout_of
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.learner import Say
 from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
-from lit_fedbabu.tasks.images.partitioners import Partition
+from lit_fedbabu.tasks.images.partitioners import Partition, Sizes
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
 from lit_fedbabu.tasks.protocol import Batches, Data
@@ -238,10 +238,9 @@ class ImageClassification:
             raise InputError("dataset", self.config.dataset, remedy)
 
     @property
-    def sizes(self) -> dict[int, tuple[int, int]]:
+    def sizes(self) -> Mapping[int, tuple[int, int]]:
         """Training and test images of each client."""
-        train, test = ([len(images) for images in parts] for parts in (self.partition.train, self.partition.test))
-        return dict(enumerate(zip(train, test, strict=True)))
+        return Sizes(self.partition)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -251,10 +250,11 @@ class ImageClassification:
     def batches(self, pooled: bool) -> Batches:
         """The batches of all clients, or of one participant that trains on the images of all."""
         config, parts = self.config, self.partition
-        train = [len(images) for images in parts.train]
+        train, test = (sorted(set(each.sizes.tolist())) for each in (parts.train, parts.test))
+        everything = int(parts.train.sizes[: config.num_federated].sum())
         return Batches(
-            _extremes([sum(train[: config.num_federated])] if pooled else train, config.batch_size),
-            _extremes([*train, *(len(images) for images in parts.test)], config.test_batch_size),
+            _extremes([everything] if pooled else train, config.batch_size),
+            _extremes([*train, *test], config.test_batch_size),
             self.image_shape,
         )
 
