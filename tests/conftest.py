@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.server.federate import federate as federate_on
@@ -18,6 +19,13 @@ def machine(tmp_path_factory):
     """A cache of the session's own, and a dataset so small that a federation takes a second."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     tiny_config.dataset = str(write_tiny_dataset(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Figures take a seventh of a small run's time; a test that looks at them has the mark ``pictures``."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(SummaryWriter, "add_figure", lambda *arguments, **options: None)
 
 
 @pytest.fixture

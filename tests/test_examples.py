@@ -50,6 +50,7 @@ def test_the_page_runs_from_top_to_bottom(page, least, told, tmp_path, monkeypat
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_model_of_ones_own_is_federated_as_the_page_says(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "own-model.md").read_text()

@@ -4,10 +4,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from lit_fedbabu.algorithms.table import title_of
 from lit_fedbabu.config import Config
@@ -45,6 +46,17 @@ class Curve(NamedTuple):
     last: int
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: in_line(value) if type(value) is str else value,
+    )
+    return environment.from_string(TEMPLATE)
+
+
 def write(
     folder: Path,
     title: str,
@@ -69,13 +81,7 @@ def write(
         going: whether it goes on, so that the page is to read itself anew.
         bad: whether it ended badly.
     """
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=lambda value: in_line(value) if type(value) is str else value,
-    )
-    text = environment.from_string(TEMPLATE).render(
+    text = _template().render(
         title=title,
         state=state,
         facts=facts,

@@ -68,7 +68,7 @@ def find_nodes(
     expected = 0
     while True:
         ids = sorted(grid.get_node_ids())
-        if ids and ids == asked:  # nobody came since the last look: ask them all
+        if ids and (not asked or ids == asked):  # the first, and then when nobody came since the last look
             places = _places(grid, ids, timeout_s, say, most)
             expected = max((place.nodes for place in places.values()), default=expected)
             if len(places) >= max(expected, len(ids)):

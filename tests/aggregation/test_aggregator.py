@@ -122,6 +122,7 @@ def test_what_flowers_strategies_keep_is_written_and_read_whole(name, tmp_path, 
     assert moments == ({"m_t.a", "m_t.b"} if name in ("FedAdam", "FedYogi", "FedAdagrad") else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregator", ["median", "tests.own_strategies:Shrinks", "tests.own_strategies:momentum"])
 def test_a_stopped_run_is_resumed_to_the_same_bytes(aggregator, federate):
     options = {"num_clients": 3, "fraction_train": 1.0, "num_malicious": 0, "num_server_rounds": 3}

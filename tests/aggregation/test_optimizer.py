@@ -94,6 +94,7 @@ def test_running_statistics_are_the_clients_mean(federate):
         assert ours[name].dtype == value.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
 def test_a_stopped_run_goes_on_with_the_moments_that_it_had(kind, federate):
     config = config_of(server_optimizer=kind)

@@ -109,6 +109,7 @@ def test_the_row_gives_the_same_bytes_as_the_file_of_a_user(kind, federate):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("kind", ["task", "images"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(kind, federate):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -115,10 +116,16 @@ SAME = {
     "Ditto shares what FedAvg shares": ({"algorithm": "ditto"}, {"algorithm": "fedavg"}),
 }
 
+ELSEWHERE = re.compile(r"\+BABU|^(MOON|FedDyn|APFL|FedALA)")
+"""What a method's own tests show of single updates."""
+
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(each, id=name, marks=pytest.mark.slow if "+BABU" in name else ()) for name, each in SAME.items()],
+    [
+        pytest.param(each, id=name, marks=pytest.mark.slow if ELSEWHERE.search(name) else ())
+        for name, each in SAME.items()
+    ],
 )
 def test_algorithms_meet_where_they_are_the_same(changes, federate):
     states = []

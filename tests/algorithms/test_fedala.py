@@ -127,6 +127,7 @@ def test_layers_are_counted_from_the_end():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("kind", ["task", "images"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(kind, federate):

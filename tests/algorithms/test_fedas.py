@@ -124,6 +124,7 @@ def test_clients_without_any_information_are_averaged_by_their_images():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_stopped_run_goes_on_to_the_same_bytes(federate):
     whole, folder = stopped_and_resumed(config_of("fedas", num_server_rounds=3, fraction_train=0.7), federate)

@@ -135,6 +135,7 @@ def test_h_is_the_mean_of_all_clients_gradients(federate):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("kind", ["task", "images"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(kind, federate):

@@ -143,6 +143,7 @@ def test_the_frame_follows_from_the_seed():
     assert torch.equal(first, same) and not torch.allclose(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(federate):
     options = {"num_server_rounds": 3, "fraction_train": 0.7, "precision": "32-true"}

@@ -183,6 +183,7 @@ def test_a_client_sends_a_length_for_every_shared_weight():
     assert torch.allclose(update.extras[LENGTHS], torch.full((4,), 0.2, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["task", "images"])

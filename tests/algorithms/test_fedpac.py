@@ -219,6 +219,7 @@ def test_a_node_gets_rows_of_its_own_clients_alone_and_they_are_counted(federate
     assert [each["bytes_down"] for each in costs] == [down[1], down[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_stopped_run_goes_on_to_the_same_bytes_and_is_fine_tuned(federate, capsys):
     options = {**QUICK, "num_server_rounds": 3, "fraction_train": 0.7, "num_new_clients": 1}

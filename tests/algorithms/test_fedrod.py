@@ -99,6 +99,7 @@ def test_a_fine_tuning_starts_from_the_personal_model(federate):
     assert outcome["rounds"][-1]["initial_accuracy"]["mean"] == outcome["summary"]["initial_accuracy"]["mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(federate):
     config = config_of("fedrod", num_server_rounds=3, fraction_train=0.7, precision="32-true")

@@ -101,6 +101,7 @@ def test_one_cluster_is_fedavg_to_the_bit(federate):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "task"])

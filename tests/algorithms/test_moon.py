@@ -63,6 +63,7 @@ def test_moon_is_its_equations(algorithm, federate):
     assert max((last[1].state_dict()[name] - value).abs().max() for name, value in shared.items()) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("algorithm", [pytest.param("moon", marks=pytest.mark.slow), "moon-babu"])
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(algorithm, federate):

@@ -61,6 +61,7 @@ def test_a_part_is_what_it_would_be_in_body_or_head(algorithm, task, other, as_o
         assert values[0] == values[1] != []
 
 
+@pytest.mark.slow
 def test_dual_adapters_of_which_one_stays_at_home(federate):
     folder, grid = federate(of("dual", algorithm=mine("shared_body")))
     experiment = Experiment(of("dual", algorithm=mine("shared_body")))

@@ -149,6 +149,7 @@ def test_a_client_with_one_image_of_each_class_takes_everyones_head():
     assert shares.argsort(descending=True, stable=True)[:3].tolist() == [0, 2, 5] and shares.min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(federate):
     options = {

@@ -43,6 +43,7 @@ def test_official_toml_is_the_official_codes_command_line():
     assert config.test_batch_size >= 100, "a client's test images are one batch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_client", "distinct"), [(10, 6.53), (5, 4.11), (2, 1.90)])
 def test_shards_repeat_classes_as_often_as_the_official_shuffle(per_client, distinct, cifar_like):
     seen = []

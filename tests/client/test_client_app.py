@@ -31,6 +31,7 @@ def question(tmp_path, kind=PLACE, **node_config):
     return message, Context(1, 1, node_config, RecordDict(), config.to_run_config())
 
 
+@pytest.mark.slow
 def test_a_node_answers_as_the_handlers_do_from_one_warm_process(node, tmp_path, monkeypatch):
     images = write_site(tmp_path / "images", ["red", "green"])
     asked = question(tmp_path, **{"client-id": 1, "data-path": str(images)})

@@ -31,6 +31,7 @@ def in_folder(tmp_path, **changes):
     return tiny_config(model_name=NARROW, algorithm="fedper", output_dir=str(tmp_path), **changes)
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_bytes_of_one_machine_with_memories_on_the_nodes(tmp_path, disks, federate, capsys):
     whole, _ = federate(tiny_config(model_name=NARROW, algorithm="fedper"))
     config = in_folder(tmp_path, run_name="cluster")

@@ -11,6 +11,7 @@ from lit_fedbabu.__main__ import main
 from lit_fedbabu.config import Config
 
 
+@pytest.mark.slow
 def test_a_project_runs_where_it_was_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["new", "wines"]) == 0

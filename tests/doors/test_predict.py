@@ -138,6 +138,7 @@ def test_an_exported_model_gives_the_logits(form, running, tmp_path, capsys, rec
     assert "exists and is not overwritten" in capsys.readouterr().err and path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_an_exported_raw_model_resizes_images_of_any_size_and_says_its_classes(form, tmp_path, capsys):
     saved_model, _ = saved(tmp_path, running=True)

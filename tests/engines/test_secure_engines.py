@@ -14,6 +14,7 @@ from tests.server.test_secure import check_by_hand, secure_config
 from tests.support import failures_of, files_that_decide, partition
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_between_masking_and_unmasking_change_nothing(tmp_path, federate, monkeypatch, capsys):
     """Other processes find the secrets where those have left them."""
     config = secure_config(algorithm="fedper", num_clients=3, output_dir=str(tmp_path), run_name="local")

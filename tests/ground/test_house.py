@@ -15,6 +15,7 @@ NAMES = {path: path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix
 PLACES = {name: path for path, name in NAMES.items()}
 CACHED = {
     "ground/system": ["source_digest"], "learning/trainer": ["quiet_lightning"], "ground/compat": ["entry_points"],
+    "records/live": ["_template"],
 }  # fmt: skip
 """All that is kept for the life of a process."""
 

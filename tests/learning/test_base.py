@@ -127,6 +127,7 @@ def test_a_saved_model_gets_its_base_again(federate, tmp_path, monkeypatch):
         load_module(path, config.task)
 
 
+@pytest.mark.slow
 def test_a_base_from_initial_weights_is_asked_for_by_its_file(federate, tmp_path):
     file = tmp_path / "trunk.pt"
     torch.save(Trunk().state_dict(), file)

@@ -39,7 +39,16 @@ def assert_same(found, expected, within=1e-9):
         assert torch.allclose(found[name], value, rtol=0, atol=within), name
 
 
-@pytest.mark.parametrize("algorithm", [*TOGETHER, "fedper, pulled"])
+QUICK = {"fedbabu", "fedrep", "ditto", "scaffold", "pfedfda"}
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TOGETHER),
+        "fedper, pulled",
+    ],
+)
 def test_a_cohort_trains_as_its_clients_do_one_after_another(algorithm, tmp_path, monkeypatch):
     pulled = dataclasses.replace(ALGORITHMS["fedper"], step="proximal")  # towards a head that is each client's own
     monkeypatch.setitem(ALGORITHMS, "fedper, pulled", pulled)

@@ -174,6 +174,7 @@ def test_initial_weights_are_found_under_adapters(tmp_path):
     assert experiment.starting_note == f"18 of 18 initial weights are from {tmp_path / 'weights.pt'}"
 
 
+@pytest.mark.slow
 def test_a_task_gets_adapters_too(federate):
     config = Config(
         task="tests.own_tasks:plain", trainable="lora:2", num_clients=3, num_server_rounds=1, fraction_train=1.0

@@ -93,6 +93,7 @@ def test_tied_weights_within_a_part_work(algorithm, cohort_size, federate):
         assert not torch.equal(state["model.body.3.bias"], initial), "it has trained"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohort_size", [1, 3])
 @pytest.mark.parametrize("name", ["dropout", "noisy"])
 def test_a_model_that_draws_random_numbers_repeats_to_the_bit(name, cohort_size, federate):

@@ -49,6 +49,7 @@ def test_a_run_leaves_out_a_client_whose_model_diverged(diverging, federate, cap
     assert "over 5 of 6 clients" in told and "over 5: the others' accuracy is not finite" in told
 
 
+@pytest.mark.slow
 def test_fine_tuning_saves_no_model_that_diverged_and_says_so(diverging, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

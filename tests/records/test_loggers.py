@@ -25,6 +25,7 @@ class Breaks(FakeGrid):
         return super().send_and_receive(messages, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_csv_and_mlflow_have_every_round_also_after_a_stop(federate, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     plain, _ = federate(config_of(num_server_rounds=4))
@@ -50,6 +51,7 @@ def test_csv_and_mlflow_have_every_round_also_after_a_stop(federate, monkeypatch
     assert found == pytest.approx(losses), "a later folder replaces rounds that were not over"
 
 
+@pytest.mark.slow
 def test_wandb_has_a_run_in_offline_mode(federate, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, _ = federate(config_of(logger="wandb"))

@@ -25,6 +25,7 @@ def test_images_are_counted_in_the_bin_of_their_confidence():
     assert len(images) == len(hits) == len(confidence) == BINS
 
 
+@pytest.mark.pictures
 def test_a_runs_bins_agree_with_its_accuracies_and_calibration_errors(finished):
     outcome = json.loads((finished / run_folder.RESULTS).read_text())
     for row in outcome["clients"]:

@@ -135,6 +135,7 @@ def test_a_checkpoint_that_was_sealed_and_not_put_in_place_is_no_change(stopped)
     assert resumable(config) is not None
 
 
+@pytest.mark.slow
 def test_a_run_without_a_seal_is_resumed_and_told(stopped, capsys):
     folder, config = stopped
     (folder / seal.SEAL).unlink()

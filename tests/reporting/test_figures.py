@@ -76,6 +76,7 @@ def _is_within(text, page, renderer):
     return Bbox.intersection(box, page).bounds == box.bounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [*MADE, dots.fairness, dots.differences, figures.partition])
 def test_all_words_are_within_a_panel_alone(make, many):
     for panel in make(many).panels:
@@ -107,6 +108,7 @@ def test_names_are_within_the_figure_and_panels_keep_their_size(make, many):
             assert inches.width > 1.3 and inches.height > 1
 
 
+@pytest.mark.slow
 def test_many_panels_make_several_files(tmp_path):
     panels = [Panel(f"panel {number}", lambda axes: axes.plot([0, 1])) for number in range(PANELS + 1)]
     with plots.style():

@@ -108,6 +108,7 @@ def test_clients_are_drawn_by_chance_each_by_itself_or_so_many(monkeypatch):
     assert drawn[:20] != [sampling.drawn_anew(config) for _ in range(20)], "not by the seed"
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_seed_have_other_noise_and_what_is_resumed_has_the_clients_that_were_drawn(federate, tmp_path):
     config = central_config(client_sampling="fixed")
     weights = []
@@ -243,6 +244,7 @@ def test_a_budget_ends_the_run_before_the_round_that_would_pass_it(client_sampli
     assert read_results(folder) == outcome
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on_within_the_budget(federate):
     config = central_config(num_server_rounds=2)
     config = dataclasses.replace(config, max_epsilon=privacy.central_epsilon(config, {1: 5}) * 1.0001)
@@ -389,6 +391,7 @@ def test_a_server_that_adds_no_noise_is_refused_by_the_node():
         client_app.app(Message(content, node, "train"), context)
 
 
+@pytest.mark.slow
 def test_a_bound_that_adapts_is_recorded_and_goes_on_after_a_stop(federate, tmp_path):
     config = central_config(adaptive_clipping=True, clipping_norm=1e-3, client_sampling="fixed")
     with pytest.raises(KeyboardInterrupt):

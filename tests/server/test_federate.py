@@ -152,6 +152,7 @@ def test_a_run_folder_has_everything_and_it_agrees(federate):
         }
 
 
+@pytest.mark.pictures
 def test_tensorboard_has_every_curve_over_rounds(federate):
     folder, _ = federate(tiny_config())
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
@@ -361,6 +362,7 @@ def test_a_checkpoint_cannot_name_code_that_is_not_trusted(federate, capsys):
     assert not (folder / "finetune").exists()
 
 
+@pytest.mark.slow
 def test_the_example_of_ones_own_model_and_images_learns(federate, tmp_path):
     shapes.write(tmp_path / "shapes", train=30, test=10)
     options = {"dataset": str(tmp_path / "shapes"), "model_name": "examples.shapes:build", "num_clients": 2}

@@ -85,6 +85,7 @@ def test_results_checkpoints_and_curves_say_the_score(windows, federate, capsys)
     assert "learning rate of the module" in out
 
 
+@pytest.mark.slow
 def test_less_of_a_score_can_be_better(federate, tmp_path, capsys):
     folders = [str(federate(config_of("regression", algorithm=name))[0]) for name in ("fedbabu", "fedavg")]
     outcome = json.loads((tmp_path / "run1" / RESULTS).read_text())

@@ -72,6 +72,7 @@ def test_commands_and_reports_show_new_clients(federate, one_core, tmp_path, cap
     assert "had no part in any round" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_whose_new_client_could_not_be_evaluated_is_completed(federate, monkeypatch):
     from lit_fedbabu.ground.errors import RunError
 

@@ -286,6 +286,7 @@ def test_secrets_are_their_users_alone_and_gone_after_the_round(federate):
     assert not [path for path in folder.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "server_round"), [(SECURE, 2), ("train", 2), ("evaluate", 2)])
 def test_a_stopped_run_ends_byte_for_byte_where_an_unstopped_one_ends(kind, server_round, federate):
     """Stopped in an evaluation, the round is begun anew, and its sum is unmasked for the same clients again."""

@@ -67,6 +67,7 @@ def test_a_checkpoint_of_another_algorithm_is_a_beginning(federate, capsys):
     assert all(torch.equal(value, whole[name]) for name, value in module.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedbabu", "fedper", "local"])
 def test_a_run_goes_on_with_the_same_file_alone(algorithm, weights, federate, tmp_path):
     _, path = weights

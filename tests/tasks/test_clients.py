@@ -124,6 +124,7 @@ def test_clients_in_folders_without_natural_id_are_told(tmp_path):
         task(tmp_path, partitioner="iid").check_data()
 
 
+@pytest.mark.pictures
 def test_a_failure_and_the_figures_say_whose_they_are(federate, tmp_path, monkeypatch):
     options = {"dataset": str(fill(tmp_path / "photos", "client/class")), "partitioner": "natural-id", "num_clients": 3}
     options["natural_id_column"] = "client/class"
@@ -150,6 +151,7 @@ def test_a_failure_and_the_figures_say_whose_they_are(federate, tmp_path, monkey
     assert all(f">{name}</text>" in drawn for name in names)
 
 
+@pytest.mark.slow
 def test_clients_are_chosen_by_their_names_and_so_are_their_models(federate, tmp_path, capsys):
     photos = fill(tmp_path / "photos", "client/class")
     options = {"dataset": str(photos), "partitioner": "natural-id", "natural_id_column": "client/class"}
