@@ -126,7 +126,7 @@ class Config(Derived):
         "rounds",
         "rounds: the server asks the clients of a round and waits for them; buffered (FedBuff): as many train at all"
         " times, and the server makes a step, which counts as a round, whenever buffer-size updates have come, each"
-        " weighted by 1 / sqrt(1 + the steps since its client began); simulated clients need client-speeds for it",
+        " weighted by 1 / sqrt(1 + the steps since its client began); for sites, or with client-speeds",
         choices=("rounds", "buffered"),
     )
     buffer_size: int = option(
@@ -140,9 +140,9 @@ class Config(Derived):
     )
     round_deadline_s: float = option(
         0.0,
-        "seconds that a round, and an evaluation, waits for answers; later ones are discarded, and the round goes on"
-        " with those that came, if there are min-clients-per-round or else one; for sites, or with client-speeds in"
-        " simulated seconds; 0: round-timeout",
+        "seconds that a round (with secure-aggregation each of its four steps) and an evaluation wait for answers;"
+        " later ones are discarded, and the round goes on with those that came, if there are min-clients-per-round or"
+        " else one; for sites, or with client-speeds in simulated seconds; 0: round-timeout",
         low=0,
     )
     over_selection: float = option(

@@ -197,8 +197,9 @@ def _check_buffered(config: Any) -> None:
     if not config.client_speeds and not sites:
         remedy = "needs to know how long clients train; give client-speeds too, as in client-speeds=lognormal:1.0"
         raise InputError(key, config.server_mode, remedy)
-    if sites:
-        raise InputError(key, config.server_mode, "is for simulated clients; for sites take rounds")
+    if sites and config.protection != "none":
+        remedy = "how often a site takes part is not known before, and so not what it spends; take rounds"
+        raise InputError(key, config.server_mode, remedy)
     if config.buffer_size > config.num_federated:
         remedy = f"a client is in a step once, and there are {config.num_federated}; take fewer"
         raise InputError("buffer-size", config.buffer_size, remedy)
@@ -234,15 +235,6 @@ def _check_pace(config: Any) -> None:
     if config.round_deadline_s and config.aggregator not in COUNTED and not config.min_clients_per_round:
         remedy = f"{config.aggregator} needs a number of clients, and others may be late; give min-clients-per-round"
         raise InputError("round-deadline-s", config.round_deadline_s, remedy)
-    given = {
-        "round-deadline-s": config.round_deadline_s,
-        "client-speeds": config.client_speeds,
-        "over-selection": config.over_selection if config.over_selection > 1 else 0,
-    }
-    for key, value in given.items():
-        if value and config.secure_aggregation:
-            remedy = "is not built for secure-aggregation, whose rounds have several steps; leave one out"
-            raise InputError(key, value, remedy)
     if config.over_selection == 1:
         return
     if not timed:

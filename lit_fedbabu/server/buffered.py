@@ -4,7 +4,7 @@ A step has the number of a round, and takes its place in all that is written.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.protocol.wire import Arrays, ClientUpdate
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.parked import Lazy
-from lit_fedbabu.server.schedule import Schedule, Training
+from lit_fedbabu.server.schedule import Schedule, SiteSchedule, Training
 
 CLIENTS, STEPS, SECONDS, BODY = "clients", "steps", "seconds", "body."
 """Names of what is kept of clients in training: numbers, the steps that they began in, seconds left, and bodies."""
@@ -26,12 +26,15 @@ CLIENTS, STEPS, SECONDS, BODY = "clients", "steps", "seconds", "body."
 class BufferedExchange(Exchange):
     """The messages of one step after another. Arguments are as of ``Exchange``.
 
-    A client is asked when its update is due, with the weights that it began with: what its message says is that of the
-    step that its update is for.
+    A client is asked when its update is due, with the weights that it began with and the learning rate of then. The
+    round in its message is the step that its update is for.
     """
 
+    schedule: Schedule
     weights: frozenset[str]
     """Names of shared weights that are no buffers."""
+    _due: Sequence[int] = ()
+    """Clients that the next replies are of."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -80,6 +83,7 @@ class BufferedExchange(Exchange):
 
     def training(self, clients: Iterable[int]) -> list[Message]:
         began = {client: self.schedule.came[client] for client in clients}
+        self._due = list(began)
         return [
             message
             for step in sorted(set(began.values()))
@@ -95,17 +99,17 @@ class BufferedExchange(Exchange):
             RunError: none could come any more, or more have failed than train at once, ``max-round-retries`` times.
         """
         config, came = self.config, self.schedule.came
-        due, found = [*came], list[ClientUpdate]()
+        found, most = list[ClientUpdate](), config.clients_per_round * config.max_round_retries
         while True:
-            found = self._ordinary([*found, *map(self._aged, self._valid_updates(due, replies))])
+            found += map(self._aged, self._valid_updates([*self._due], replies))
+            if len(found) == config.updates_per_step:
+                found = self._ordinary(found)
             missing = config.updates_per_step - len(found)
             if not missing:
                 break
-            failed = len(came) - len(found)
-            due = self.schedule.next(missing) if failed <= config.clients_per_round * config.max_round_retries else []
-            if not due:
+            due = self.schedule.next(missing) if len(came) - len(found) <= most else []
+            if not due and (len(came) - len(found) > most or not self.schedule.training):
                 raise self._too_few(len(found), "trained", config.updates_per_step)
-            self.say(f"round {self.server_round}  clients {self.failures.who(due)} come in place of failed ones")
             replies = self.grid.send_and_receive(self.training(due), timeout=config.timeout_s)
         self.schedule.end()
         self.pace.round_s = self.schedule.seconds
@@ -132,3 +136,33 @@ class BufferedExchange(Exchange):
 
         arrays: Arrays = Lazy(update.arrays, moved)
         return dataclasses.replace(update, arrays=arrays)
+
+
+class BufferedSites(BufferedExchange):
+    """The same of sites, which are asked when they begin.
+
+    ``OpenGrid`` gives one answer after the other, of any of them. A run that is resumed has none in training.
+    """
+
+    schedule: SiteSchedule
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.schedule = SiteSchedule(self.config)
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """There is nothing to go on with."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def training(self, clients: Iterable[int]) -> list[Message]:
+        self.grid.is_training = True  # type: ignore[attr-defined] # of OpenGrid
+        return self._training(list(clients), self.arrays, self._rate_in(self.server_round))
+
+    def _valid_updates(self, clients: list[int], replies: Iterable[Message]) -> list[ClientUpdate]:
+        replies = list(replies)
+        nodes = {reply.metadata.src_node_id for reply in replies}
+        came = [client for client in self.schedule.training if self._node_of(client) in nodes]
+        self.schedule.arrived(came)
+        return super()._valid_updates(came, replies)

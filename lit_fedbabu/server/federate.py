@@ -29,7 +29,7 @@ from lit_fedbabu.records.federation import ON_NODES, Federation, resumable
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.tensorboard import Board, Features
 from lit_fedbabu.server.nodes import MOST_NODES, Node, find_nodes, names_of
-from lit_fedbabu.server.patience import PatientGrid
+from lit_fedbabu.server.patience import patient
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.server.strategy import SharedParts
 from lit_fedbabu.tasks.protocol import Classifies
@@ -108,7 +108,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
         say("note: Flower installed a throw-away environment for this run; lit-fedbabu run does not")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     if config.on_sites and isinstance(grid, Grid):
-        grid = cast(Grid, PatientGrid(grid, say, "round-deadline-s" if config.round_deadline_s else "round-timeout"))
+        grid = cast(Grid, patient(grid, config, say))
     nodes = _nodes(grid, experiment, say)
     sizes = _sizes(experiment, nodes)
     ledger = ledger or _ledger(config, folder, len(rounds), sizes)

@@ -1,5 +1,6 @@
 """Waiting for sites: until a deadline, with a line now and then, and with each site's answer read on its own."""
 
+import itertools
 import queue
 import threading
 import time
@@ -10,6 +11,7 @@ from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from lit_fedbabu.config import Config
 from lit_fedbabu.protocol.wire import TrainReply, clients_of
 from lit_fedbabu.server.answers import LATE, SPARE
 
@@ -54,7 +56,7 @@ class PatientGrid:
         while waiting and left != 0 and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
-                self._say(f"waiting for {_whom(waiting.values())} for {passed / 60:.0f} min; gives up at {until}")
+                self._waits(waiting.values(), passed, until)
             try:
                 place, reply = arrived.get(timeout=max(0.0, min(next_line, timeout) - passed))
             except queue.Empty:
@@ -64,12 +66,19 @@ class PatientGrid:
                 left -= TrainReply.brings_updates(reply.content)
             yield reply
         over.set()
-        took = f"{timeout / 60:.3g} min" if timeout >= 60 else f"{timeout:.3g} s"
-        why = LATE, f"late: no answer within {took}; {self._limit} says how long a round waits"
+        why = self._late(timeout)
         if left == 0:
             why = SPARE, "late: others were enough"
         for message in waiting.values():
             yield _error(message, *why)
+
+    def _late(self, timeout: float) -> tuple[int, str]:
+        """Code and reason of an error in place of an answer that did not come in time."""
+        took = f"{timeout / 60:.3g} min" if timeout >= 60 else f"{timeout:.3g} s"
+        return LATE, f"late: no answer within {took}; {self._limit} says how long a round waits"
+
+    def _waits(self, messages: Iterable[Message], passed: float, until: str) -> None:
+        self._say(f"waiting for {_whom(messages)} for {passed / 60:.0f} min; gives up at {until}")
 
     def _pull(
         self,
@@ -91,6 +100,58 @@ class PatientGrid:
                 arrived.put((place, _error(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)))
                 return
             over.wait(LOOK_EVERY_S)
+
+
+class OpenGrid(PatientGrid):
+    """The same for a buffered server: what asks to train stays open, and its answers come one in a call."""
+
+    is_training = False
+    """Whether the next messages, which may be none, ask to train."""
+
+    def __init__(self, grid: Grid, say: Callable[[str], None], limit: str = "round-timeout") -> None:
+        super().__init__(grid, say, limit)
+        self._open: dict[int, tuple[Message, float, threading.Event]] = {}
+        self._came: queue.Queue[tuple[int, Message]] = queue.Queue()
+        self._places = itertools.count()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> Iterator[Message]:
+        """One answer to a message that is open, or an error in its place; to others than to train all answers."""
+        sent = list(messages)
+        if not self.is_training:
+            yield from super().send_and_receive(sent, timeout=timeout)
+            return
+        self.is_training = False
+        begun = time.monotonic()
+        for name, message in zip(self._grid.push_messages(sent) if sent else (), sent, strict=True):
+            place, over = next(self._places), threading.Event()
+            self._open[place] = message, begun + timeout, over
+            threading.Thread(target=self._pull, args=(place, name, message, self._came, over), daemon=True).start()
+        next_line = begun + SAY_EVERY_S / 5
+        while self._open:
+            now = time.monotonic()
+            first = min(self._open)
+            message, ends, over = self._open[first]
+            if now >= next_line:
+                next_line = now + SAY_EVERY_S
+                until = time.strftime("%H:%M", time.localtime(time.time() + ends - now))
+                self._waits((each for each, *_ in self._open.values()), now - begun, until)
+            try:
+                place, reply = self._came.get(timeout=max(0.0, min(next_line, ends) - now))
+            except queue.Empty:
+                if time.monotonic() < ends:
+                    continue
+                over.set()
+                place, reply = first, _error(message, *self._late(timeout))
+            if place in self._open:  # else it came after its time
+                message, *_ = self._open.pop(place)
+                yield _error(message, reply.error.code, str(reply.error.reason)) if reply.has_error() else reply
+                return
+
+
+def patient(grid: Grid, config: Config, say: Callable[[str], None]) -> PatientGrid:
+    """The grid of sites for the options."""
+    limit = "round-deadline-s" if config.round_deadline_s else "round-timeout"
+    return (OpenGrid if config.is_buffered else PatientGrid)(grid, say, limit)
 
 
 def _of(message: Message, found: Message) -> Message:

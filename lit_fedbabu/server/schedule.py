@@ -1,6 +1,6 @@
-"""Who trains when under a buffered server, in simulated seconds."""
+"""Who trains when under a buffered server: of simulated clients in simulated seconds, of sites as they come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lit_fedbabu.config import Config
@@ -77,3 +77,25 @@ class Schedule:
         self._draws += bool(free)
         for client in drawn:
             self.training[client] = Training(self._step, self.seconds + self._seconds_of(client))
+
+
+class SiteSchedule(Schedule):
+    """The same of sites: who comes next is said by ``arrived``.
+
+    Args:
+        config: the experiment.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, lambda _: 0.0)
+
+    def next(self, count: int) -> list[int]:
+        """The sites that begin now; none where as many train as can, or none is left in this step."""
+        before = set(self.training)
+        self._fill()
+        return sorted(self.training.keys() - before)
+
+    def arrived(self, clients: Iterable[int]) -> None:
+        """Sites have answered."""
+        for client in clients:
+            self.came[client] = self.training.pop(client).step

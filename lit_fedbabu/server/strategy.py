@@ -16,7 +16,7 @@ from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.records.run_folder import FAILURES
 from lit_fedbabu.records.tensorboard import Board
 from lit_fedbabu.server.aggregation import digest_of
-from lit_fedbabu.server.buffered import BufferedExchange
+from lit_fedbabu.server.buffered import BufferedExchange, BufferedSites
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.round_log import RoundLog
@@ -84,7 +84,8 @@ class SharedParts(Strategy):
         )
         self.page = RunPage(folder, config, score, self.ledger.last_round, sizes, names)
         failures = FailureLog(folder, board, progress.say, names, self.page.failed)
-        kind = SecureExchange if config.secure_aggregation else BufferedExchange if config.is_buffered else Exchange
+        buffered = BufferedSites if config.on_sites else BufferedExchange
+        kind = SecureExchange if config.secure_aggregation else buffered if config.is_buffered else Exchange
         self.exchange = kind(
             config,
             nodes,
@@ -135,6 +136,10 @@ class SharedParts(Strategy):
             + (f"; {config.num_new_clients} new clients have no part" if config.num_new_clients else "")
             + (f"; resumed after round {self._resumed_after}" if self._resumed_after else "")
         )
+        if config.is_buffered and config.on_sites:
+            self.progress.say(
+                "note: sites come when they come, so that a buffered run does not repeat to the same bytes"
+            )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

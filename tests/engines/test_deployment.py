@@ -28,8 +28,6 @@ from tests.support import files_that_decide, ours
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent.parent
-SENT = re.compile(r"Sending: train message.*\n.*Sent successfully")
-"""In a site's log, when its update has left."""
 OWN = (("red", "green"), ("blue", "green"), ("red", "blue"))
 
 
@@ -114,6 +112,17 @@ class Lab:
     def stop_site(self, site):
         self.processes[f"site-{site}"].terminate()
         self.processes[f"site-{site}"].wait(60)
+
+    def log_of(self, site):
+        return (self.folder / f"site-{site}.log").read_text()
+
+    def reach_sent(self, site, before, kind, count=1):
+        """Wait until a site has sent so many messages of a kind since its log was this."""
+        deadline = time.monotonic() + 400
+        sent = re.compile(rf"Sending: {kind} message.*\n.*Sent successfully")
+        while len(sent.findall(self.log_of(site).removeprefix(before))) < count:
+            assert time.monotonic() < deadline, self.log_of(site).removeprefix(before)
+            time.sleep(0.1)
 
     def kill_site(self, site):
         os.killpg(self.processes[f"site-{site}"].pid, signal.SIGKILL)
@@ -358,6 +367,26 @@ def test_a_site_that_stands_still_holds_up_no_round_that_has_a_deadline(lab):
     assert all(failure["reason"].startswith(either) for failure in failures), failures
 
 
+def test_a_buffered_server_waits_for_no_site_that_stands_still(lab):
+    """Two of three make steps; the third goes on after some and brings an update that is that old."""
+    options = {"server_mode": "buffered", "buffer_size": 2, "num_server_rounds": 5, "evaluate_every": 9}
+    stream = lab.run(run_name="buffered", **options)
+    told = reach(stream, r"round 1/5 ")
+    still = os.getpgid(lab.processes["site-1"].pid)
+    os.killpg(still, signal.SIGSTOP)
+    try:
+        told = reach(stream, r"round 3/5 ", told)
+    finally:
+        os.killpg(still, signal.SIGCONT)
+    told += stream.communicate(timeout=900)[0]
+    assert lab.status() == "finished:completed", told
+    outcome = results.read_results(lab.folder / "server" / "buffered")
+    assert [row["client"] for row in outcome.clients] == [0, 1, 2], told
+    stale = [each["staleness"] for each in outcome.rounds]
+    assert stale[0] == 0 and len(stale) == 5 and max(stale) > 0, told
+    assert "does not repeat to the same bytes" in told
+
+
 def test_sites_with_secure_aggregation_are_those_of_one_process(lab, in_one_process):
     options = {"secure_aggregation": True, "num_server_rounds": 2}
     told, _ = lab.run(run_name="secure", **options).communicate(timeout=900)
@@ -373,13 +402,9 @@ def test_sites_with_secure_aggregation_are_those_of_one_process(lab, in_one_proc
 def test_a_site_killed_between_masking_and_unmasking_is_in_the_sum(lab, in_one_process):
     """Its masks come off by the shares of the other two; it comes back for the evaluation alone."""
     options = {"secure_aggregation": True, "num_server_rounds": 1}
-    log = lab.folder / "site-1.log"
-    before = len(log.read_text())
+    before = lab.log_of(1)
     stream = lab.run(run_name="unmasked", **options)
-    deadline = time.monotonic() + 400
-    while not SENT.search(log.read_text()[before:]):
-        assert stream.poll() is None and time.monotonic() < deadline, log.read_text()[before:]
-        time.sleep(0.1)
+    lab.reach_sent(1, before, "train")
     lab.kill_site(1)
     told = reach(stream, r"round 1/1 ")
     lab.start_site(1)
@@ -389,6 +414,28 @@ def test_a_site_killed_between_masking_and_unmasking_is_in_the_sum(lab, in_one_p
     assert in_one_process(run_name="unmasked", **options) == files_that_decide(folder)
     failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert {failure["client"] for failure in failures} == {1} and "Node Unavailable" in failures[0]["reason"], told
+
+
+def test_a_site_that_stands_still_is_left_out_of_the_sum_when_a_step_is_over(lab):
+    """SIGSTOP when it has sent shares: the others take its masks off, and a step waits no longer than the deadline."""
+    options = {"secure_aggregation": True, "round_deadline_s": 60.0, "num_server_rounds": 2, "max_round_retries": 0}
+    before = lab.log_of(1)
+    stream = lab.run(run_name="secure-still", **options)
+    lab.reach_sent(1, before, "query.secure", 2)
+    still = os.getpgid(lab.processes["site-1"].pid)
+    os.killpg(still, signal.SIGSTOP)
+    try:
+        told = stream.communicate(timeout=900)[0]
+    finally:
+        os.killpg(still, signal.SIGCONT)
+    assert lab.status() == "finished:completed", told
+    folder = lab.folder / "server" / "secure-still"
+    outcome = results.read_results(folder)
+    assert [row["client"] for row in outcome.clients] == [0, 2] and outcome.missing == [1], told
+    failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
+    assert {failure["client"] for failure in failures} == {1}, failures
+    assert {each["round"] for each in failures} == {1, 2}
+    assert all(each["seconds"] < 4 * 60 for each in outcome.costs), outcome.costs
 
 
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):

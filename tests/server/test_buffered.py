@@ -3,6 +3,7 @@
 import dataclasses
 import heapq
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.records.results import read_results
+from lit_fedbabu.server import patience
+from lit_fedbabu.server.federate import federate as federate_on
 from lit_fedbabu.server.sampling import participants, substitutes
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.training.client_update import client_update
 from lit_fedbabu.training.experiment import Experiment
 from tests.server.test_federate import StoppedGrid
 from tests.server.test_pace import only
+from tests.sites import Sites, site_config, write_site
 from tests.support import NARROW, FakeGrid, curves, failures_of, files_that_decide, state_digest, tiny_config
 
 OPTIONS = {"model_name": NARROW, "num_clients": 10, "fraction_train": 0.4, "num_server_rounds": 5, "evaluate_every": 9}
@@ -174,3 +178,64 @@ def test_what_it_cannot_be_together_with_is_refused_by_name(options, line):
         experiment = Experiment(tiny_config(**{**BUFFERED, **options}))
         experiment.check()
         check(experiment)
+
+
+class AsyncSites(Sites):
+    """Sites whose answers come after so many others have come, by their numbers; None: never."""
+
+    def __init__(self, config, node_configs, delays):
+        super().__init__(config, node_configs)
+        self.delays = dict(zip(self.contexts, delays, strict=True))
+        self.pushed, self.came = dict[str, Any](), list[Any]()
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            names.append(str(len(self.pushed)))
+            self.pushed[names[-1]] = message
+        return names
+
+    def pull_messages(self, names):
+        message = self.pushed[names[0]]
+        node, is_training = message.metadata.dst_node_id, message.metadata.message_type == "train"
+        with self.lock:
+            if is_training and (self.delays[node] is None or len(self.came) < self.delays[node]):
+                return []
+            reply = self.answer(message, self.contexts[node])
+            if is_training:
+                self.came.append((message.content["config"]["clients"][0], int(message.metadata.group_id)))
+        return [reply]
+
+    lock = threading.Lock()
+
+
+@pytest.mark.parametrize("delays", [(0, 0, 5), (0, 0, None)])
+def test_sites_make_a_step_whenever_enough_have_come(delays, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    config = site_config(tmp_path, num_server_rounds=4, server_mode="buffered", buffer_size=2, evaluate_every=9)
+    colours = (("red", "green"), ("blue", "green"), ("red", "blue"))
+    nodes = [
+        {"client-id": site, "data-path": str(write_site(tmp_path / f"{site}", own)), "state-path": str(tmp_path)}
+        for site, own in enumerate(colours)
+    ]
+    grid = AsyncSites(config, nodes, delays)
+    folder = federate_on(patience.OpenGrid(grid, print), experiment := Experiment(config))
+    assert "does not repeat to the same bytes" in capsys.readouterr().out
+    states = [experiment.task.of_site(config, site, nodes[site]["data-path"]) for site in range(3)]
+    bodies, came = [experiment.initial_shared()], iter(grid.came)
+    for step in range(1, 5):
+        total, moved = 0, {name: torch.zeros_like(value, dtype=torch.float64) for name, value in bodies[0].items()}
+        for site, began in sorted(next(came) for _ in range(2)):
+            start = bodies[began - 1]
+            own = Experiment(config, states[site])
+            trained = client_update(own, site, began, start, config.learning_rate_in(began))
+            total += trained.num_train
+            for name in moved:
+                difference = trained.state[name].double() - start[name].double()
+                moved[name] += trained.num_train / math.sqrt(1 + step - began) * difference
+        bodies.append({name: (value.double() + moved[name] / total).float() for name, value in bodies[-1].items()})
+    found = weights_of(folder)
+    assert all(torch.allclose(found[name], value, rtol=0, atol=2e-7) for name, value in bodies[-1].items())
+    assert {site for site, _ in grid.came[:8]} == ({0, 1, 2} if delays[2] else {0, 1})
+    pairs = [[step - began for _, began in grid.came[2 * step - 2 : 2 * step]] for step in range(1, 5)]
+    assert [each["staleness"] for each in read_results(folder).rounds] == [sum(pair) / 2 for pair in pairs]
