@@ -11,6 +11,8 @@ BEING_WRITTEN = ".decoding-"
 """How the name of a folder begins that a process writes."""
 WEIGHTS = "weights"
 """The folder of pretrained weights, from which runs are resumed."""
+SPLITS = "splits"
+"""The folder of splits of many clients."""
 ABANDONED_S = 3600
 """Seconds after which such a folder, in which nothing was written, was left by a process that was killed."""
 

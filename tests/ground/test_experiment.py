@@ -37,7 +37,7 @@ def test_what_is_laid_over_the_initial_model_comes_last():
 
 
 def test_six_settings_of_fine_tuning_share_one_split_and_one_model(monkeypatch):
-    dealt, built = counted(monkeypatch, task, "deal"), counted(monkeypatch, module, "build_model")
+    dealt, built = counted(monkeypatch, task, "dealt"), counted(monkeypatch, module, "build_model")
     base = Experiment(tiny_config(model_name=NARROW))
     settings = [
         base.with_finetuning(tiny_config(finetune_part=part, finetune_learning_rate=rate))

@@ -1,5 +1,6 @@
 import dataclasses
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.learning import cache
 from lit_fedbabu.tasks.images import partitioners, sources
+from lit_fedbabu.tasks.images.partition import DEALT_BY, dealt
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
@@ -260,6 +263,45 @@ def test_images_that_no_client_has_are_told(fraction, told, written):
 def test_more_clients_than_natural_owners_are_refused(written):
     with pytest.raises(InputError, match="num-clients = 31: writer_id has 30 values in the training split"):
         partition(Config(partitioner="natural-id", num_clients=31, natural_id_column="writer_id"))
+
+
+class Recorder:
+    """A configuration that notes which of its options are read."""
+
+    def __init__(self, config):
+        self._config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self._config, name)
+
+
+def test_a_split_of_many_clients_is_kept_by_all_that_decides_it(monkeypatch):
+    source = sources.load("digits")
+    owned = dataclasses.replace(
+        source,
+        train=dataclasses.replace(source.train, owners=np.arange(1433) % 20),
+        test=dataclasses.replace(source.test, owners=np.arange(364) % 20),
+    )
+    monkeypatch.setattr("lit_fedbabu.tasks.images.partition.EVERYONE", 3)
+    for name in ("natural-id", *ANYWHERE):
+        clients = 10 if name == "distribution" else 4
+        config = Config(dataset="digits", partitioner=name, num_clients=clients, validation_fraction=0.2, seed=5)
+        config = Recorder(dataclasses.replace(config, natural_id_column="w" if name == "natural-id" else ""))
+        with suppress(InputError):  # of sizes that grow too fast for so many clients
+            one, two = dealt(config, owned), dealt(config, owned)
+            assert isinstance(two.train.rows, np.memmap) and not isinstance(one.train.rows, np.memmap)
+            for mine, theirs in zip((*one.train, *one.test), (*two.train, *two.test), strict=True):
+                assert mine.tolist() == theirs.tolist()
+        assert config.read <= {*DEALT_BY, "derived_seed", "on_sites"}, name
+    kept = sorted((cache.folder() / cache.SPLITS).iterdir())
+    assert len(kept) > 5 and {path.suffix for path in kept} == {".npy"}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(RunError, match="this kept split is damaged; remove the file"):
+        dealt(Config(dataset="digits", partitioner="iid", num_clients=4, validation_fraction=0.2, seed=5), owned)
+    for path in kept:
+        path.unlink()
 
 
 def test_unequal_sizes_grow_as_their_names_say(cifar_like):

@@ -1,18 +1,68 @@
 """Which images each client has: one assignment of classes for the training and the test split."""
 
 import csv
+import hashlib
 import io
+import json
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
 from lit_fedbabu.config import Config
-from lit_fedbabu.ground.errors import InputError, close_to, some
+from lit_fedbabu.config.derived import EVERYONE
+from lit_fedbabu.ground.errors import InputError, RunError, close_to, some
+from lit_fedbabu.ground.files import naming
+from lit_fedbabu.learning import cache
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Indices, Partition, Parts
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
 
 AT_ONCE = 1000
 """Clients whose images are counted at a time."""
+
+
+DEALT_BY = (
+    "partitioner", "seed", "num_clients", "num_classes_per_client", "dirichlet_alpha", "lognormal_sigma",
+    "min_client_images", "natural_id_column", "validation_fraction",
+)  # fmt: skip
+"""Fields that decide which images a client has."""
+_FORMAT = "v1"
+"""Of kept splits. It changes when images would be dealt otherwise."""
+
+
+def dealt(config: Config, source: Source) -> Partition:
+    """As ``deal``; a split of many clients is kept in the cache, where the processes of a run map it from one copy.
+
+    Raises:
+        InputError: as of ``deal``.
+        RunError: the kept split is damaged.
+    """
+    if config.num_clients <= EVERYONE or config.on_sites:
+        return deal(config, source)
+    versions = [_FORMAT, np.__version__, version("flwr-datasets")]
+    facts = [*versions, *(getattr(config, name) for name in DEALT_BY), len(source.class_names)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for split in (source.train, source.test):
+        for numbers in (split.labels, split.owners):
+            digest.update(b"none" if numbers is None else np.ascontiguousarray(numbers).tobytes())
+    path = cache.folder() / cache.SPLITS / f"{digest.hexdigest()[:32]}.npy"
+    if not path.exists():
+        found = deal(config, source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # others may write the same
+            both = (found.train, found.test)
+            np.save(Path(scratch) / path.name, np.concatenate([part for each in both for part in each.kept]))
+            os.replace(Path(scratch) / path.name, path)
+        return found
+    try:
+        numbers = np.load(path, mmap_mode="r")
+        train = Parts.read(numbers, config.num_clients)
+        return Partition(train, Parts.read(numbers[config.num_clients + len(train.rows) :], config.num_clients))
+    except (OSError, ValueError, EOFError, LookupError):
+        raise RunError(f"{path}: this kept split is damaged; remove the file, and it is dealt anew") from None
 
 
 def deal(config: Config, source: Source) -> Partition:

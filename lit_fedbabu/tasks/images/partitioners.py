@@ -45,6 +45,24 @@ class Parts(Sequence[Indices]):
         ends = np.cumsum(counts)
         return cls(rows[np.lexsort((rows, clients))], ends - counts, ends)
 
+    @classmethod
+    def read(cls, numbers: Indices, count: int) -> Self:
+        """Parts from how they are ``kept``, of so many clients; other numbers may follow.
+
+        Raises:
+            ValueError: there are too few numbers.
+        """
+        ends = np.array(numbers[:count])
+        rows = numbers[count : count + ends[-1]]
+        if len(rows) != ends[-1]:
+            raise ValueError("a kept split is cut off")
+        return cls(rows, np.concatenate([[0], ends[:-1]]), ends)
+
+    @property
+    def kept(self) -> tuple[Indices, Indices]:
+        """Parts that follow one another as numbers for a file: where each ends, and the rows."""
+        return self.ends, self.rows
+
     @property
     def sizes(self) -> Indices:
         """Images of each client (clients,)."""

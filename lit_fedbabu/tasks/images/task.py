@@ -25,7 +25,7 @@ from lit_fedbabu.tasks.images import learner
 from lit_fedbabu.tasks.images.clients import EITHER, layout_of
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.learner import Say
-from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, deal, summary
+from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, dealt, summary
 from lit_fedbabu.tasks.images.partitioners import Partition, Sizes
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
@@ -127,7 +127,7 @@ class ImageClassification:
         Raises:
             InputError: the dataset cannot be dealt in this way.
         """
-        return deal(self.config, self.source)
+        return dealt(self.config, self.source)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
