@@ -1,6 +1,7 @@
 """``python -m benchmarks.cluster``: start-up and rounds of 1, 2 and 4 nodes of a cluster that share this machine.
 
 With ``--ray`` those of the engine ``ray``, with one node and with two, in turns with the engine ``local`` and imports.
+With ``--flwr-run`` when the stages of ``flwr run .`` are over, with its installation of packages and without.
 """
 
 import argparse
@@ -18,12 +19,11 @@ from typing import IO, Any, Self
 import numpy as np
 import tomli_w
 
-from benchmarks.setting import append, machine, rounds_of
+from benchmarks.setting import NO_INSTALLATION, ROOT, append, lines_of_flwr_run, machine, rounds_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.ground import system
 
-ROOT = Path(__file__).parent.parent
 NODES, ROUNDS = (1, 2, 4), 8
 IMPORTS = "import lightning, flwr, datasets"
 
@@ -129,11 +129,47 @@ def rays(turns: int) -> int:
     return 0
 
 
+STAGES = {
+    "SuperLink is there": "Using SuperLink",
+    "app is built and sent": "Successfully started run",
+    "process of the run has imported Flower": "Starting Flower Simulation",
+    "packages are installed": "dependencies installed",
+    "Ray is there, and our server has begun": "run folder",
+    "a worker has imported PyTorch": "training on",
+    "round 1": "round 1/",
+}
+"""What ``flwr run`` prints when a stage is over."""
+
+
+def stages(turns: int) -> int:
+    """Measure the stages of ``flwr run .``."""
+    found: dict[str, list[float]] = {}
+    for turn in range(turns):
+        for name, variables in (("as it is", {}), (f"with {NO_INSTALLATION}=1", {NO_INSTALLATION: "1"})):
+            with tempfile.TemporaryDirectory(prefix="flwr-", ignore_cleanup_errors=True) as scratch:
+                config = small(scratch, run_name="run")
+                words = ["dataset=digits", "num-clients=20", f"output-dir={config.output_dir}", "num-server-rounds=100"]
+                started = time.monotonic()
+                for line in lines_of_flwr_run(Path(scratch) / "home", words, variables):
+                    for title in [title for title, words_of in STAGES.items() if words_of in line]:
+                        found.setdefault(f"{name}, {title}", []).append(round(time.monotonic() - started, 1))
+                    if STAGES["round 1"] in line:
+                        break
+            print(f"turn {turn + 1} of {turns}: {name}", file=sys.stderr, flush=True)
+    for title, seconds in found.items():
+        print(f"{title:<92}{np.median(seconds):6.1f} s   {min(seconds)} to {max(seconds)}")
+    append("cluster.jsonl", {"machine": machine(small("")), "stages of flwr run": found})
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
     parser.add_argument("--ray", action="store_true", help="measure the engine ray instead")
-    parser.add_argument("--turns", type=int, default=3, help="of --ray")
+    parser.add_argument("--flwr-run", action="store_true", help="measure the stages of flwr run instead")
+    parser.add_argument("--turns", type=int, default=3, help="of --ray and --flwr-run")
     arguments = parser.parse_args()
+    if arguments.flwr_run:
+        return stages(arguments.turns)
     if arguments.ray:
         return rays(arguments.turns)
     found: dict[str, dict[str, object]] = {}

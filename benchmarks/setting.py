@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ import numpy as np
 from PIL import Image
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.engines import superlink
 from lit_fedbabu.ground import system
 from lit_fedbabu.learning.precision import trains_on
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+"""The variable by which a SuperLink of Flower installs no packages for a run."""
 
 
 def noise(folder: Path, train: int, test: int) -> Path:
@@ -76,3 +80,27 @@ def append(name: str, measured: dict[str, Any]) -> None:
     with (RESULTS / name).open("a") as file:
         file.write(json.dumps(measured) + "\n")
     print(f"appended to {RESULTS / name}")
+
+
+def lines_of_flwr_run(home: Path, words: Sequence[str], variables: Mapping[str, str]) -> Iterator[str]:
+    """What ``flwr run .`` prints here with these options; it is ended with the last line that is asked for.
+
+    Args:
+        home: an empty folder for Flower.
+        words: options, as in ``num-clients=4``.
+        variables: of the environment.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    port = str(superlink.free_port())
+    environment = {**os.environ, "PATH": path, "FLWR_HOME": str(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port}
+    pairs = (word.split("=") for word in words)
+    options = " ".join(f"{key}={value}" if value.isdecimal() else f'{key}="{value}"' for key, value in pairs)
+    command = [system.program("flwr"), "run", str(ROOT), "--stream", "--run-config", options]
+    with subprocess.Popen(
+        command, env=environment | dict(variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as stream:
+        try:
+            yield from stream.stdout or ()
+        finally:
+            stream.terminate()
+            superlink.end_all(home)

@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.setting import append, machine
+from benchmarks.setting import NO_INSTALLATION, append, lines_of_flwr_run, machine
 from lit_fedbabu.config import Config
-from lit_fedbabu.engines import superlink
-from lit_fedbabu.ground import system
 
-ROOT = Path(__file__).parent.parent
 IMPORTS = "import lightning, flwr, datasets"
 
 
@@ -64,25 +61,13 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
         words = [*small, f"run-name=run{next(count)}", "num-server-rounds=100", f"engine={engine}"]
         return _seconds([sys.executable, "-m", "lit_fedbabu", "run", *words], "round 1/")
 
-    def flwr_run() -> float:
-        home = scratch / f"home{next(count)}"
-        port = superlink.free_port()
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "FLWR_HOME": str(home)}
-        environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(port)
-        options = " ".join(
-            [
-                f'{key}="{value}"' if not value.isdecimal() else f"{key}={value}"
-                for key, value in (
-                    word.split("=") for word in [*small, f"run-name=run{next(count)}", "num-server-rounds=100"]
-                )
-            ]
-        )
-        command = [system.program("flwr"), "run", str(ROOT), "--stream", "--run-config", options]
-        try:
-            return _seconds(command, "round 1/", environment=environment)
-        finally:
-            superlink.end_all(home)
+    def flwr_run(**variables: str) -> float:
+        home, started = scratch / f"home{next(count)}", time.monotonic()
+        words = [*small, f"run-name=run{next(count)}", "num-server-rounds=100"]
+        for line in lines_of_flwr_run(home, words, variables):
+            if "round 1/" in line:
+                return time.monotonic() - started
+        raise SystemExit("flwr run . never printed 'round 1/'")
 
     work = {
         f'python -c "{IMPORTS}"': lambda: _seconds([sys.executable, "-c", IMPORTS]),
@@ -108,16 +93,17 @@ def _work(scratch: Path, with_flower: bool) -> dict[str, Callable[[], float]]:
     if with_flower:
         work["the same with engine=flower"] = lambda: first_round("flower")
         work["flwr run . to its first round"] = flwr_run
+        work[f"the same with {NO_INSTALLATION}=1"] = lambda: flwr_run(**{NO_INSTALLATION: "1"})
     return work
 
 
-def _seconds(command: list[str], until: str = "", status: int = 0, environment: dict[str, str] | None = None) -> float:
+def _seconds(command: list[str], until: str = "", status: int = 0) -> float:
     """Seconds until a command has printed a line with these words, or has ended with this status."""
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=told, text=True,
-            env={**(environment or os.environ), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         seen = False
         for line in process.stdout or ():

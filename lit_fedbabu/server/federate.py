@@ -67,6 +67,9 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+NO_INSTALLATION = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1, set before its SuperLink starts,"
+
+
 def federate(grid: Grid, experiment: Experiment, progress: Lines | None = None) -> Path:
     """Run all rounds that a run still needs and personalize all clients; returns the run's folder.
 
@@ -105,7 +108,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if experiment.starting_note:
         say(f"note: {experiment.starting_note}")
     if any("runtime-envs" in entry for entry in sys.path):
-        say("note: Flower installed a throw-away environment for this run; lit-fedbabu run does not")
+        say(f"note: Flower installed a throw-away environment for this run; {NO_INSTALLATION} saves that time")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
     if config.on_sites and isinstance(grid, Grid):
         grid = cast(Grid, patient(grid, config, say))
