@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -15,6 +16,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.files import write_whole
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.learning.evaluation import STAGES, Score
+from lit_fedbabu.records import sites
 from lit_fedbabu.records.live_page import TEMPLATE
 
 PAGE = "report.html"
@@ -116,7 +118,7 @@ def curve_of(title: str, values: Mapping[int, float], scale: float = 1.0) -> lis
 
 
 class RunPage:
-    """The page of a run.
+    """The page of a run, and of a run on sites ``sites.json``.
 
     Args:
         folder: the run's.
@@ -147,22 +149,43 @@ class RunPage:
         self._failed: Counter[int] = Counter()
         self._failures: deque[tuple[int, str]] = deque(maxlen=FAILURES)
         self._rows: dict[int, Mapping[str, Any]] = {}
+        self._rounds: Sequence[Mapping[str, Any]] = ()
+        self._asked: list[int] = []
+        self._sites = sites.Sites(folder, names or [""] * config.num_clients) if config.on_sites else None
 
-    def begins(self, state: str, rounds: Sequence[Mapping[str, Any]], left: timedelta | None = None) -> None:
-        """Something begins, as a round; ``left``: the time that training will still take."""
-        self._state, self._left = state, left
-        self._write(rounds)
+    def begins(
+        self,
+        state: str,
+        rounds: Sequence[Mapping[str, Any]],
+        left: timedelta | None = None,
+        asked: Iterable[int] = (),
+    ) -> None:
+        """Something begins, as a round; ``left``: the time that training will still take; ``asked``: the clients."""
+        self._state, self._rounds, self._left, self._asked = state, rounds, left, list(asked)
+        self._write()
 
-    def trained(self, server_round: int, clients: Iterable[int]) -> None:
-        """Clients trained in a round."""
-        for client in clients:
-            self._trained[client] += 1
-            self._newest[client] = server_round
+    def saw(self, there: Mapping[int, sites.Seen]) -> None:
+        """Sites were looked for, and these are there."""
+        if self._sites:
+            self._sites.saw(there)
+            self._write()
 
-    def failed(self, server_round: int, client: int, told: str) -> None:
-        """A client failed."""
+    def trained(
+        self, server_round: int, clients: Iterable[int], epsilons: Mapping[int, float] = MappingProxyType({})
+    ) -> None:
+        """Clients trained in a round, by whose end clients have spent so much of their privacy."""
+        clients = list(clients)
+        self._trained.update(clients)
+        self._newest |= dict.fromkeys(clients, server_round)
+        if self._sites:
+            self._sites.trained(server_round, clients, epsilons)
+
+    def failed(self, server_round: int, client: int, told: str, reason: str = "") -> None:
+        """A client failed, for a reason as in failures.jsonl."""
         self._failed[client] += 1
         self._failures.append((server_round, told))
+        if self._sites:
+            self._sites.failed(client, sites.kind_of(reason))
 
     def evaluated(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Clients were evaluated; rows are their entries in results.json."""
@@ -170,10 +193,11 @@ class RunPage:
 
     def over(self, rounds: Sequence[Mapping[str, Any]], why: str = "") -> None:
         """The run is over; ``why``: it did not finish."""
-        self._state, self._left = why or "finished", None
-        self._write(rounds, going=False, bad=bool(why))
+        self._state, self._rounds, self._left, self._asked = why or "finished", rounds, None, []
+        self._write(going=False, bad=bool(why))
 
-    def _write(self, rounds: Sequence[Mapping[str, Any]], going: bool = True, bad: bool = False) -> None:
+    def _write(self, going: bool = True, bad: bool = False) -> None:
+        rounds = self._rounds
         key, score = f"initial_{self._score.name}", self._score
         initial = {each["round"]: each[key]["mean"] for each in rounds if key in each}
         losses = {each["round"]: each["train_loss"] for each in rounds if each["train_loss"] is not None}
@@ -201,6 +225,9 @@ class RunPage:
         ]
         failures = Table("Failures", ("round", "what failed"), list(reversed(self._failures)), "Newest first.")
         tables = [failures, self._clients()]
+        if self._sites:
+            self._sites.write(self._state, self._asked, going, bad)
+            tables.insert(0, Table("Sites", *sites.cells(self._sites.rows)))
         done = len(rounds), self._last_round
         write(self._folder, self._title, self._state, facts, tables, curves, done, going, bad)
 

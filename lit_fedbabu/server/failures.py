@@ -22,7 +22,7 @@ class FailureLog:
         board: of the run.
         say: prints a line.
         names: of the clients, where they have names.
-        seen: is told of each failure: round, client, and what is said of it.
+        seen: is told of each failure: round, client, what is said of it, and its reason.
     """
 
     last = ""
@@ -34,7 +34,7 @@ class FailureLog:
         board: Board,
         say: Callable[[str], None],
         names: Sequence[str] = (),
-        seen: Callable[[int, int, str], None] = lambda *_: None,
+        seen: Callable[[int, int, str, str], None] = lambda *_: None,
     ) -> None:
         self.folder = folder
         self.board = board
@@ -63,7 +63,7 @@ class FailureLog:
         who = f"client {self.who([client])}" if name else f"client {client}"
         self.last = f"{who} on node {node}: {shown}"
         self.board.failure(server_round, self.last)
-        self.seen(server_round, client, self.last)
+        self.seen(server_round, client, self.last, reason)
         self.say(f"round {server_round}  failed: {self.last}")
 
 

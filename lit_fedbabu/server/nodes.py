@@ -3,15 +3,19 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from flwr.app import Message
+from flwr.common.constant import HEARTBEAT_PATIENCE
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.protocol.fields import MOST_SAMPLES, is_whole, text
 from lit_fedbabu.protocol.handshake import PLACE, Code, Place, WireError
+from lit_fedbabu.records.sites import Seen
 from lit_fedbabu.server.failures import one_line
 
 NODES_TIMEOUT_S = 600.0
@@ -142,6 +146,14 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
 def _possible(place: Place) -> bool:
     """Whether a node can have so many samples; simulated ones do not say how many."""
     return all(is_whole(count, 0, MOST_SAMPLES) for count in (place.num_train, place.num_test))
+
+
+def seen(node: NodeInfo) -> Seen:
+    """When a site was registered, came, and last said that it is there, as Flower knows it."""
+    registered, since = (
+        datetime.fromisoformat(each).timestamp() for each in (node.registered_at, node.last_activated_at)
+    )
+    return Seen(registered, since, node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval)
 
 
 def names_of(nodes: Sequence[Node]) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from lit_fedbabu.server.answers import LATE, SPARE
 
 LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
 """Seconds between two looks for answers, and between two lines; the first line comes after a fifth of the latter."""
+SITES_EVERY_S = 15.0
+"""Seconds between two calls of ``PatientGrid.look``."""
 
 
 class PatientGrid:
@@ -33,6 +35,8 @@ class PatientGrid:
 
     enough: int | None = None
     """So many updates end the waiting of a round; None: all."""
+    look: Callable[[], None] = staticmethod(lambda: None)
+    """Is called now and then while answers are waited for."""
 
     def __init__(self, grid: Grid, say: Callable[[str], None], limit: str = "round-timeout") -> None:
         self._grid, self._say, self._limit = grid, say, limit
@@ -51,14 +55,17 @@ class PatientGrid:
             threading.Thread(target=self._pull, args=pulling, daemon=True).start()
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
-        next_line = SAY_EVERY_S / 5
+        next_line, next_look = SAY_EVERY_S / 5, 0.0
         left = self.enough if sent and sent[0].metadata.message_type == MessageType.TRAIN else None
         while waiting and left != 0 and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
                 self._waits(waiting.values(), passed, until)
+            if passed >= next_look:
+                next_look = passed + SITES_EVERY_S
+                self.look()
             try:
-                place, reply = arrived.get(timeout=max(0.0, min(next_line, timeout) - passed))
+                place, reply = arrived.get(timeout=max(0.0, min(next_line, next_look, timeout) - passed))
             except queue.Empty:
                 continue
             del waiting[place]

@@ -1,11 +1,12 @@
 """SharedParts, the strategy: seeded sampling of clients, averaging in a fixed order, evaluation of all clients."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -19,6 +20,8 @@ from lit_fedbabu.server.aggregation import digest_of
 from lit_fedbabu.server.buffered import BufferedExchange, BufferedSites
 from lit_fedbabu.server.exchange import Exchange
 from lit_fedbabu.server.failures import FailureLog
+from lit_fedbabu.server.nodes import seen
+from lit_fedbabu.server.patience import PatientGrid
 from lit_fedbabu.server.round_log import RoundLog
 from lit_fedbabu.server.secure import SecureExchange
 from lit_fedbabu.server.server_state import ServerRounds
@@ -147,11 +150,11 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         self.log.begin()
         self._shared = arrays
-        self.exchange.begin(server_round, self.server.sent(arrays), grid, self.server.expected(arrays))
+        self._begin(server_round, self.server.sent(arrays), grid, self.server.expected(arrays))
         clients = self.exchange.drawn()
         now = self.log.headline(f"round {server_round}/{self.config.num_server_rounds}")
         self.progress.begin(now, len(clients), self.log.left)
-        self.page.begins(f"round {server_round}: {len(clients)} clients train", self.log.rounds, self.log.left)
+        self.page.begins(f"round {server_round}: {len(clients)} clients train", self.log.rounds, self.log.left, clients)
         return self.exchange.training(clients)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, None]:
@@ -159,8 +162,8 @@ class SharedParts(Strategy):
         clipping = self.server.clipping
         updates = self.exchange.updates(replies)
         shared, loss = self.server.combine(server_round, self._shared, updates, self.exchange.state())
-        self.page.trained(server_round, (update.client for update in updates))
         spent = self.ledger.epsilon(server_round)
+        self.page.trained(server_round, (update.client for update in updates), self._spent(server_round, spent))
         privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
         self.log.trained(
             server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy, self.exchange.pace
@@ -173,7 +176,7 @@ class SharedParts(Strategy):
         server_round += self._resumed_after
         if not self._is_evaluated(server_round):
             return []
-        self.exchange.begin(server_round, self.server.sent_after(arrays), grid)
+        self._begin(server_round, self.server.sent_after(arrays), grid)
         last = self._is_last(server_round)
         self._kept = incomplete.read_incomplete(self.folder, digest_of(self.exchange.arrays)) if last else []
         clients = self._to_evaluate(last)
@@ -183,7 +186,7 @@ class SharedParts(Strategy):
             self.progress.say(f"fine-tuning {len(clients)} clients {how}")
         what = "fine-tuning" if last else f"evaluation after round {server_round}"
         self.progress.begin(self.log.headline(what), len(clients))
-        self.page.begins(f"{what}: {len(clients)} clients", self.log.rounds, self.log.left)
+        self.page.begins(f"{what}: {len(clients)} clients", self.log.rounds, self.log.left, clients)
         return self.exchange.evaluation(clients, personalize=last)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
@@ -222,6 +225,27 @@ class SharedParts(Strategy):
         """Where Flower evaluates on the server: a round is over here, and is saved."""
         if server_round > 0:  # Flower also calls this before the first round
             self.finished(server_round + self._resumed_after, arrays)
+
+    def _begin(self, server_round: int, arrays: ArrayRecord, grid: Grid, *expected: Mapping[str, Array]) -> None:
+        """Begin the messages of a round, or of its evaluation; while sites are waited for, they are looked for."""
+        self.exchange.begin(server_round, arrays, grid, *expected)
+        if isinstance(grid, PatientGrid):
+            grid.look = partial(self._look, grid)
+
+    def _look(self, grid: Grid) -> None:
+        """Take down which sites are there: Flower names the nodes that have sent a heartbeat within a minute."""
+        try:
+            nodes = {node.node_id: node for node in grid.get_nodes()}
+        except Exception:  # the server is busy, or gone, which the run finds out otherwise
+            return
+        sites = ((client, nodes[node]) for client, node in enumerate(self.exchange.nodes) if node in nodes)
+        self.page.saw({client: seen(node) for client, node in sites})
+
+    def _spent(self, server_round: int, spent: float | None) -> Mapping[int, float]:
+        """What each site has spent of its privacy by the end of a round; simulated clients are many."""
+        if spent is None or not self.config.on_sites:
+            return {}
+        return self.ledger.epsilons(server_round) or dict.fromkeys(range(self.config.num_clients), spent)
 
     def _asked(self, last: bool) -> list[int]:
         """The clients that an evaluation asks: new ones after the last round alone."""
