@@ -40,6 +40,7 @@ class PatientGrid:
 
     def __init__(self, grid: Grid, say: Callable[[str], None], limit: str = "round-timeout") -> None:
         self._grid, self._say, self._limit = grid, say, limit
+        self._next_look = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
@@ -55,17 +56,15 @@ class PatientGrid:
             threading.Thread(target=self._pull, args=pulling, daemon=True).start()
         begun = time.monotonic()
         until = time.strftime("%H:%M", time.localtime(time.time() + timeout))
-        next_line, next_look = SAY_EVERY_S / 5, 0.0
+        next_line = SAY_EVERY_S / 5
         left = self.enough if sent and sent[0].metadata.message_type == MessageType.TRAIN else None
         while waiting and left != 0 and ((passed := time.monotonic() - begun) < timeout or not arrived.empty()):
             if passed >= next_line:
                 next_line = passed + SAY_EVERY_S
                 self._waits(waiting.values(), passed, until)
-            if passed >= next_look:
-                next_look = passed + SITES_EVERY_S
-                self.look()
+            wait_s = self._looked()
             try:
-                place, reply = arrived.get(timeout=max(0.0, min(next_line, next_look, timeout) - passed))
+                place, reply = arrived.get(timeout=max(0.0, min(wait_s, min(next_line, timeout) - passed)))
             except queue.Empty:
                 continue
             del waiting[place]
@@ -78,6 +77,13 @@ class PatientGrid:
             why = SPARE, "late: others were enough"
         for message in waiting.values():
             yield _error(message, *why)
+
+    def _looked(self) -> float:
+        """Look, where it is time to; returns the seconds until it is the next time."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + SITES_EVERY_S
+            self.look()
+        return self._next_look - time.monotonic()
 
     def _late(self, timeout: float) -> tuple[int, str]:
         """Code and reason of an error in place of an answer that did not come in time."""
@@ -142,8 +148,9 @@ class OpenGrid(PatientGrid):
                 next_line = now + SAY_EVERY_S
                 until = time.strftime("%H:%M", time.localtime(time.time() + ends - now))
                 self._waits((each for each, *_ in self._open.values()), now - begun, until)
+            wait_s = self._looked()
             try:
-                place, reply = self._came.get(timeout=max(0.0, min(next_line, ends) - now))
+                place, reply = self._came.get(timeout=max(0.0, min(wait_s, min(next_line, ends) - now)))
             except queue.Empty:
                 if time.monotonic() < ends:
                     continue
