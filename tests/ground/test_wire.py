@@ -214,6 +214,7 @@ ELSEWHERE = {
     "reporting/runs": {"trains-on"},  # of config.toml
     "reporting/facts": {"trains-on", "failures"},  # of config.toml, and a column
     "reporting/sections": {"failures"},  # a table
+    "records/sites": {"failures"},  # of sites.json
 }
 
 
