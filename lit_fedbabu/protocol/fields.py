@@ -80,9 +80,12 @@ def text(kind: str, value: object) -> str:
 
 
 def training_problem(count: object, loss: object) -> str:
-    """Why these cannot be a client's number of training samples and its mean loss in nats; empty if they can."""
+    """Why these cannot be a client's number of training samples and its mean loss in nats; empty if they can.
+
+    The loss is not a number where a client saw no sample, as can be by chance with privacy of samples.
+    """
     if not is_whole(count, 1, MOST_SAMPLES):
         return f"says that it has {str(count)[:50]} training samples; that must be a whole number, 1 to {MOST_SAMPLES}"
-    if not isinstance(loss, int | float) or not abs(loss) <= LARGEST:
+    if not isinstance(loss, int | float) or abs(loss) > LARGEST:
         return f"its training loss is {str(loss)[:50]}, too large or not finite; a lower learning-rate may help"
     return ""

@@ -81,7 +81,7 @@ class ClientUpdate:
     Args:
         client: its number.
         num_train: its training images.
-        train_loss: mean loss in nats.
+        train_loss: mean loss in nats; not a number where the client saw no sample.
         arrays: its shared weights.
     """
 

@@ -1,6 +1,7 @@
 """Which updates of clients cannot be averaged."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,13 +28,34 @@ def digest_of(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array], num_train: int | None = None) -> str:
+def misstatement(update: ClientUpdate, num_train: int | None, may_see_none: bool) -> str:
+    """Why what a client says of its training cannot be true; empty if it can.
+
+    Args:
+        update: what it sent.
+        num_train: its training samples, where they are known.
+        may_see_none: whether it may have trained on no sample, so that there is no loss.
+    """
+    if math.isnan(update.train_loss) and not may_see_none:
+        return "its training loss is nan, which is not finite; a lower learning-rate may help"
+    if num_train and update.num_train != num_train:
+        return f"says that it has {update.num_train} training samples, and it has {num_train}"
+    return ""
+
+
+def mean_loss(updates: Sequence[ClientUpdate]) -> float:
+    """The mean training loss in nats, by training samples, of the clients that have one; nan where none has."""
+    known = [update for update in updates if not math.isnan(update.train_loss)]
+    count = sum(update.num_train for update in known)
+    return sum(update.num_train * update.train_loss for update in known) / count if count else math.nan
+
+
+def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array]) -> str:
     """Why an update of these arrays cannot be averaged; empty if it can.
 
     Args:
         update: what a client sent.
         arrays: what it was trained from.
-        num_train: the client's training samples, where they are known.
     """
     expected = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
     found = {name: (value.shape, str(value.dtype)) for name, value in update.arrays.items()}
@@ -49,8 +71,6 @@ def rejection_reason(update: ClientUpdate, arrays: Mapping[str, Array], num_trai
         return "its weights are not finite; a lower learning-rate may help"
     if max(largest, default=0) > HIGHEST:
         return f"it has weights above {HIGHEST:.1e}; a lower learning-rate may help"
-    if num_train and update.num_train != num_train:
-        return f"says that it has {update.num_train} training samples, and it has {num_train}"
     return ""
 
 

@@ -20,7 +20,7 @@ from lit_fedbabu.learning.evaluation import ACCURACY, Score
 from lit_fedbabu.protocol.handshake import Code
 from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, Order, TrainReply
 from lit_fedbabu.records.run_folder import FAILURES
-from lit_fedbabu.server.aggregation import FAR, outliers, rejection_reason
+from lit_fedbabu.server.aggregation import FAR, misstatement, outliers, rejection_reason
 from lit_fedbabu.server.answers import Reply, read
 from lit_fedbabu.server.failures import FailureLog
 from lit_fedbabu.server.pace import Pace
@@ -223,12 +223,17 @@ class Exchange:
         for reply in self._readable(TrainReply, clients, replies, self._park):
             self.bytes_up += reply.nbytes
             for update in reply.updates:
-                reason = rejection_reason(update, self.expected, self._sizes.get(update.client, (None, None))[0])
+                reason = self._misstatement(update) or rejection_reason(update, self.expected)
                 if reason := reason or self._algorithm.problem(received(update)) or self._too_long(update):
                     self._record(update.client, reason)
                 else:
                     valid.append(update)
         return valid
+
+    def _misstatement(self, update: ClientUpdate) -> str:
+        """Why what a client says of its training cannot be true; empty if it can."""
+        size = self._sizes.get(update.client, (None, None))[0]
+        return misstatement(update, size, may_see_none=self.config.protection == "sample")
 
     def _too_long(self, update: ClientUpdate) -> str:
         """With central privacy why an update was not clipped as it should be; empty if it was."""

@@ -58,9 +58,9 @@ class RoundLog:
         self.folder, self.board = folder, board
         self.say = say
         self.rounds = list(rounds)
-        """One entry for every round: number, learning rate, training loss (None where there were no clients), with
-        noise the epsilon that was spent, with speeds simulated seconds, who was late, with a buffer the mean staleness
-        and, where evaluated, initial accuracy."""
+        """One entry for every round: number, learning rate, training loss (None where no client or sample was drawn),
+        with noise the epsilon that was spent, with speeds simulated seconds, who was late, with a buffer the mean
+        staleness and, where evaluated, initial accuracy."""
         self._resumed_after = len(self.rounds)
         self._started = self._seconds = 0.0
         self.left: timedelta | None = None
@@ -83,7 +83,7 @@ class RoundLog:
 
         Args:
             server_round: its number.
-            loss: mean training loss in nats; not a number where no client trained.
+            loss: mean training loss in nats; not a number where no client trained, or none on a sample.
             bytes_down: of shared weights from the server to nodes, without framing.
             bytes_up: of shared weights from nodes to the server, without framing.
             privacy: with noise ``epsilon``, spent by the end of the round, and what is adapted.
@@ -119,7 +119,8 @@ class RoundLog:
         spent = "".join(f"  {key.replace('_', ' ')} {value:.3g}" for key, value in privacy.items())
         spent += f"  {timed[SIMULATED]:.3g} simulated s" if SIMULATED in timed else ""
         spent += f"  staleness {timed['staleness']:.3g}" if "staleness" in timed else ""
-        what = "no client was drawn" if known is None else f"training loss {loss:.4f}"
+        drawn = "sample" if self.config.protection == "sample" else "client"
+        what = f"no {drawn} was drawn" if known is None else f"training loss {loss:.4f}"
         self.say(
             f"round {server_round}/{self.config.num_server_rounds}  {what}{spent}"
             f"  learning rate {f'{rate:.3g}' if rate else 'of the module'}  {seconds:.1f} s"

@@ -19,6 +19,7 @@ from lit_fedbabu.protocol.wire import Arrays, ClientUpdate, TrainReply
 from lit_fedbabu.secure.masks import mean
 from lit_fedbabu.secure.party import ProtocolError, Public
 from lit_fedbabu.secure.unmasking import is_key, unmasked
+from lit_fedbabu.server.aggregation import mean_loss
 from lit_fedbabu.server.exchange import SITE_PAUSE_S, Exchange
 
 ALL = 0
@@ -79,9 +80,8 @@ class SecureExchange(Exchange):
             raise RunError(f"round {self.server_round}: the sum is not unmasked: {error}") from None
         except ValueError as error:
             raise RunError(f"round {self.server_round}: {error}") from None
-        count = sum(weights.values())
-        loss = sum(weights[client] * trained[client].train_loss for client in alive) / count
-        return [ClientUpdate(ALL, count, loss, self._moved(moved))]
+        loss = mean_loss([trained[client] for client in alive])
+        return [ClientUpdate(ALL, sum(weights.values()), loss, self._moved(moved))]
 
     @property
     def _threshold(self) -> int:
@@ -122,13 +122,11 @@ class SecureExchange(Exchange):
         for reply in self._readable(TrainReply, list(self._public), replies, self._park):
             self.bytes_up += reply.nbytes
             for update in reply.updates:
-                numbers, size = update.arrays.get(MASKED_ARRAY), self._sizes[update.client][0]
+                numbers = update.arrays.get(MASKED_ARRAY)
                 if numbers is None or numbers.shape != (length,) or numbers.dtype != np.uint32:
                     self._record(update.client, f"sent something else than {length} masked numbers")
-                elif update.num_train != size:
-                    self._record(
-                        update.client, f"says that it has {update.num_train} training samples, and it has {size}"
-                    )
+                elif reason := self._misstatement(update):
+                    self._record(update.client, reason)
                 else:
                     found.append(update)
         return found

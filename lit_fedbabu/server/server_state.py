@@ -1,7 +1,6 @@
 """What the server keeps between rounds: moments of its optimizer, and the state of the algorithm."""
 
 from collections.abc import Mapping, Sequence
-from math import nan
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +18,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.protocol.wire import Arrays, ClientUpdate
 from lit_fedbabu.records.run_folder import SERVER
+from lit_fedbabu.server.aggregation import mean_loss
 from lit_fedbabu.server.parked import Lazy
 from lit_fedbabu.training import memory
 from lit_fedbabu.training.experiment import Experiment
@@ -89,7 +89,8 @@ class ServerRounds:
     ) -> tuple[ArrayRecord, float]:
         """The shared weights of the next round, and the mean training loss in nats; what is kept is written.
 
-        Of no clients, as a round of central privacy can have, the loss is not a number.
+        Of no clients, as a round of central privacy can have, and of none that saw a sample, as can be with privacy of
+        samples, the loss is not a number.
 
         Args:
             server_round: number of the round, from 1.
@@ -114,9 +115,8 @@ class ServerRounds:
                 memory.keep_in(self._place, server_round, kept)
         except ValueError as error:
             raise RunError(f"round {server_round}: the server: {error}") from None
-        loss = sum(update.num_train * update.train_loss for update in updates) if updates else nan
         typed = {name: _array(combined.shared[name], array.dtype) for name, array in arrays.items()}
-        return ArrayRecord(typed), loss / (sum(update.num_train for update in updates) or 1)
+        return ArrayRecord(typed), mean_loss(updates)
 
     @property
     def clipping(self) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Runs whose clients train with noise in every step: what they spend, what ends them, and what is refused."""
 
+import copy
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ from lit_fedbabu.algorithms.algorithm import Algorithm
 from lit_fedbabu.algorithms.table import ALGORITHMS
 from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.private_steps import PoissonBatches
 from lit_fedbabu.learning.state import state_of
+from lit_fedbabu.protocol.wire import TrainReply
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.results import read_results
 from lit_fedbabu.server.spent import Ledger
+from lit_fedbabu.tasks.images import datamodule
 from lit_fedbabu.training import memory, own_ledger
 from lit_fedbabu.training.client_update import client_update, personal_model
 from lit_fedbabu.training.privacy import TRUST, Course, course_of, protect, steps_epsilon
@@ -96,6 +101,35 @@ def test_runs_do_not_repeat_and_nothing_else_draws_otherwise(federate):
     one, two = (federate(sample_config())[0] for _ in range(2))
     assert asked(one) == asked(two)
     assert read_results(one).rounds[0]["train_loss"] != read_results(two).rounds[0]["train_loss"]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_client_whose_batches_are_all_empty_takes_steps_of_noise_and_has_no_loss(
+    secure, federate, monkeypatch, capsys
+):
+    """Abadi et al. 2016, Algorithm 1: noise is added whatever lot was drawn."""
+    fits = []
+
+    class Emptied(PoissonBatches):
+        """In the first round all batches of all clients are empty, in the second those of one."""
+
+        def __iter__(self):
+            fits.append(self)
+            return iter([[]] * len(self)) if len(fits) <= 4 else super().__iter__()
+
+    monkeypatch.setattr(datamodule, "PoissonBatches", Emptied)
+    options = {"secure_aggregation": True} if secure else {}
+    config = sample_config(num_server_rounds=2, num_finetune_epochs=0, evaluate_every=9, **options)
+    folder, grid = federate(config)
+    assert not (folder / run_folder.FAILURES).exists() or not (folder / run_folder.FAILURES).read_text()
+    first, second = (
+        TrainReply.from_record(copy.deepcopy(reply.content)).updates[place]
+        for reply, place in zip([each for each in grid.replies if "metrics" in each.content][:2], (0, 0), strict=True)
+    )
+    assert math.isnan(first.train_loss) and math.isnan(second.train_loss)
+    rounds = read_results(folder).rounds
+    assert rounds[0]["train_loss"] is None and math.isfinite(rounds[1]["train_loss"])
+    assert "round 1/2  no sample was drawn" in capsys.readouterr().out
 
 
 def budget(config, rounds):

@@ -58,7 +58,7 @@ def fit(
         say: is told of the first curve after every epoch.
 
     Returns:
-        For every client the mean training loss over all images seen, in nats; nan if there was no epoch.
+        For every client the mean training loss over all images seen, in nats; nan if there was none.
     """
     for each in modules:
         each.train_loss.reset()
@@ -89,7 +89,7 @@ def fit(
         each.loss = None
     if isinstance(module, LitCohort):
         module.unstack()
-    return [each.train_loss.compute().item() for each in modules]
+    return [each.train_loss.compute().item() if each.train_loss.update_called else NAN for each in modules]
 
 
 def _private(module: LitFedBABU, data: ClientData, on: bool) -> list[L.Callback]:
