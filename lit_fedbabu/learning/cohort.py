@@ -10,7 +10,7 @@ from torch.func import functional_call, vmap
 from lit_fedbabu.learning.base import copied
 from lit_fedbabu.learning.losses import Batch
 from lit_fedbabu.learning.module import LitFedBABU, PartModule
-from lit_fedbabu.learning.state import Learner, aliases, base_names, load_state, state_of
+from lit_fedbabu.learning.state import Learner, aliases, base_names, load_state, places_of, state_of
 
 Group = tuple[list[int], Tensor, Tensor]
 """A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
@@ -141,7 +141,13 @@ class LitCohort(PartModule):
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         alike = {name for name in state if f"{part}.{name}".lstrip(".") in base_names(self.model)}
         rows = {name: value[self._rows(clients)] for name, value in state.items() if name not in alike}
-        outputs: Tensor = vmap(lambda own, x: functional_call(module, own, (x,)), randomness="different")(rows, inputs)
+        places = {place: name for place, name in places_of(module).items() if name in rows}
+
+        def one(own: dict[str, Tensor], x: Tensor) -> Any:
+            held = {place: own[name] for place, name in places.items()}
+            return functional_call(module, held, (x,), tie_weights=False)
+
+        outputs: Tensor = vmap(one, randomness="different")(rows, inputs)
         if len(clients) < len(self._members):
             for name, buffer in module.named_buffers():
                 if name in rows:

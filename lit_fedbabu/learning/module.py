@@ -21,7 +21,7 @@ from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.private_steps import AT_ONCE, PrivateSteps
 from lit_fedbabu.learning.simplex import with_simplex
-from lit_fedbabu.learning.state import base_names, base_of, load_state, state_of
+from lit_fedbabu.learning.state import base_names, base_of, load_state, places_of, state_of
 from lit_fedbabu.learning.trainable import restrict
 
 
@@ -230,13 +230,7 @@ class LitFedBABU(PartModule):
     def by_image(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy (N,) of each image, and its gradient (N, ...) by weights that train, as a batch of one."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        names = {id(weight): name for name, weight in trained.items()}
-        places = {  # PyTorch would not put a weight back that a layer has under two names, but finds it under one
-            f"{path}.{leaf}": names[id(weight)]
-            for path, layer in self.model.named_modules()
-            for leaf, weight in layer.named_parameters(recurse=False, remove_duplicate=False)
-            if id(weight) in names
-        }
+        places = {place: name for place, name in places_of(self.model).items() if name in trained}
 
         def loss_of(own: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
             held = {place: own[name] for place, name in places.items()}

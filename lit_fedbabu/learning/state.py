@@ -91,6 +91,21 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {name: first[id(value)] for name, value in named.items() if first.setdefault(id(value), name) != name}
 
 
+def places_of(module: nn.Module) -> dict[str, str]:
+    """Where a module holds weights and buffers, as ``functional_call`` takes them: each place, and its tensor's name.
+
+    The name is that of ``named_parameters`` or ``named_buffers``. A layer under two names is one place: PyTorch would
+    not put back what it has replaced twice.
+    """
+    names = {id(value): name for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{path}.{leaf}".lstrip("."): names[id(value)]
+        for path, layer in module.named_modules()
+        for own in (layer.named_parameters, layer.named_buffers)
+        for leaf, value in own(recurse=False, remove_duplicate=False)
+    }
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's state without its base, and with every tensor under one name, the first that it has."""
     left_out = aliases(model).keys() | base_names(model)

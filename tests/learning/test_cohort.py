@@ -86,6 +86,18 @@ def test_every_model_trains_in_a_cohort(model_name, norm):
         assert_same(state, client_update.client_update(experiment, client, 1, received, 0.01)[0])
 
 
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedrep"])
+def test_a_layer_in_two_places_trains_in_a_cohort_as_alone(algorithm, tmp_path):
+    options = {"precision": "64-true", "batch_size": 24, "algorithm": algorithm}
+    experiment = tiny(model_name="tests.own_models:tied", **options)
+    received = experiment.initial_shared()
+    together = client_update.cohort_update(experiment, [0, 1], 1, received, 0.05, tmp_path / "together")
+    for client, (state, *_) in enumerate(together):
+        alone = client_update.client_update(experiment, client, 1, received, 0.05, tmp_path / "alone")[0]
+        assert_same(state, alone)
+        assert not torch.equal(state["body.3.weight"], received["body.3.weight"])
+
+
 @pytest.mark.parametrize("part", ["head", "body", "full"])
 def test_a_cohort_becomes_personal_as_its_clients_do(part):
     experiment = ragged(num_finetune_epochs=2, finetune_part=part, norm="batch-running")
