@@ -165,7 +165,6 @@ def test_noise_of_clients_is_counted_by_the_steps_that_they_are_in(federate):
         ({"round_deadline_s": 1.0}, "round-deadline-s = 1.0: is of rounds"),
         ({"min_clients_per_round": 2}, "min-clients-per-round = 2: is of rounds"),
         ({"privacy": "central", "clipping_norm": 1.0, "noise_multiplier": 1.0}, "server-mode = .buffered.: .*chance"),
-        ({"secure_aggregation": True, "client_speeds": ""}, "server-mode = .buffered.: "),
         ({"clipping_norm": 1.0, "noise_multiplier": 1.0, "max_epsilon": 9.0}, "max-epsilon = 9.0: server-mode"),
         ({"algorithm": "fedas"}, "server-mode = .buffered.: fedas needs each client's update by itself"),
         ({"algorithm": "feddbe"}, "server-mode = .buffered.: feddbe "),
@@ -239,3 +238,15 @@ def test_sites_make_a_step_whenever_enough_have_come(delays, tmp_path, monkeypat
     assert {site for site, _ in grid.came[:8]} == ({0, 1, 2} if delays[2] else {0, 1})
     pairs = [[step - began for _, began in grid.came[2 * step - 2 : 2 * step]] for step in range(1, 5)]
     assert [each["staleness"] for each in read_results(folder).rounds] == [sum(pair) / 2 for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"secure_aggregation": True}, "secure-aggregation masks the updates of a round"),
+        ({"clipping_norm": 1.0, "noise_multiplier": 1.0}, "how often a site takes part is not known"),
+    ],
+)
+def test_what_it_cannot_be_on_sites_is_refused_by_name(options, words, tmp_path):
+    with pytest.raises(InputError, match=f"server-mode = .buffered.: {words}"):
+        site_config(tmp_path, server_mode="buffered", **options)
