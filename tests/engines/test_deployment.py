@@ -418,7 +418,7 @@ def test_a_site_killed_between_masking_and_unmasking_is_in_the_sum(lab, in_one_p
 
 def test_a_site_that_stands_still_is_left_out_of_the_sum_when_a_step_is_over(lab):
     """SIGSTOP when it has sent shares: the others take its masks off, and a step waits no longer than the deadline."""
-    options = {"secure_aggregation": True, "round_deadline_s": 60.0, "num_server_rounds": 2, "max_round_retries": 0}
+    options = {"secure_aggregation": True, "round_deadline_s": 25.0, "num_server_rounds": 2, "max_round_retries": 0}
     before = lab.log_of(1)
     stream = lab.run(run_name="secure-still", **options)
     lab.reach_sent(1, before, "query.secure", 2)
@@ -435,7 +435,7 @@ def test_a_site_that_stands_still_is_left_out_of_the_sum_when_a_step_is_over(lab
     failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
     assert {failure["client"] for failure in failures} == {1}, failures
     assert {each["round"] for each in failures} == {1, 2}
-    assert all(each["seconds"] < 4 * 60 for each in outcome.costs), outcome.costs
+    assert failures[0]["reason"].startswith("late: no answer within 25 s"), failures
 
 
 def test_a_killed_server_is_resumed_to_the_same_bytes(lab, in_one_process):
