@@ -184,6 +184,20 @@ def test_sites_are_waited_for_until_there_are_enough_or_the_deadline_is_over(del
     assert answers.late == set(range(4)) - came and answers.spare == (answers.late if code == SPARE else set())
 
 
+def test_what_is_open_is_answered_once_or_late_once(monkeypatch):
+    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    grid = Sites([0.0, None])
+    patient = patience.OpenGrid(grid, print)
+    found = []
+    for messages in (asked(grid), [], []):
+        patient.is_training = True
+        found.append(list(patient.send_and_receive(messages, timeout=0.3)))
+    (answered,), (late,), nothing = found
+    assert answered.has_content() and answered.metadata.src_node_id == list(grid.contexts)[0]
+    assert late.error.code == LATE and late.metadata.src_node_id == list(grid.contexts)[1] and not nothing
+    assert list(patient.send_and_receive([], timeout=0.3)) == [], "of others than to train"
+
+
 @pytest.mark.parametrize(
     ("options", "key", "words"),
     [
