@@ -193,8 +193,9 @@ def test_what_is_open_is_answered_once_or_late_once(monkeypatch):
         patient.is_training = True
         found.append(list(patient.send_and_receive(messages, timeout=0.3)))
     (answered,), (late,), nothing = found
-    assert answered.has_content() and answered.metadata.src_node_id == list(grid.contexts)[0]
-    assert late.error.code == LATE and late.metadata.src_node_id == list(grid.contexts)[1] and not nothing
+    one, other = grid.contexts
+    assert answered.has_content() and answered.metadata.src_node_id == one
+    assert late.error.code == LATE and late.metadata.src_node_id == other and not nothing
     assert list(patient.send_and_receive([], timeout=0.3)) == [], "of others than to train"
 
 
