@@ -74,6 +74,8 @@ class Options(TypedDict, total=False):
     augmentation: str | None
     task: str
     algorithm: str
+    weights: str | Path | None
+    trainable: str | None
     plain: bool
 
 
@@ -81,7 +83,8 @@ def finetune(source: str | Path, **options: Unpack[Options]) -> list[Results]:
     """Fine-tune clients of a federation on their own data, or its body on data that had no part in it.
 
     Args:
-        source: a run's folder, a checkpoint, the folder of a saved model, or the name of a body of this package.
+        source: a run's folder, a checkpoint, the folder of a saved model, the name of a body of this package, or a
+            network of timm, as "timm:resnet18".
         options: of which ``part``, ``lr`` and ``clients`` take one value or several, as in ``clients=[0, 3]``.
 
     Returns:
@@ -95,8 +98,8 @@ def finetune(source: str | Path, **options: Unpack[Options]) -> list[Results]:
         given[name] = _words(given[name])
     for name in ("data", "dataset"):
         given |= {name: str(given[name])} if isinstance(given.get(name), Path) else {}
-    if given.get("save_to") is not None:
-        given["save_to"] = Path(given["save_to"])
+    for name in ("save_to", "weights"):
+        given |= {name: Path(given[name])} if given.get(name) is not None else {}
     return _finetune(_request(source=Path(source), **given))
 
 
@@ -120,7 +123,8 @@ def _parser() -> Parser:
         " What is not given is as in the federation. An interrupted command goes on where it stopped.",
         epilog=f"Bodies that come with the package: {', '.join(system.shipped_bodies())}.",
     )
-    what = "a run's folder, a .ckpt file, the folder of a saved model, or the name of a body of this package"
+    what = "a run's folder, a .ckpt file, the folder of a saved model, the name of a body of this package, or a network"
+    what += " of timm as timm:resnet18"
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help=what)
     what = "what trains: head, body or full; or knn: nothing does, and the nearest training images vote; several as in"
     parser.add_argument("--part", help=f"{what} head,full")
@@ -132,6 +136,10 @@ def _parser() -> Parser:
     data = "of your own, instead of the clients': a folder or a hub name of images, or with --task my_module:MyData"
     parser.add_argument("--data", help=data)
     parser.add_argument("--label-column", default="", help="of --data, where it has several")
+    what = "of timm:NAME, a .safetensors with the network's weights; without it they are fetched from timm's hub"
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=what)
+    what = "of timm:NAME, what of its body trains beside the head: last:N, its last N blocks, or norm"
+    parser.add_argument("--trainable", metavar="last:N", help=what)
     what = "save the clients' models beside the results, or with --data the model in DIR"
     parser.add_argument("--save", nargs="?", const=HERE, type=Path, metavar="DIR", help=what)
     what = (
@@ -152,8 +160,8 @@ def _parser() -> Parser:
 
 TYPED = {
     "augmentation": "augmentation", "dataset": "dataset", "finetune-learning-rate": "lr", "finetune-part": "part",
-    "knn-neighbors": "knn_neighbors", "knn-weight": "knn_weight", "label-column": "label_column",
-    "num-finetune-epochs": "epochs", "precision": "precision",
+    "initial-weights": "weights", "knn-neighbors": "knn_neighbors", "knn-weight": "knn_weight",
+    "label-column": "label_column", "num-finetune-epochs": "epochs", "precision": "precision", "trainable": "trainable",
 }  # fmt: skip
 """Options of the configuration, and the names that this command has for them."""
 
@@ -176,9 +184,13 @@ def _finetuned(request: Request) -> list[Results]:
     from lit_fedbabu.records.results import Results
 
     request.refuse_unread()
-    checkpoint = request.checkpoint()
-    trusted = request.task or request.model_name
-    federation = read_federation(checkpoint, trusted, request.data is not None, request.algorithm)
+    if request.of_timm:
+        from lit_fedbabu.personal.of_timm import of_timm
+
+        checkpoint, federation = request.source, of_timm(request)
+    else:
+        checkpoint, trusted = request.checkpoint(), request.task or request.model_name
+        federation = read_federation(checkpoint, trusted, request.data is not None, request.algorithm)
     request.refuse_unread_by(federation.config.kind)
     configs = list(request.configs(federation.config))
     request = request.with_statistics(federation.config)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,11 +61,14 @@ def known(model_name: str) -> ModuleType:
     return timm
 
 
-def network(timm: ModuleType, name: str, channels: int, image_size: int, pretrained: bool = False) -> nn.Module:
-    """Timm's network without its classifier, for images of these channels and, where it is of one size, of this one."""
+def network(timm: ModuleType, name: str, channels: int, image_size: int, **options: Any) -> nn.Module:
+    """Timm's network without its classifier, for images of these channels and, where it is of one size, of this one.
+
+    ``options`` are as of ``timm.create_model``.
+    """
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     size = {"img_size": image_size} if fixed else {}
-    body: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **size)
+    body: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size, **options)
     return body
 
 

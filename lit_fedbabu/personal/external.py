@@ -14,6 +14,7 @@ from lit_fedbabu.ground.files import new_folder, write_json
 from lit_fedbabu.ground.printing import say, waiting
 from lit_fedbabu.learning.evaluation import Measured
 from lit_fedbabu.learning.models import by_batch
+from lit_fedbabu.learning.state import BASE
 from lit_fedbabu.records import model_card
 from lit_fedbabu.records.federation import Federation
 from lit_fedbabu.records.results import results
@@ -89,6 +90,8 @@ def finetune(
             facts |= {"earlier": federation.tuned_on} if further else {}
             trained = dataclasses.replace(federation.config, **{name: getattr(config, name) for name in TUNED})
             module.provenance = {**experiment.provenance("newcomer", **facts), "config": trained.experiment()}
+            if not federation.server_round:  # no federation has the base, so that it is saved too
+                module.provenance.pop(BASE, None)
             saved = task.save(module, scratch)
             write_config(scratch, trained, {"data": data})
             write_json(scratch / RESULTS, written)

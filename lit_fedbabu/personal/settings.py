@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -15,8 +16,12 @@ from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.ground.files import new_folder
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.system import shipped_bodies, title_of
+from lit_fedbabu.learning.models import is_timm
 from lit_fedbabu.records.federation import Federation, find_checkpoint
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, is_of, number_of, write_config
+
+FROZEN = re.compile(r"last:[1-9]\d*|norm")
+"""What of the body of a network of timm may train, where not all of it does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Request:
     """Options of a fine-tuning, as of ``lit-fedbabu finetune``. What is None is as in the federation.
 
     Args:
-        source: a run's folder, or a checkpoint.
+        source: a run's folder, a checkpoint, or a network of timm, as ``timm:resnet18``.
         part: head, body, full or knn; several as in "head,full".
         epochs: over a client's training images.
         lr: learning rate; several as in "1e-3,1e-2".
@@ -43,6 +48,8 @@ class Request:
         augmentation: of the training, as the option ``augmentation``; an import path must be named, to trust it.
         task: the federation's task if it has one, to trust it.
         algorithm: the federation's method if it is an import path, to trust it.
+        weights: of a network of timm, a .safetensors; None: those of its hub.
+        trainable: of a network of timm, what of its body trains, as the option; None: the head alone trains.
         plain: whether progress is shown by lines alone, also on a terminal.
     """
 
@@ -64,6 +71,8 @@ class Request:
     augmentation: str | None = None
     task: str = ""
     algorithm: str = ""
+    weights: Path | None = None
+    trainable: str | None = None
     plain: bool = False
 
     def __post_init__(self) -> None:
@@ -76,8 +85,14 @@ class Request:
                 example = f', as in "{value}"' if kind is str and isinstance(value, int | float) else ""
                 raise InputError(key, value, f"must be {ARTICLES[kind]}{example}")
 
+    @property
+    def of_timm(self) -> bool:
+        """Whether it begins with a network of timm, and no federation."""
+        return is_timm(str(self.source))
+
     def refuse_unread(self) -> None:
         """Raise InputError where an option is given that would not be read."""
+        self._refuse_of_the_other_kind()
         if self.data is None:
             if self.save_to is not None:
                 raise InputError("--save", str(self.save_to), "is for --data; for the clients it is --save alone")
@@ -89,6 +104,22 @@ class Request:
             raise InputError("--clients", self.clients, "are those of the federation; leave it out, or --data")
         elif self.dataset is not None:
             raise InputError("--dataset", self.dataset, "is that of the federation; leave it out, or --data")
+
+    def _refuse_of_the_other_kind(self) -> None:
+        """Raise InputError where an option is given that is for networks of timm, or for federations, alone."""
+        kind = ("model_name", "task", "algorithm") if self.of_timm else ("weights", "trainable")
+        whose = "a federation" if self.of_timm else "timm:NAME"
+        for name in kind:
+            if value := getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')}", str(value), f"is for {whose}; leave it out")
+        if self.of_timm and self.data is None:
+            remedy = "is a network without clients: give images of your own with --data"
+            raise InputError("RUN_OR_CHECKPOINT", str(self.source), remedy)
+        if self.trainable and not FROZEN.fullmatch(self.trainable):
+            remedy = "must be last:N or norm, as in last:2; the whole body trains with --part full"
+            raise InputError("--trainable", self.trainable, remedy)
+        if self.trainable and self.part in ("head", "knn"):
+            raise InputError("--trainable", self.trainable, f"is of the body, and --part {self.part} trains none of it")
 
     def with_statistics(self, config: Config) -> "Request":
         """The same with ``running_statistics`` as the federation's configuration leaves it.

@@ -39,8 +39,19 @@ OF_IMAGES = (
     "norm",
 )
 """Of them those that a task has no use for."""
+OF_ROUNDS = (
+    "num-clients",
+    "partitioner",
+    "num-server-rounds",
+    "num-local-epochs",
+    "fraction-train",
+    "learning-rate",
+    "normalization",
+)
+"""Of them those that a model without a federation has no use for."""
 TUNED_BY = (("num-finetune-epochs", "finetune-learning-rate"), ("knn-neighbors", "knn-weight"))
 """Of them those that say how a part trains, and those of kNN-Per."""
+FEDERATED = ("federated-learning", "personalized-federated-learning")
 CLASSES_SHOWN = 20
 
 TEMPLATE = """---
@@ -53,7 +64,7 @@ TEMPLATE = """---
 
 ## Training
 
-Federated on {{ dataset }} for {{ provenance.round }} rounds{{ trained_on }}.{{ began }}{{ finetuned }}
+{{ federated }}.{{ began }}{{ finetuned }}
 
 {{ protected }}
 
@@ -96,18 +107,17 @@ def card(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, Any] |
     method = in_markdown(title_of(config["algorithm"]))
     of = _kind(provenance)
     what, use = _of_images(config, provenance, path) if of.by_options else _of_task(config, path)
-    unread = TUNED_BY[config.get("finetune-part") != "knn"]
-    keys = [key for key in SETTINGS if key in config and key not in unread and (of.by_options or key not in OF_IMAGES)]
+    unread: tuple[str, ...] = TUNED_BY[config.get("finetune-part") != "knn"]
+    unread += () if of.by_options else OF_IMAGES
+    unread += () if provenance["round"] else OF_ROUNDS
     made: ModelCard = ModelCard.from_template(
         _metadata(title, provenance, outcome),
         template_str=TEMPLATE,
         title=title,
-        what=f"{what[0]}, by {method}{what[1]}",
+        what=", by ".join([what[0], *([method] if provenance["round"] else [])]) + what[1],
         use=use,
-        dataset=in_code(_learned(config)),
-        provenance=provenance,
-        settings={key: in_markdown(str(config[key])) for key in keys},
-        trained_on=f", on {provenance['trains_on']}" if provenance.get("trains_on") else "",
+        federated=_federated(provenance),
+        settings={key: in_markdown(str(config[key])) for key in SETTINGS if key in config and key not in unread},
         began=_began(config) + _based(provenance),
         finetuned=_finetuned(provenance),
         protected=_protected(provenance),
@@ -134,7 +144,7 @@ def _metadata(title: str, provenance: Mapping[str, Any], outcome: Mapping[str, A
     return ModelCardData(
         license=LICENSE,
         library_name="lit_fedbabu",
-        tags=["federated-learning", "personalized-federated-learning", config["algorithm"], "pytorch-lightning"],
+        tags=[*(FEDERATED if provenance["round"] else ()), config["algorithm"], "pytorch-lightning"],
         metrics=["accuracy" if classifies else provenance["score"]["name"]],
         model_name=title,
         ignore_metadata_errors=False,
@@ -243,6 +253,14 @@ def _learned(config: Mapping[str, Any]) -> str:
     return str(config.get("task") or config["dataset"])
 
 
+def _federated(provenance: Mapping[str, Any]) -> str:
+    """On what, for how long, and on which machine."""
+    if not provenance["round"]:
+        return "No federation trained it"
+    where = f", on {provenance['trains_on']}" if provenance.get("trains_on") else ""
+    return f"Federated on {in_code(_learned(provenance['config']))} for {provenance['round']} rounds{where}"
+
+
 def _began(config: Mapping[str, Any]) -> str:
     if not config.get("initial-weights"):
         return ""
@@ -267,8 +285,8 @@ def _finetuned(provenance: Mapping[str, Any]) -> str:
         whose = in_code(provenance["data"]) if provenance["kind"] == "newcomer" else "a client's training images"
         return f" Then the nearest of {whose} vote beside it: the model holds features and labels of them (kNN-Per)."
     if provenance["kind"] == "newcomer":
-        data = in_code(provenance["data"])
-        return f" The body then got a fresh head and was fine-tuned on {data}, which had no part in it."
+        apart = ", which had no part in it" if provenance["round"] else ""
+        return f" The body then got a fresh head and was fine-tuned on {in_code(provenance['data'])}{apart}."
     if provenance["kind"] == "personal":
         return " Then fine-tuned, for every client on its own images."
     if "head" not in parts_of(shared_of(provenance)):
@@ -283,12 +301,12 @@ def _protected(provenance: Mapping[str, Any]) -> str:
     """Who is protected from whom, and what was spent by the round that the model is of."""
     config = provenance["config"]
     kind = protection_of(config.get("privacy", "auto"), config.get("noise-multiplier", 0.0))
-    words = [f"Privacy {TRUST[kind]}."]
+    words = [f"Privacy {TRUST[kind]}."] if provenance["round"] else []
     if config.get("secure-aggregation"):
         words.append(f"{OF_SUMS.capitalize()}.")
     if spent := (provenance.get("rounds") or [{}])[-1].get("epsilon"):
         words.append(f"Epsilon is {spent:.4g} for delta {config['delta']:g}.")
-    if kind != "none" and provenance["kind"] != "federation":
+    if (kind != "none" or not provenance["round"]) and provenance["kind"] != "federation":
         words.append(
             "Fine-tuning has no noise: from this model one may learn about the data that it was fine-tuned on."
         )

@@ -69,7 +69,7 @@ def _check_clients(clients: Sequence[Row], summary: Mapping[str, Mapping[str, fl
 
 def _check_rounds(outcome: Mapping[str, Any], config: Config, score: Score) -> None:
     rounds, best = outcome["rounds"], outcome["best_round_on_test_data"]
-    if bool(rounds) != bool(best) or not 1 <= outcome["round"] <= config.num_server_rounds:
+    if bool(rounds) != bool(best) or not bool(best) <= outcome["round"] <= config.num_server_rounds:
         raise ValueError("there is no round")  # every federation has a best one, and nobody who had no part in it
     if outcome["algorithm"] != config.algorithm:
         raise ValueError(f"it is of {outcome['algorithm']}, and the configuration beside it of {config.algorithm}")

@@ -18,7 +18,7 @@ from lit_fedbabu.learning.evaluation import ACCURACY, Evaluation, Personalizatio
 from lit_fedbabu.learning.models import MODELS, build_model, refuse_unfit_size
 from lit_fedbabu.learning.module import LitFedBABU
 from lit_fedbabu.learning.parts import PARTS, select
-from lit_fedbabu.learning.state import Learner, base_names
+from lit_fedbabu.learning.state import BASE, Learner, base_names
 from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model, try_single_images
 from lit_fedbabu.tasks.images import learner
@@ -331,9 +331,9 @@ class ImageClassification:
         return f"{images} of {len(self.class_names)} classes, resized to {size} x {size}"
 
     def save(self, module: Learner, folder: Path) -> Sequence[str]:
-        """Write weights and options in the form of model hubs."""
+        """Write weights and options in the form of model hubs; without a base that the provenance names."""
         (saved,) = _classifiers([module])
-        state, base = saved.model.state_dict(), base_names(saved.model)
+        state, base = saved.model.state_dict(), base_names(saved.model) if BASE in saved.provenance else ()
         own = {name: value for name, value in state.items() if name not in base}
         pretrained.write(folder, saved.provenance, saved.hparams, own)
         return [pretrained.WEIGHTS, pretrained.CONFIG]
