@@ -8,6 +8,8 @@ from lit_fedbabu.learning.timm_weights import body_of, maker_of, with_pretrained
 from lit_fedbabu.personal.settings import Request
 from lit_fedbabu.records.federation import Federation
 
+RATE = 0.01
+"""Learning rate of fine-tuning where none is given: a fresh head on features of photographs needs a larger one."""
 TEST_BATCH = 50
 """Images that are predicted at once: of large ones a thousand would need gigabytes."""
 
@@ -28,6 +30,7 @@ def of_timm(request: Request) -> Federation:
         norm="batch-running",
         trainable=request.trainable or "all",
         finetune_part="full" if request.trainable else "head",
+        finetune_learning_rate=RATE,
         pretrained=request.weights is None,
         initial_weights="" if request.weights is None else str(request.weights),
         num_clients=1,

@@ -50,11 +50,11 @@ def weights(tmp_path_factory):
     return write(tmp_path_factory.mktemp("weights") / "model.safetensors")
 
 
-def as_timm_does(paths):
+def as_timm_does(network, paths):
     """Images (N, 3, 160, 160) by timm's own preprocessing, of the whole image as a square."""
-    maker = maker_of(f"timm:{NAME}")
-    options = {"mean": maker.mean, "std": maker.std, "interpolation": "bilinear", "crop_pct": 1, "crop_mode": "squash"}
-    transform = timm.data.create_transform((3, maker.image_size, maker.image_size), **options)
+    options = timm.data.resolve_data_config(model=network)
+    options |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    transform = timm.data.create_transform(**options)
     return torch.stack([transform(Image.open(path)) for path in paths]).double()
 
 
@@ -66,7 +66,7 @@ def trained_plainly(photos, weights, head, epochs, rate):
     paths = {split: sorted((photos / split).glob("*/*.png")) for split in ("train", "test")}
     labels = {split: torch.tensor([names.index(each.parent.name) for each in paths[split]]) for split in paths}
     with torch.no_grad():
-        features = {split: network(as_timm_does(paths[split])) for split in paths}
+        features = {split: network(as_timm_does(network, paths[split])) for split in paths}
     weight, bias = (each.clone().requires_grad_() for each in head)
     optimizer = torch.optim.SGD([weight, bias], lr=rate, momentum=0.9)
     for _ in range(epochs):
