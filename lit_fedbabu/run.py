@@ -118,7 +118,10 @@ def _by_flower(config: Config, folder: Path, plain: bool) -> int:
     _checked(config)
     defaults = Config().to_run_config()
     options = {key: value for key, value in config.to_run_config().items() if value != defaults[key]}
-    return flower.run(options, folder)
+    from lit_fedbabu.records.progress import shown
+
+    with shown(plain) as progress:
+        return flower.run(options, folder, progress)
 
 
 def _locally(config: Config, folder: Path, plain: bool) -> int:

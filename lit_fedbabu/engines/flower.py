@@ -19,8 +19,11 @@ from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.stops import settle
+from lit_fedbabu.records.progress import Lines, Live
 from lit_fedbabu.records.run_folder import RESULTS
 
+STATE = "progress.json"
+"""In the FLWR_HOME: how far the server is."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,18 +42,21 @@ def app_folder(home: Path) -> Path:
     return app
 
 
-def run(options: dict[str, Any], folder: Path) -> int:
+def run(options: dict[str, Any], folder: Path, progress: Lines) -> int:
     """Run a federation and print its lines as they come; returns the exit status of the run itself.
 
     Args:
         options: the run's configuration, by keys.
         folder: the run's, which the server makes.
+        progress: shows a person what is done.
 
     Raises:
         RunError: no SuperLink could be started.
     """
-    with superlink.started(Path.cwd()) as home:
-        return _follow(app_folder(home), home, options, folder)
+    with superlink.started(Path.cwd(), STATE if isinstance(progress, Live) else "") as home:
+        if isinstance(progress, Live):
+            progress.follow(home / STATE)
+        return _follow(app_folder(home), home, options, folder, progress)
 
 
 def _resources(config: Config) -> str:
@@ -63,7 +69,7 @@ def _resources(config: Config) -> str:
     return f"{resources} client-resources-num-gpus=1.0" if gpus else resources
 
 
-def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> int:
+def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path, progress: Lines) -> int:
     (home / "run.toml").write_text(tomli_w.dumps(options))
     command = [system.program("flwr"), "run", str(root), "own", "--stream", "--run-config", str(home / "run.toml")]
     command += ["--federation-config", _resources(Config.from_run_config(options))]
@@ -74,7 +80,8 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
             command, env=superlink.environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
-        say("starting Flower (half a minute or more)")
+        progress.say("starting Flower (half a minute or more)")
+        progress.wait("starting Flower")
         for line in stream.stdout or ():
             file.write(line)
             file.flush()
@@ -82,7 +89,10 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path) -> in
             if text.startswith(system.LOG_MARK):
                 text = text.removeprefix(f"{system.LOG_MARK} ")
                 error_shown |= text.startswith("error:")
-                say(text, sys.stderr if text.startswith("error:") else sys.stdout)
+                if text.startswith("error:"):
+                    say(text, sys.stderr)
+                else:
+                    progress.say(text)
         stream.wait()
     status, details = _status(home)
     kept = folder / "flower.log" if folder.exists() else Path(tempfile.mkstemp(suffix="-flower.log")[1])

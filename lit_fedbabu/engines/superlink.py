@@ -19,6 +19,7 @@ import tomli_w
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.stops import SIGNALS, left_to_this_process
+from lit_fedbabu.ground.system import PROGRESS
 from lit_fedbabu.workers.worker import ALONE
 
 START_TIMEOUT_S = 60
@@ -31,11 +32,12 @@ RAY_PATH = 40
 
 
 @contextmanager
-def started(root: Path) -> Iterator[Path]:
+def started(root: Path, progress: str = "") -> Iterator[Path]:
     """Start a SuperLink with a FLWR_HOME of its own, which is yielded, and end everything it started afterwards.
 
     Args:
         root: the folder of the app, in which it runs.
+        progress: name of a file in the FLWR_HOME in which the server says how far it is; empty: it prints lines.
 
     Raises:
         RunError: it did not start.
@@ -49,9 +51,10 @@ def started(root: Path) -> Iterator[Path]:
             "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
             "--database", str(home / "state.db"), "--disable-runtime-dependency-installation",
         ]  # fmt: skip
+        own_ray = of_own_ray() | ({PROGRESS: str(home / progress)} if progress else {})
         with (home / "superlink.log").open("w") as log:
             link = subprocess.Popen(
-                command, cwd=root, env=environment(home) | of_own_ray(), stdout=log, stderr=log, start_new_session=True
+                command, cwd=root, env=environment(home) | own_ray, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not listens(port):

@@ -55,9 +55,9 @@ def say(text: object, file: TextIO | None = None) -> None:
         print(printable(str(text)), file=file or sys.stdout, flush=True)
 
 
-def is_live() -> bool:
-    """Whether a line that moves can be shown on stderr."""
-    shows = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+def is_live(file: TextIO | None = None) -> bool:
+    """Whether a line that moves can be shown on stderr, or on another file."""
+    shows = (file or sys.stderr).isatty() and os.environ.get("TERM") != "dumb"
     return shows and os.environ.get(INTERACTIVE, "1") != "0"
 
 

@@ -18,6 +18,8 @@ from lit_fedbabu.ground.printing import INTERACTIVE
 PACKAGES = ("lit-fedbabu", "torch", "torchvision", "lightning", "torchmetrics", "flwr", "flwr-datasets", "numpy")
 LOG_MARK = "[lit_fedbabu]"
 """Starts every line of ours in Flower's log, where ``lit_fedbabu.run`` finds it."""
+PROGRESS = "LIT_FEDBABU_PROGRESS"
+"""A variable of Flower's processes: the file in which the server says how far it is, for a live line elsewhere."""
 MALLOC = "glibc.malloc.mmap_threshold=16777216:glibc.malloc.trim_threshold=4294967296"
 """GLIBC_TUNABLES of workers (Linux). Buffers of a training step are kept and reused. Larger ones, above 16 MB, are
 needed only to predict all of a client's images at once, and go back to the system."""

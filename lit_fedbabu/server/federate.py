@@ -3,14 +3,15 @@
 import dataclasses
 import gc
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
 from lit_fedbabu.aggregation import table as aggregation
@@ -19,10 +20,11 @@ from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import alone_in, write_json, write_whole
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.ground.stops import settle
-from lit_fedbabu.ground.system import LOG_MARK
+from lit_fedbabu.ground.system import LOG_MARK, PROGRESS
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.base import is_same
 from lit_fedbabu.learning.parts import parts_of
+from lit_fedbabu.protocol.wire import clients_of
 from lit_fedbabu.records import incomplete, loggers, model_card, results, run_folder, seal
 from lit_fedbabu.records.features import features_of
 from lit_fedbabu.records.federation import ON_NODES, Federation, resumable
@@ -47,7 +49,10 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
         InputError: the configuration cannot be run.
         RunError: the run cannot go on.
     """
-    progress = Lines(LOG_MARK)  # so that lines are found in Flower's log
+    file = os.environ.get(PROGRESS)
+    progress = Lines(LOG_MARK, Path(file) if file else None)  # so that lines are found in Flower's log
+    if isinstance(grid, Grid):
+        _count_answers(grid, progress)
     try:
         experiment = Experiment(Config.from_run_config({**run_config, "engine": "flower"}))
         loggers.check(experiment.config)
@@ -58,6 +63,28 @@ def serve(grid: Grid, run_config: dict[str, bool | float | int | str]) -> None:
         progress.say(f"error: {error}")
         logging.getLogger("flwr").addFilter(_without_traceback)
         raise error.with_traceback(None) from None  # so that the run has failed; Flower logs it again
+
+
+def _count_answers(grid: Grid, progress: Lines) -> None:
+    """Let a grid of Flower's tell of clients as it pulls their answers, which it hands over when all are there."""
+    push, pull = grid.push_messages, grid.pull_messages
+    asked: dict[str, int] = {}
+
+    def pushed(messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        names = list(push(messages))
+        for name, message in zip(names, messages, strict=False):
+            if message.metadata.message_type in (MessageType.TRAIN, MessageType.EVALUATE):
+                asked[name] = len(clients_of(message))
+        return names
+
+    def pulled(names: Iterable[str]) -> list[Message]:
+        replies = list(pull(names))
+        if count := sum(asked.pop(reply.metadata.reply_to_message_id, 0) for reply in replies):
+            progress.advance(count)
+        return replies
+
+    grid.push_messages, grid.pull_messages = pushed, pulled  # type: ignore[method-assign, assignment]
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -165,6 +165,7 @@ class SharedParts(Strategy):
         spent = self.ledger.epsilon(server_round)
         self.page.trained(server_round, (update.client for update in updates), self._spent(server_round, spent))
         privacy = {**({} if spent is None else {"epsilon": spent}), **clipping}
+        self.progress.moved(self.exchange.bytes_down + self.exchange.bytes_up)
         self.log.trained(
             server_round, loss, self.exchange.bytes_down, self.exchange.bytes_up, privacy, self.exchange.pace
         )

@@ -1,22 +1,22 @@
 """What a person sees of a study while it lasts: a line for each run that ends and, on a terminal, a live table."""
 
+from __future__ import annotations
+
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from lit_fedbabu.ground.printing import say, waiting
-from lit_fedbabu.records import live
+from lit_fedbabu.records import live, progress
+from lit_fedbabu.records.progress import Lines, short, state_in
 from lit_fedbabu.records.results import read_results, score_of
 from lit_fedbabu.studies.plan import Run, Study
-from lit_fedbabu.studies.work import DONE, claim_of, log_of, times
+from lit_fedbabu.studies.work import DONE, claim_of, log_of, state_of, times
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ROUND = re.compile(r"^round (\d+)/(\d+) ")
 SCORE = re.compile(r"(?:initial|personalized) \S+ (\S+ ± \S+)")
@@ -24,6 +24,10 @@ TAIL = 4096
 """Characters at the end of a run's log that are read."""
 SHOWN = 8
 """Runs under way that have a row; more are counted."""
+LOOK_S = 1.0
+"""Seconds between two looks at what runs say."""
+COLUMNS = ("run", "round", "newest score", "clients", "left", "memory", "sent")
+"""Of the table; on narrow terminals those at the end go."""
 
 
 class Shown:
@@ -32,23 +36,32 @@ class Shown:
     Args:
         study: whose runs they are.
         todo: those that are to be done.
-        console: of the table; None: lines alone.
     """
 
-    def __init__(self, study: Study, todo: Sequence[Run], console: Console | None) -> None:
-        self._study, self._todo, self._console = study, todo, console
+    def __init__(self, study: Study, todo: Sequence[Run]) -> None:
+        self._study, self._todo, self._lines = study, todo, Lines()
         self._ended: dict[str, str] = {}
         self._reached: dict[str, str] = {}
         self._begun = self._newest = time.monotonic()
         self._waiting = ""
+        self._sent: dict[str, int] = {}
+        self._rows: list[list[str]] = []
+        self._looked = 0.0
         self.write()
+
+    def begin(self, lines: Lines) -> None:
+        """Show the study by these."""
+        self._lines = lines
+        self._tell()
 
     def say(self, line: str) -> None:
         """Print a line."""
-        if self._console is None:
-            say(line)
-        else:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._lines.say(line)
+
+    def _tell(self) -> None:
+        done = len(self._study.runs) - len(self._todo) + len(self._ended)
+        self._lines.begin(f"study {self._study.folder.name}", len(self._study.runs), self._left, "runs")
+        self._lines.advance(done)
 
     def ended(self, run: Run, state: str) -> None:
         """A run has ended, or is left to others."""
@@ -64,6 +77,7 @@ class Shown:
         self._newest = time.monotonic()
         self._reached[run.name] = reached.strip()
         self.write()
+        self._tell()
         self.say(f"{len(self._ended)}/{len(self._todo)}  {run.name}  {state}{reached}")
 
     def waits(self, runs: Sequence[Run]) -> None:
@@ -86,48 +100,53 @@ class Shown:
         left = len(todo) - len(self._ended)
         done = len(rows) - left, len(rows)
         facts = {"runs that have ended": f"{done[0]} of {done[1]}"}
-        if more := self._left(left):
-            facts["time left"] = more.removeprefix(", about ").removesuffix(" left")
+        if (more := self._left()) is not None:
+            facts["time left"] = str(more)
         tables = [live.Table("Runs", ("run", "state", "round", "newest score"), rows)]
         state = stopped or ("under way" if left else "all runs have ended; report/report.html compares them")
         going_on = bool(left and not stopped)
         title = f"Study {self._study.folder.name}"
         live.write(self._study.folder, title, state, facts, tables, done=done, going=going_on, bad=bool(stopped))
 
-    def table(self) -> Group:
-        """A line of all runs, and a row for each run under way."""
-        going = [run for run in self._todo if run.name not in self._ended and claim_of(run.folder).exists()]
-        left = len(self._todo) - len(self._ended)
-        done = len(self._study.runs) - left
-        rows = [_progress(run) for run in going[:SHOWN]]
-        widths = [max(map(len, column)) for column in zip(("round", "newest score"), *rows, strict=True)]
-        room = (self._console.width if self._console else 80) - sum(widths) - 4  # between columns
-        table = Table(box=None, pad_edge=False)
-        table.add_column("run", no_wrap=True)
-        for name, width in zip(("round", "newest score"), widths, strict=True):
-            table.add_column(name, no_wrap=True, min_width=width)
-        for run, row in zip(going, rows, strict=False):  # those that are more are counted
-            table.add_row(_shortened(run.name, room), *row)
-        if len(going) > SHOWN:
-            table.add_row(f"and {len(going) - SHOWN} more", "", "")
-        return Group(Text(f"{done} of {len(self._study.runs)} runs have ended{self._left(left)}"), table)
+    def table(self, width: int) -> Table:
+        """A row for each run under way, as wide as a terminal."""
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            going = [run for run in self._todo if run.name not in self._ended and claim_of(run.folder).exists()]
+            self._rows = [self._row(run) for run in going[:SHOWN]]
+            if len(going) > SHOWN:
+                self._rows.append([f"and {len(going) - SHOWN} more", *[""] * (len(COLUMNS) - 1)])
+        return progress.headings(self._rows, COLUMNS, width)
 
-    def _left(self, left: int) -> str:
+    def _row(self, run: Run) -> list[str]:
+        """How far a run is; what it has sent counts as the study's."""
+        state = state_in(state_of(run.folder))
+        if not state:
+            return [run.name, *_progress(run), "", "", "", ""]
+        self._lines.moved(max(0, state["sent"] - self._sent.get(run.name, 0)))
+        self._sent[run.name] = state["sent"]
+        clients = f"{state['done']}/{state['total']}" if state["total"] else state["what"]
+        left = "" if state["left_s"] is None else str(timedelta(seconds=round(state["left_s"])))
+        return [
+            run.name,
+            *_progress(run),
+            clients,
+            left,
+            short(state["memory"]),
+            short(state["sent"]) if state["sent"] else "",
+        ]
+
+    def _left(self) -> timedelta | None:
         """The time that the rest will take, by the runs that have ended here; by earlier ones before that."""
+        left = len(self._todo) - len(self._ended)
         if self._ended:
             seconds = (self._newest - self._begun) / len(self._ended) * left - (time.monotonic() - self._newest)
             seconds = max(0.0, seconds)
         elif known := times(self._study.folder):
             seconds = sum(self._study.estimate(run, known) or 0.0 for run in self._todo)
         else:
-            return ""
-        return f", about {timedelta(seconds=round(seconds))} left" if left else ""
-
-
-def _shortened(name: str, room: int) -> str:
-    """A name in so many characters, without its middle: methods are at the beginning, and seeds at the end."""
-    half = max(1, (room - 1) // 2)
-    return name if len(name) <= room else f"{name[:half]}…{name[-half:]}"
+            return None
+        return timedelta(seconds=round(seconds)) if left else None
 
 
 def _progress(run: Run) -> tuple[str, str]:
@@ -147,14 +166,10 @@ def _progress(run: Run) -> tuple[str, str]:
 @contextmanager
 def shown(study: Study, todo: Sequence[Run], plain: bool) -> Iterator[Shown]:
     """Lines, and a live table below them where the output is a terminal, unless plain ones are wanted."""
-    console = Console()
-    moves = bool(not plain and todo and sys.stdout.isatty() and console.is_terminal)
-    show = Shown(study, todo, console if moves else None)
+    show = Shown(study, todo)
     try:
-        if moves:
-            with waiting(""), Live(get_renderable=show.table, console=console, transient=True, refresh_per_second=1):
-                yield show
-        else:
+        with progress.shown(plain or not todo, show.table) as lines:
+            show.begin(lines)
             yield show
     except BaseException as error:
         show.write(f"stopped: {type(error).__name__}")

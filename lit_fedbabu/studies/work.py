@@ -81,6 +81,11 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
+def state_of(folder: Path) -> Path:
+    """The file, beside a run's folder, in which it says how far it is, while it goes on."""
+    return folder.with_name(f"{folder.name}.progress")
+
+
 def is_done(config: Config) -> bool:
     """Whether the run that this configuration is of has finished."""
     folder = Path(config.output_dir) / config.run_name
@@ -111,8 +116,8 @@ def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]]) -> str:
             config = Config.from_run_config({**config.to_run_config(), "resume": str(folder)})
         log = log_of(folder)
         environments = shares[int(os.environ[PLACE])]
-        progress = Lines()
         with (
+            Lines(file=state_of(folder)) as progress,
             log.open("a") as file,
             contextlib.redirect_stdout(file),
             quiet_flower(),

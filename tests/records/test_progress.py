@@ -55,12 +55,15 @@ def test_plain_lines_and_a_pipe_have_no_live_line():
 def test_long_work_is_spoken_of_now_and_then(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.Memory, "own", lambda self: 612_400_000)
     lines = Lines()
+    lines.moved(4_519_000)
     lines.begin("fine-tuning", 100)
     for _ in range(10):
         now[0] += 10.0
         lines.advance(10)
-    told = "fine-tuning: 40 of 100 clients, 0:01:00 left\nfine-tuning: 80 of 100 clients, 0:00:20 left\n"
+    told = "fine-tuning: 40 of 100 clients, 0:01:00 left, memory 612MB, 4.5MB sent\n"
+    told += "fine-tuning: 80 of 100 clients, 0:00:20 left, memory 612MB, 4.5MB sent\n"
     assert capsys.readouterr().out == told
 
 
@@ -72,10 +75,16 @@ def test_lines_can_be_marked(capsys):
 WHAT = "evaluation after round 12/300  loss 0.4732  initial accuracy 71.25 %"
 
 
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+    monkeypatch.setattr(progress.Memory, "own", lambda self: 612_400_000)
+
+
 def live_line(width, what=WHAT, clients=100, left=timedelta(minutes=4)):
     """What the live line is on a terminal of so many columns, when two fifths of the clients are done."""
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
     live = Live(console)
+    live.moved(4_519_000)
     live.begin(what, clients, left)
     live.advance(2 * clients // 5)
     live.close()
@@ -88,11 +97,12 @@ def live_line(width, what=WHAT, clients=100, left=timedelta(minutes=4)):
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (140, f"{WHAT} ━━━━━━━━             40/100 clients  0:04:00 of training left"),
-        (120, f"{WHAT}  40/100 clients  0:04:00 of training left"),
-        (100, "evaluation after round 12/300  loss 0.4732  accuracy 71.25 %  40/100 clients  0:04:00 training left"),
-        (80, "evaluation round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00 training"),
-        (60, "round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00"),
+        (160, f"{WHAT} ━━━━━━━━             40/100 clients  0:04:00 of training left  memory 612MB  4.5MB sent"),
+        (140, f"{WHAT}  40/100 clients  0:04:00 of training left  memory 612MB  4.5MB sent"),
+        (120, f"{WHAT.replace(' initial', '')}  40/100 clients  0:04:00 training left  612MB  4.5MB sent"),
+        (100, "evaluation after round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00 training  612MB  4.5MB"),
+        (80, "round 12/300  loss 0.4732  accuracy 71.25 %  40/100  0:04:00  612MB  4.5MB"),
+        (60, "12/300  0.4732  71.25 %  40/100  0:04:00  612MB  4.5MB"),
         (44, "12/300  0.4732  71.25 %  40/100  0:04:00"),
         (20, "40/100  0:04:00"),
         (10, "40/100"),
@@ -120,12 +130,53 @@ def test_every_number_stays_on_terminals_of_sixty_columns_and_more(width, work):
     assert len(line) <= width and {*numbers, f"{2 * clients // 5}/{clients}"} <= set(line.split())
     clock = line.split(f"/{clients}")[1].removeprefix(" clients")
     assert str(left) in clock if left else "0:00:0" in clock
+    assert width < 80 or {"612MB", "4.5MB"} <= set(line.split())
 
 
 def test_two_clocks_have_two_names():
-    assert live_line(140, "round 2/9", 10, timedelta(minutes=3)).endswith("0:03:00 of training left")
-    assert live_line(140, "round 1/9", 10, None).endswith("of this round left")
-    assert live_line(140, "fine-tuning  loss 0.5", 10, None).endswith("of this fine-tuning left")
+    assert "0:03:00 of training left  " in live_line(140, "round 2/9", 10, timedelta(minutes=3))
+    assert "of this round left  " in live_line(140, "round 1/9", 10, None)
+    assert "of this fine-tuning left  " in live_line(140, "fine-tuning  loss 0.5", 10, None)
+
+
+def test_the_work_of_another_process_is_shown_as_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "TOLD_EVERY_S", 0.0)
+    console = Console(width=160, force_terminal=True, color_system=None, file=io.StringIO())
+    there, live, alone = Lines(file=tmp_path / "state"), Live(console), Live(console)
+    live.follow(tmp_path / "state")
+    for each in (there, alone):
+        each.moved(4_519_000)
+        each.begin("round 3/8  loss 0.5", 10, timedelta(minutes=4))
+        each.advance(4)
+    shown = []
+    for each in (live, alone):
+        each.bar.get_renderable()
+        with console.capture() as captured:
+            console.print(each.bar.get_renderable())
+        shown.append(captured.get())
+    assert shown[0] == shown[1] and "4/10 clients  0:04:00 of training left  memory 612MB  4.5MB sent" in shown[0]
+    there.wait("writing results")
+    assert "writing results" in str(next(iter(live.bar.get_renderables())))
+    for each in (there, live, alone):
+        each.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_keeps_first_columns_whole_on_narrow_terminals(width):
+    names = ("run", "round", "newest score", "clients", "left", "memory", "sent")
+    row = ["a-long-name-of-a-run-seed_12", "12 of 40", "51.20 ± 20.10", "4/10", "0:04:00", "612MB", "4.5MB"]
+    console = Console(width=width, file=io.StringIO())
+    console.print(progress.headings([row, row], names, width))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= width
+    shown = {40: 3, 60: 5, 80: 7, 120: 7}[width]
+    assert lines[1].split()[1:] == " ".join(row[1:shown]).split() and lines[1].startswith("a-")
+
+
+def test_bytes_are_words_of_three_digits():
+    sizes = {0: "0.0kB", 999_499: "999kB", 999_500: "1.0MB", 9_940_000: "9.9MB", 9_960_000: "10MB", 3e12: "3.0TB"}
+    assert {size: progress.short(size) for size in sizes} == sizes
 
 
 def test_what_has_no_end_in_sight_moves_too():

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lit_fedbabu.learning.parts import parts_of, select
 from lit_fedbabu.protocol.handshake import PLACE
 from lit_fedbabu.records import results, run_folder, tensorboard
 from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.server import federate as federate_module
 from lit_fedbabu.tasks.images.transforms import normalize
 from lit_fedbabu.training import client_update as update
 from lit_fedbabu.training.experiment import Experiment
@@ -377,3 +379,24 @@ def test_a_model_that_stays_at_chance_gets_a_hint_once(rate, hinted, federate, c
     told = capsys.readouterr().out
     hint = "note: after 5 rounds the training loss is that of guessing, ln(classes) = 2.30; another learning-rate"
     assert told.count("that of guessing") == told.count(hint) == int(hinted)
+
+
+def test_answers_are_counted_as_flowers_grid_pulls_them(monkeypatch):
+    monkeypatch.setattr(federate_module, "clients_of", lambda message: message.clients)
+    done: list[int] = []
+
+    def message(kind, clients):
+        return SimpleNamespace(metadata=SimpleNamespace(message_type=kind), clients=clients)
+
+    grid = SimpleNamespace(
+        push_messages=lambda messages: [f"m{place}" for place, _ in enumerate(messages)],
+        pull_messages=lambda names: [
+            SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=name)) for name in names
+        ],
+    )
+    federate_module._count_answers(grid, SimpleNamespace(advance=done.append))
+    messages = [message("train", [1, 2, 3]), message("query.place", [4]), message("evaluate", [5])]
+    assert grid.push_messages(iter(messages)) == ["m0", "m1", "m2"]
+    for names in (["m1"], ["m0"], ["m0", "m2"]):
+        assert len(grid.pull_messages(names)) == len(names)
+    assert done == [3, 1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_a_terminal_has_a_live_table(tmp_path):
     assert "2 of 2 runs are done" in text
 
 
-def test_a_narrow_live_table_keeps_rounds_and_scores_and_counts_down(tmp_path, monkeypatch):
+def test_a_narrow_live_table_keeps_rounds_and_scores_and_counts_down(tmp_path, monkeypatch, capsys):
     path, folder = write_study(tmp_path, algorithm=["fedprox-babu"], norm=["batch", "batch-running"])
     study = read_study(path)
     folder.mkdir(parents=True)
@@ -155,23 +156,24 @@ def test_a_narrow_live_table_keeps_rounds_and_scores_and_counts_down(tmp_path, m
         work.claim_of(run.folder).touch()
         work.log_of(run.folder).write_text("round 12/40  training\nround 12  initial accuracy 51.20 ± 20.10 %\n")
     out = io.StringIO()
-    table = show.Shown(study, study.runs, Console(file=out, width=44))
-    table._console.print(table.table())
-    rows = out.getvalue().splitlines()[2:]
+    table, console = show.Shown(study, study.runs), Console(file=out, width=44)
+    console.print(table.table(44))
+    rows = out.getvalue().splitlines()[1:]
     assert len(rows) == 4 and max(map(len, rows)) <= 44
     for row, run in zip(rows, study.runs, strict=True):
         assert row.startswith(run.name[:5]) and run.name[-5:] in row
         assert "12 of 40" in row and "51.20 ± 20.10" in row
+    capsys.readouterr()
     table.waits(study.runs)
     table.waits(study.runs[::-1])
-    assert out.getvalue().count("waiting for others") == 1, "whose answers come in any order"
+    assert capsys.readouterr().out.count("waiting for others") == 1, "whose answers come in any order"
     now = table._begun
     monkeypatch.setattr(show.time, "monotonic", lambda: now)
     now += 60
     table.ended(study.runs[0], "failed")
-    assert table._left(3) == ", about 0:03:00 left"
+    assert table._left() == timedelta(minutes=3)
     now += 50
-    assert table._left(3) == ", about 0:02:10 left"
+    assert table._left() == timedelta(minutes=2, seconds=10)
 
 
 @pytest.mark.slow

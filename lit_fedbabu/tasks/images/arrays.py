@@ -17,7 +17,7 @@ from typing import BinaryIO, Self, TypeVar
 import numpy as np
 
 from lit_fedbabu.ground.files import naming
-from lit_fedbabu.ground.printing import INTERACTIVE, say, waiting
+from lit_fedbabu.ground.printing import is_live, say, waiting
 from lit_fedbabu.ground.system import available_cores
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
@@ -121,7 +121,7 @@ def told(what: str, count: int) -> Iterator[Callable[[int], None]]:
 
     bar = None
     console = Console()
-    if sys.stdout.isatty() and console.is_terminal and os.environ.get(INTERACTIVE) != "0":
+    if is_live(sys.stdout) and console.is_terminal:
         columns = TextColumn(what, markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
         bar = Progress(*columns, console=console, transient=True)
         task = bar.add_task(what, total=count)
