@@ -20,6 +20,7 @@ COMMANDS = {
     "configs": "list the configurations and bodies that come with the package",
     "doctor": "look at what a run needs on this machine",
     "credentials": "make certificates and keys for real nodes",
+    "trial": "try real machines on this one: a server and its sites",
     "sites": "show the sites of a run on real machines",
     "superlink": "be the server that real nodes connect to",
     "supernode": "be a real node",

@@ -67,15 +67,32 @@ def main(argv: list[str] | None = None) -> int:
         return _changed(folder, arguments.add, arguments.renew)
     if arguments.sites < 1:
         raise InputError("--sites", arguments.sites, "must be at least 1")
-    hosts = [_alternative(host) for host in dict.fromkeys([*(arguments.host or []), *LOCAL])]
-    files = {**_certificates(hosts), **_keys(range(arguments.sites))}
-    with new_folder("folder", folder) as scratch:
-        _write(scratch, files)
-    for name in files:
+    for name in make(folder, arguments.sites, arguments.host or []):
         say(folder / name)
     _show_ends(folder)
     say("next: start lit-fedbabu superlink, and register the .pub files, as in docs/deployment.md")
     return 0
+
+
+def make(folder: Path, sites: int, hosts: Iterable[str] = (), is_result: bool = True) -> list[str]:
+    """Make a folder of certificates and keys; returns the names of its files.
+
+    Args:
+        folder: new or empty.
+        sites: how many key pairs.
+        hosts: names and addresses of the SuperLink, beside those that it has on its own machine.
+        is_result: whether the command is done with it.
+
+    Raises:
+        InputError: the folder is not empty or cannot be made, or a host is none.
+    """
+    files = {
+        **_certificates([_alternative(host) for host in dict.fromkeys([*hosts, *LOCAL])]),
+        **_keys(range(sites)),
+    }
+    with new_folder("folder", folder, is_result=is_result) as scratch:
+        _write(scratch, files)
+    return list(files)
 
 
 def _changed(folder: Path, add: int | None, renew: int | None) -> int:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,11 @@ def run(options: dict[str, Any], folder: Path, progress: Lines) -> int:
     with superlink.started(Path.cwd(), STATE if isinstance(progress, Live) else "") as home:
         if isinstance(progress, Live):
             progress.follow(home / STATE)
-        return _follow(app_folder(home), home, options, folder, progress)
+        more = ["--federation-config", _resources(Config.from_run_config(options))]
+        status = follow(home, options, folder, progress, more)
+        if not status:
+            settle()
+        return status
 
 
 def _resources(config: Config) -> str:
@@ -69,10 +74,23 @@ def _resources(config: Config) -> str:
     return f"{resources} client-resources-num-gpus=1.0" if gpus else resources
 
 
-def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path, progress: Lines) -> int:
+def follow(home: Path, options: dict[str, Any], folder: Path, progress: Lines, more: Sequence[str] = ()) -> int:
+    """Run a federation on the SuperLink that ``config.toml`` in this FLWR_HOME calls ``own``, and print its lines.
+
+    Args:
+        home: the FLWR_HOME.
+        options: the run's configuration, by keys.
+        folder: the run's, which the server makes.
+        progress: shows a person what is done.
+        more: options of ``flwr run``.
+
+    Returns:
+        The exit status of the run itself.
+    """
+    root = app_folder(home)
     (home / "run.toml").write_text(tomli_w.dumps(options))
     command = [system.program("flwr"), "run", str(root), "own", "--stream", "--run-config", str(home / "run.toml")]
-    command += ["--federation-config", _resources(Config.from_run_config(options))]
+    command += more
     log = home / "flower.log"
     error_shown = False
     with log.open("w") as file:
@@ -99,7 +117,6 @@ def _follow(root: Path, home: Path, options: dict[str, Any], folder: Path, progr
     with kept.open("ab") as kept_file:  # a resumed run has a log already
         kept_file.write(log.read_bytes())
     if status == "finished:completed" and (folder / RESULTS).exists():
-        settle()
         return 0
     if not error_shown:
         say(f"error: the run ended as {status!r}: {details}; Flower's log is {kept}", sys.stderr)

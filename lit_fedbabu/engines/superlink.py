@@ -124,7 +124,7 @@ def listens(port: int) -> bool:
 
 
 def end_all(home: Path, at_once: bool = False) -> None:
-    """End every process that inherited this FLWR_HOME: SuperLink, server, Ray and its workers.
+    """End every process that inherited this FLWR_HOME or one below it: SuperLink, server, sites, Ray and its workers.
 
     Args:
         home: the FLWR_HOME.
@@ -140,7 +140,8 @@ def end_all(home: Path, at_once: bool = False) -> None:
 
 def _belongs(process: psutil.Process, home: Path) -> bool:
     try:
-        return process.environ().get("FLWR_HOME") == str(home)
+        own = Path(process.environ().get("FLWR_HOME", ""))
+        return own == home or home in own.parents
     except psutil.Error:
         return False
 

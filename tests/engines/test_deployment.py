@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
 import yaml
@@ -19,45 +21,31 @@ from benchmarks.cluster import Cluster
 from lit_fedbabu import credentials
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
+from lit_fedbabu.engines.lab import Lab as OnThisMachine
 from lit_fedbabu.ground import system
 from lit_fedbabu.records import results, run_folder
+from lit_fedbabu.records.classifier import load_model
 from lit_fedbabu.server.federate import federate
 from lit_fedbabu.training.experiment import Experiment
 from tests.sites import Sites, site_config, write_site
-from tests.support import files_that_decide, ours
+from tests.support import files_that_decide, of_folder, ours
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent.parent
 OWN = (("red", "green"), ("blue", "green"), ("red", "blue"))
 
 
-class Lab:
-    """A SuperLink and its sites, each with a home of its own below a folder."""
+class Lab(OnThisMachine):
+    """A SuperLink and its sites by the commands of compose.yaml, which have other places there."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.processes = {}
-        self.port = superlink.free_port()
-        self.address = f"127.0.0.1:{self.port}"
         assert credentials.main([str(folder / "credentials"), "--sites", "4"]) == 0
         for site, classes in enumerate(OWN):
             write_site(folder / f"images-{site}", classes)
         (folder / "operator").mkdir()
-        lab = {"address": self.address, "root-certificates": str(folder / "credentials" / "ca.crt")}
-        (folder / "operator" / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "lab", "lab": lab}}))
-
-    def start(self, name, command, home, path=None):
-        with (self.folder / f"{name}.log").open("a") as log:
-            state = {"XDG_STATE_HOME": str(self.folder / f"{home}-state")}
-            state |= {"PYTHONPATH": str(path)} if path else {}
-            environment = {**superlink.environment(self.folder / home), **state}
-            self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        return self.processes[name]
+        super().__init__(folder, folder / "operator")
 
     def command(self, service):
-        """The command of a service in compose.yaml, with the places of this lab."""
         words = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service]["command"]
         places = {
             "/credentials/own": str(self.folder / "credentials"), "superlink:8443": self.address,
@@ -67,12 +55,8 @@ class Lab:
             words = [word.replace(place, here) for word in words]
         return [system.program(words[0]), *words[1:]]
 
-    def start_superlink(self):
-        self.start("superlink", self.command("superlink"), "superlink-home")
-        deadline = time.monotonic() + 120
-        while "running on https" not in (self.folder / "superlink.log").read_text():
-            assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
-            time.sleep(0.5)
+    def superlink_command(self):
+        return self.command("superlink")
 
     def start_site(self, site, *words, images=None, secured=True, path=None):
         places = {
@@ -86,9 +70,9 @@ class Lab:
             command = [word.replace(place, here) for word in command]
         if not secured:
             command = ["--insecure" if word.startswith("--root-certificates") else word for word in command]
-        return self.start(
-            f"site-{site}", [*command, "--port", str(superlink.free_port()), *words], f"site-{site}", path
-        )
+        command += ["--port", str(superlink.free_port()), *words]
+        state = {"XDG_STATE_HOME": str(self.folder / f"site-{site}-state")}
+        return self.start(f"site-{site}", command, state | ({"PYTHONPATH": str(path)} if path else {}))
 
     def flwr(self, *words):
         environment = superlink.environment(self.folder / "operator")
@@ -100,14 +84,14 @@ class Lab:
         """The stream of a run, which is submitted, and its status once it has ended."""
         config = site_config(self.folder, model_name="FourConvNet", **options)
         (self.folder / "run.toml").write_text(tomli_w.dumps(config.to_run_config()))
-        command = ["run", str(ROOT), "lab", "--stream", "--run-config", str(self.folder / "run.toml")]
+        command = ["run", str(ROOT), "own", "--stream", "--run-config", str(self.folder / "run.toml")]
         return subprocess.Popen(
             [system.program("flwr"), *command], env=superlink.environment(self.folder / "operator"),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def status(self):
-        return json.loads(self.flwr("list", "lab", "--format", "json").stdout)["runs"][0]["status"]
+        return json.loads(self.flwr("list", "own", "--format", "json").stdout)["runs"][0]["status"]
 
     def stop_site(self, site):
         self.processes[f"site-{site}"].terminate()
@@ -127,10 +111,6 @@ class Lab:
     def kill_site(self, site):
         os.killpg(self.processes[f"site-{site}"].pid, signal.SIGKILL)
 
-    def end(self):
-        for process in ours(self.folder):
-            process.kill()
-
 
 def reach(stream, line, told=""):
     """Read a stream until a line matches; returns what was read."""
@@ -148,12 +128,13 @@ def lab():
         try:
             lab.start_superlink()
             for site in range(3):
-                done = lab.flwr("supernode", "register", str(lab.folder / "credentials" / f"site-{site}.pub"), "lab")
+                done = lab.flwr("supernode", "register", str(lab.folder / "credentials" / f"site-{site}.pub"), "own")
                 assert done.returncode == 0, done.stdout + done.stderr
                 lab.start_site(site)
+            lab.wait_for(range(3))
             yield lab
         finally:
-            lab.end()
+            superlink.end_all(lab.folder)
 
 
 @pytest.fixture
@@ -246,12 +227,12 @@ def test_someone_with_the_certificate_alone_cannot_list_or_start_runs(lab, evil)
     home = evil.parent / "home"
     shutil.copy(lab.folder / "credentials" / "ca.crt", home / "ca.crt")
     connection = {"address": lab.address, "root-certificates": str(home / "ca.crt")}
-    (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "lab", "lab": connection}}))
+    (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "own", "own": connection}}))
     for path in (home, *home.iterdir()):
         path.chmod(0o777)
     environment = {**superlink.environment(home), "HOME": str(home)}
     other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for words in (["list", "lab"], ["run", str(evil), "lab", "--stream"], ["supernode", "list", "lab"]):
+    for words in (["list", "own"], ["run", str(evil), "own", "--stream"], ["supernode", "list", "own"]):
         done = subprocess.run(
             [*other, system.program("flwr"), *words], env=environment, cwd=home, capture_output=True, text=True,
             timeout=300,
@@ -268,20 +249,21 @@ def test_someone_with_the_certificate_alone_cannot_list_or_start_runs(lab, evil)
         )  # fmt: skip
         assert "HTTP Error 4" in done.stderr, (place, done.stderr)
     assert not left(evil)
-    assert lab.flwr("list", "lab", "--format", "json").returncode == 0, "the operator still may"
+    assert lab.flwr("list", "own", "--format", "json").returncode == 0, "the operator still may"
 
 
 def test_a_site_runs_no_code_that_comes_from_the_server(lab, evil):
     """Even the operator's: the app runs on the server, and the sites answer by errors and refusals of their own app."""
     environment = superlink.environment(lab.folder / "operator")
-    command = [system.program("flwr"), "run", str(evil), "lab", "--stream"]
+    command = [system.program("flwr"), "run", str(evil), "own", "--stream"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     found = left(evil)
     assert {"imported", "server"} < set(found), done.stdout + done.stderr
     answers = [name for name in found if name.startswith("answer-")]
     assert len(answers) >= 6 and {(evil.parent / "left" / name).read_text() for name in answers} == {"True"}
     assert "client" not in found
-    assert not list(lab.folder.glob("site-*/apps/*")), "it was not even unpacked"
+    assert not list(lab.home.glob("site-*/apps/*")), "it was not even unpacked"
+    assert list(lab.home.glob("superlink/apps/*")), "where else homes are"
 
 
 def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
@@ -293,12 +275,12 @@ def test_a_key_that_is_not_registered_and_a_line_without_tls_are_refused(lab):
     (lab.folder / "site-3.log").unlink()
     plain = lab.start_site(3, "--max-retries", "1", images=0, secured=False)
     assert plain.wait(120) != 0
-    assert json.loads(lab.flwr("supernode", "list", "lab", "--format", "json").stdout)["success"]
+    assert json.loads(lab.flwr("supernode", "list", "own", "--format", "json").stdout)["success"]
 
 
 def test_a_revoked_site_ends_and_is_never_taken_again(lab):
     folder = lab.folder / "credentials"
-    assert lab.flwr("supernode", "register", str(folder / "site-3.pub"), "lab").returncode == 0
+    assert lab.flwr("supernode", "register", str(folder / "site-3.pub"), "own").returncode == 0
     (lab.folder / "site-3.log").unlink(missing_ok=True)
     shutil.copy(folder / "site-3", lab.folder / "kept")
     site = lab.start_site(3, images=0)
@@ -312,7 +294,7 @@ def test_a_revoked_site_ends_and_is_never_taken_again(lab):
     (lab.folder / "kept").rename(folder / "site-3")  # its owner still has it
     assert lab.start_site(3, images=0).wait(120) == 2
     assert "no site has this key at the server" in (lab.folder / "site-3.log").read_text()
-    assert lab.flwr("supernode", "register", str(folder / "site-3.pub.revoked"), "lab").returncode != 0
+    assert lab.flwr("supernode", "register", str(folder / "site-3.pub.revoked"), "own").returncode != 0
 
 
 def test_a_site_started_at_once_after_a_crash_waits_until_it_is_taken(lab):
@@ -486,3 +468,50 @@ def test_a_cluster_of_two_nodes_writes_the_bytes_of_one_process(algorithm, tmp_p
             }  # fmt: skip
     assert files_that_decide(tmp_path / "cluster") | kept == expected
     assert bool(kept) == (algorithm == "fedper")
+
+
+def test_a_trial_runs_a_federation_and_its_models_predict_one_image_alone(tmp_path):
+    """From one command, on drawn shapes; and nothing of it is left running."""
+    command = [sys.executable, "-m", "lit_fedbabu.trial", "--sites", "3", "num-server-rounds=2", "--out", "tried"]
+    done = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [shlex.split(line.removeprefix("next: ")) for line in done.stdout.splitlines() if "next: " in line]
+    assert [words[1] for words in commands] == ["sites", "predict"]
+    folder = tmp_path / "tried"
+    for words, told in zip(commands, ("finetune --save", "circle"), strict=True):
+        shown = subprocess.run(words, cwd=tmp_path, env=HERE, capture_output=True, text=True, timeout=120)
+        assert shown.returncode == 0 and told in shown.stdout, shown
+    right = []
+    for site in range(3):
+        (model,) = (folder / "state" / f"client-{site}").glob("*/finetune/*/personal/*.ckpt")
+        images = sorted((folder / "images" / f"site-{site}" / "test").rglob("*.png"))[::7]
+        model = load_model(model)
+        right += [model.predict([image])[0].label == image.parent.name for image in images]
+    assert sum(right) / len(right) > 0.9
+    assert not [each for each in psutil.process_iter() if str(folder) in " ".join(_words(each))]
+
+
+def test_a_trial_that_is_stopped_leaves_nothing_behind(tmp_path):
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    command = [sys.executable, "-m", "lit_fedbabu.trial", "--out", "tried"]
+    environment = {**HERE, "TMPDIR": str(temp)}
+    trial = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    told = reach(trial, "all sites are there")
+    assert len(of_folder(temp)) >= 5
+    trial.send_signal(signal.SIGINT)
+    told += trial.communicate(timeout=120)[0]
+    assert trial.returncode == 130 and "nothing is left of the trial" in told, told
+    assert not of_folder(temp) and not list(temp.iterdir()) and not (tmp_path / "tried").exists()
+
+
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _words(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
