@@ -10,7 +10,9 @@ from lit_fedbabu.ground.files import new_folder
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.system import configs_folder, examples_folder
 
-SERVER_FILES = ("Dockerfile", "compose.yaml")
+SERVER_FILES = (
+    "Dockerfile", "compose.yaml", "site.sh", "lit-fedbabu-site.service", "lit-fedbabu-superlink.service"
+)  # fmt: skip
 
 
 @one_line_errors

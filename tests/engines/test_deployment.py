@@ -25,6 +25,7 @@ from lit_fedbabu.engines.lab import Lab as OnThisMachine
 from lit_fedbabu.ground import system
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.classifier import load_model
+from lit_fedbabu.records.sites import read
 from lit_fedbabu.server.federate import federate
 from lit_fedbabu.training.experiment import Experiment
 from tests.sites import Sites, site_config, write_site
@@ -325,6 +326,39 @@ def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_i
     assert [row["client"] for row in results.read_results(folder)["clients"]] == [0, 1, 2], told
 
 
+def test_a_site_that_its_script_keeps_comes_back_into_a_run_and_finds_a_server_that_was_restarted(lab):
+    lab.stop_site(0)
+    variables = {
+        "SUPERLINK": lab.address, "CREDENTIALS": str(lab.folder / "credentials"), "SITE": "0",
+        "IMAGES": str(lab.folder / "images-0"), "XDG_STATE_HOME": str(lab.folder / "site-0-state"),
+    }  # fmt: skip
+    script = lab.start("site-0", [str(ROOT / "site.sh"), "--port", str(superlink.free_port())], variables)
+    lab.wait_for(range(3))
+    stream = lab.run(run_name="kept", num_server_rounds=8, min_clients_per_round=2, evaluate_every=9)
+    told = reach(stream, r"round 1/8 ")
+    (node,) = psutil.Process(script.pid).children()
+    node.kill()
+    told += stream.communicate(timeout=900)[0]
+    folder = lab.folder / "server" / "kept"
+    failures = [json.loads(line) for line in (folder / run_folder.FAILURES).read_text().splitlines()]
+    assert {failure["client"] for failure in failures} == {0} and failures[-1]["round"] < 8, told
+    assert [row["client"] for row in results.read_results(folder)["clients"]] == [0, 1, 2], told
+    shown = read(folder)["sites"]
+    assert [row["online"] for row in shown] == [True] * 3 and [row["round"] for row in shown] == [8] * 3
+    assert shown[0]["failures"] == {"gone": len(failures)} and shown[0]["since"] > shown[1]["since"]
+    for process in [*psutil.Process(lab.processes["superlink"].pid).children(recursive=True)]:
+        process.kill()
+    lab.processes["superlink"].kill()
+    lab.processes["superlink"].wait(60)
+    time.sleep(10)
+    lab.start_superlink()
+    told, _ = lab.run(run_name="restarted").communicate(timeout=900)
+    assert (lab.folder / "server" / "restarted" / run_folder.RESULTS).exists(), told
+    assert all(
+        process.poll() is None for name, process in lab.processes.items() if name in ("site-0", "site-1", "site-2")
+    )
+
+
 def test_a_site_that_stands_still_holds_up_no_round_that_has_a_deadline(lab):
     """SIGSTOP of all of a site's processes: rounds go on without it, and the last evaluation too."""
     options = {"round_deadline_s": 20.0, "num_server_rounds": 4, "max_round_retries": 0, "evaluate_every": 9}
@@ -486,7 +520,7 @@ def test_a_trial_runs_a_federation_and_its_models_predict_one_image_alone(tmp_pa
         (model,) = (folder / "state" / f"client-{site}").glob("*/finetune/*/personal/*.ckpt")
         images = sorted((folder / "images" / f"site-{site}" / "test").rglob("*.png"))[::7]
         model = load_model(model)
-        right += [model.predict([image])[0].label == image.parent.name for image in images]
+        right += [model.predict([image])[0] == image.parent.name for image in images]
     assert sum(right) / len(right) > 0.9
     assert not [each for each in psutil.process_iter() if str(folder) in " ".join(_words(each))]
 
