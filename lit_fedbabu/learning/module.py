@@ -13,16 +13,13 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from lit_fedbabu.learning.base import copied, frozen_names, put_under, still, take_out
+from lit_fedbabu.learning.assembly import classifier
+from lit_fedbabu.learning.base import copied, put_under, still
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.losses import Batch, Loss
-from lit_fedbabu.learning.models import build_model, in_format
-from lit_fedbabu.learning.neighbors import with_neighbors
 from lit_fedbabu.learning.parts import PARTS, parts_of
 from lit_fedbabu.learning.private_steps import AT_ONCE, PrivateSteps
-from lit_fedbabu.learning.simplex import with_simplex
 from lit_fedbabu.learning.state import base_names, base_of, load_state, places_of, state_of
-from lit_fedbabu.learning.trainable import restrict
 
 
 class PartModule(L.LightningModule):
@@ -128,13 +125,8 @@ class LitFedBABU(PartModule):
         self.save_hyperparameters()
         self.provenance = {}
         self.loss = self.steps = None
-        initial = build_model(model_name, num_classes, model_seed, norm, channels, image_size)
-        restrict(initial, ["body"], trainable, model_seed)
-        base = still(initial, frozen_names(initial))
-        initial = with_neighbors(with_simplex(initial, model_seed) if head else initial, neighbors)
-        self.model = in_format(initial, getattr(torch, dtype))
-        take_out(self.model, base)
-        self.frozen = frozenset(name for name, weight in initial.named_parameters() if not weight.requires_grad)
+        self.model = classifier(self.hparams)
+        self.frozen = frozenset(name for name, weight in self.model.named_parameters() if not weight.requires_grad)
         nan = float("nan")
         self.train_loss = MeanMetric(nan_strategy=nan)  # a loss that is not a number stays one
         self.test_loss = MeanMetric(nan_strategy=nan)

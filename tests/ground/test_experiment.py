@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from lit_fedbabu.learning import module
+from lit_fedbabu.learning import assembly
 from lit_fedbabu.tasks.images import task
 from lit_fedbabu.training.experiment import Experiment
 from tests.support import NARROW, tiny_config
@@ -18,7 +18,7 @@ def counted(monkeypatch, place, name):
 
 
 def test_the_initial_model_is_built_once_and_copied(monkeypatch):
-    built = counted(monkeypatch, module, "build_model")
+    built = counted(monkeypatch, assembly, "build_model")
     experiment = Experiment(tiny_config(model_name=NARROW))
     first, second = experiment.new_module(), experiment.new_module()
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_what_is_laid_over_the_initial_model_comes_last():
 
 
 def test_six_settings_of_fine_tuning_share_one_split_and_one_model(monkeypatch):
-    dealt, built = counted(monkeypatch, task, "dealt"), counted(monkeypatch, module, "build_model")
+    dealt, built = counted(monkeypatch, task, "dealt"), counted(monkeypatch, assembly, "build_model")
     base = Experiment(tiny_config(model_name=NARROW))
     settings = [
         base.with_finetuning(tiny_config(finetune_part=part, finetune_learning_rate=rate))

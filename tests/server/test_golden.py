@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_fedbabu.learning import models, module
+from lit_fedbabu.learning import assembly, models
 from lit_fedbabu.records import run_folder
 from tests.support import tiny_config
 
@@ -26,7 +26,7 @@ def weights_drawn_in_float64(monkeypatch):
         finally:
             torch.set_default_dtype(torch.float32)
 
-    monkeypatch.setattr(module, "build_model", build)
+    monkeypatch.setattr(assembly, "build_model", build)
 
 
 def course(federate, algorithm):

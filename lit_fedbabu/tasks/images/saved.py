@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.config.options import is_trainable
-from lit_fedbabu.learning.base import frozen_names, put_under, still, take_out
-from lit_fedbabu.learning.models import NORMS, build_model, in_format, is_timm
-from lit_fedbabu.learning.neighbors import with_neighbors
-from lit_fedbabu.learning.simplex import with_simplex
+from lit_fedbabu.learning.assembly import classifier
+from lit_fedbabu.learning.base import put_under
+from lit_fedbabu.learning.models import NORMS, is_timm
 from lit_fedbabu.learning.state import base_of, load_state, over_base
-from lit_fedbabu.learning.trainable import restrict
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -77,18 +75,10 @@ def model(
     Raises:
         InputError: it lies on a base that cannot be had.
     """
-    model_name, norm, channels = options["model_name"], options["norm"], options["channels"]
-    seed = options.get("model_seed", 0)
-    made = build_model(model_name, options["num_classes"], seed, norm, channels, size_of(options))
-    restrict(made, ["body"], options.get("trainable", "all"), seed)
-    names = still(made, frozen_names(made))
-    made = with_simplex(made, 0) if options.get("head") else made
-    dtype: torch.dtype = getattr(torch, options.get("dtype", "float32"))
     weights = {name.removeprefix("model."): value for name, value in state.items()}
-    made = in_format(made, dtype)
-    take_out(made, names)
-    if _fit(options.get("neighbors", ()), options["num_classes"], weights):
-        made = with_neighbors(made, options.get("neighbors", ()))
+    neighbors = options.get("neighbors", ())
+    voting = _fit(neighbors, options["num_classes"], weights)
+    made = classifier({**options, "neighbors": neighbors if voting else ()})
     base = base_of(made)
     if base.keys() - weights.keys():
         put_under(made, base, provenance)
