@@ -93,6 +93,9 @@ def _trial(options: dict[str, Any], images: Sequence[Path], folder: Path) -> int
     if not images and not options.get("task"):
         images = [folder / "images" / f"site-{site}" for site in sites]
         _draw(images)
+    else:
+        for site, path in enumerate(images):
+            say(f"site-{site} has the images in {path}")
     credentials.make(folder / "credentials", len(sites), is_result=False)
     say(f"certificates and keys: {folder / 'credentials'}")
     with waiting("loading Flower and PyTorch"):
