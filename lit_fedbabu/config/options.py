@@ -29,6 +29,8 @@ PROTOCOL = {
     "default_root_dir": "output-dir", "callbacks": "callbacks of a Task", "fast_dev_run": "num-server-rounds=1",
 }  # fmt: skip
 """Arguments that would break the protocol, and what takes their place."""
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
+"""Arguments that say where a Trainer is."""
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 """Types that an option can have, by the name in its annotation."""
 ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -210,11 +212,13 @@ def read_trainer(text: str, allowed: Mapping[str, type]) -> dict[str, Any]:
         ) from None
     for name, value in given.items():
         if name not in allowed:
-            instead = (
-                f"would break the protocol; use {PROTOCOL[name]} instead"
-                if name in PROTOCOL
-                else (f"does not pass through to the Trainer; these do: {', '.join(allowed)}")
-            )
+            instead = f"does not pass through to the Trainer; these do: {', '.join(allowed)}"
+            if name in PROTOCOL:
+                instead = f"would break the protocol; use {PROTOCOL[name]} instead"
+            elif name in DEVICES:
+                instead = (
+                    "a client trains on one GPU or CPU core, and workers take a machine's GPUs in turn; leave it out"
+                )
             raise InputError(f"trainer.{name}", value, instead)
         kind = allowed[name]
         numbers = (int, float) if kind is float else (kind,)

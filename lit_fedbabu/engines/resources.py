@@ -15,7 +15,7 @@ def worker_environments(config: Config) -> list[dict[str, str]]:
     """Variables for each worker: there is one for every GPU, or for every ``num-threads`` cores."""
     if gpus := torch.cuda.device_count():
         named = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in named or map(str, range(gpus))]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in (named or list(map(str, range(gpus))))[:gpus]]
     return [{} for _ in range(max(1, system.available_cores() // config.num_threads))]
 
 

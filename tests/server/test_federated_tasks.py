@@ -221,6 +221,7 @@ WORDS = [
         "trainer.max_epochs = 3: would break the protocol; use num-local-epochs and num-finetune-epochs instead",
     ),
     ("trainer.sauce=3", "does not pass through"),
+    ("trainer.devices=2", "a client trains on one GPU or CPU core, and workers take a machine's GPUs in turn"),
     ("trainer.gradient_clip_val=yes", "must be a number"),
     ("trainer.limit_val_batches=1", "does not pass through"),
     ("trainer=3", "must be a table"),

@@ -18,6 +18,10 @@ def twice(number):
     return os.getpid(), 2 * number
 
 
+def gpu(number):
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def refuse(number):
     raise ValueError(f"{number} is odd")
 

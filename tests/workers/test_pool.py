@@ -9,7 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from lit_fedbabu.config import Config
+from lit_fedbabu.engines.resources import worker_environments
 from lit_fedbabu.workers import worker as workers
 from lit_fedbabu.workers.pool import Pool
 from lit_fedbabu.workers.worker import StartError, Warm, WorkerDiedError, WorkerRaisedError
@@ -43,6 +46,27 @@ def test_every_request_is_answered_by_few_processes(warm):
         assert len(first) <= 2 and os.getpid() not in first
         again = {process for process, _ in answers(pool, "twice", *[(1,)] * 12).values()}
         assert first <= again and len(again) <= 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "bound"),
+    [
+        ("", 3, ["0", "1", "2"]),
+        ("5,GPU-8f3a", 2, ["5", "GPU-8f3a"]),
+        ("1,9", 1, ["1"]),  # as CUDA does, which leaves out what is not there
+    ],
+)
+def test_workers_are_bound_to_gpus_in_turn(visible, gpus, bound, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    environments = worker_environments(Config(num_threads=1))
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == bound
+    with Warm(LIGHT) as warm, Pool(warm, len(environments), environments) as pool:
+        for _ in range(9):  # until every worker has had a request
+            found = dict(answers(pool, "gpu", *[(number,) for number in range(6 * gpus)]).values())
+            if len(found) == gpus:
+                break
+    assert sorted(found.values()) == sorted(bound)
 
 
 def test_files_of_the_current_folder_do_not_stand_for_pythons_own(warm, tmp_path, monkeypatch):
