@@ -120,6 +120,7 @@ def cluster(monkeypatch):
         started = []
 
         def start(*nodes):
+            # On all addresses: Ray's drivers ask at the machine's own, also where nodes listen on 127.0.0.1 alone.
             first = {"num_cpus": 0, "include_dashboard": False}
             started.append(Cluster(initialize_head=True, head_node_args=first))
             return started[0], [started[0].add_node(num_cpus=cpus, env_vars=env) for cpus, env in nodes]
