@@ -312,7 +312,7 @@ def test_a_site_started_at_once_after_a_crash_waits_until_it_is_taken(lab):
 def test_a_site_killed_in_a_round_is_written_down_and_takes_part_again_when_it_is_back(lab):
     stream = lab.run(run_name="killed", num_server_rounds=6, min_clients_per_round=2, evaluate_every=9)
     told = reach(stream, r"round 1/6 ")
-    time.sleep(3)
+    time.sleep(1)  # sites need seconds for a round
     lab.kill_site(1)
     told = reach(stream, r"round 2  failed: client 1 on node 1", told)
     lab.start_site(1)
