@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_sites_script_starts_it_again_and_ends_it_when_it_is_ended(tmp_path):
     """With stand-ins for the SuperNode, which fails, is refused, and then stays, and for the pauses."""
     stand_in = [
         "#!/bin/sh", "trap 'echo ended >> starts; exit' TERM", 'echo "$@" >> starts',
-        "case $(wc -l < starts) in 1) exit 1;; 2) exit 2;; esac", "while :; do :; done",
+        "case $(wc -l < starts) in 1) exit 1;; 2) exit 2;; esac", "while :; do /bin/sleep 0.1; done",
     ]  # fmt: skip
     (tmp_path / "lit-fedbabu").write_text("\n".join(stand_in))
     (tmp_path / "sleep").write_text("#!/bin/sh\necho $1 >> pauses\n")
@@ -83,14 +84,20 @@ def test_a_sites_script_starts_it_again_and_ends_it_when_it_is_ended(tmp_path):
         "SITE": "2",
         "MORE": 'name="St Mary"',
     }
-    script = subprocess.Popen([ROOT / "site.sh", "--port", "9"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    script = subprocess.Popen(
+        [ROOT / "site.sh", "--port", "9"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    )
 
     def lines(name):
         return (tmp_path / name).read_text().splitlines() if (tmp_path / name).exists() else []
 
-    assert wait_for(lambda: len(lines("starts")) == 3, 20)
-    script.send_signal(signal.SIGTERM)
-    assert script.wait(20) == 0 and lines("starts")[-1] == "ended" and lines("pauses") == ["20", "300"]
+    try:
+        assert wait_for(lambda: len(lines("starts")) == 3, 20)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(20) == 0 and lines("starts")[-1] == "ended" and lines("pauses") == ["20", "300"]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
     words = lines("starts")[0]
     assert words.startswith("supernode --superlink superlink.example.org:8443") and words.endswith("--port 9")
     assert (
