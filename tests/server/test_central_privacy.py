@@ -255,7 +255,8 @@ def test_more_rounds_go_on_within_the_budget(federate):
     assert (outcome.round, len(asked(folder)), outcome["privacy"]["stopped_before"]) == (5, 5, 6)
 
 
-@pytest.mark.parametrize("kind", ["train", pytest.param("evaluate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_round_that_is_repeated_after_a_stop_is_paid_twice_and_the_run_ends_sooner(kind, federate, tmp_path):
     config = central_config(num_server_rounds=9, evaluate_every=9, client_sampling="fixed")
     most = privacy.central_epsilon(config, {1: 2, 2: 1}) * 1.0001
