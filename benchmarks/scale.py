@@ -123,6 +123,8 @@ def _draw(found: dict[str, list[dict[str, Any]]]) -> Figure:
             axes.plot([row["clients"] for row in rows], [row[name] for row in rows], marker="o", label=kind)
         highest = max(row[name] for rows in found.values() for row in rows)
         axes.set(xscale="log", ylim=(0, 1.3 * highest), ylabel=name.replace(" s", " (s)").replace(" MB", " (MB)"))
+    axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
+    axes.minorticks_off()
     axes.set_xlabel(f"clients, of whom {PARTICIPANTS} train in a round")
     figure.axes[0].legend(ncols=len(found), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
