@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from logging import WARNING
 from typing import Any
@@ -34,7 +35,7 @@ from flwr.supercore.interceptors import (
 )  # fmt: skip
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode import fleet_http_connection
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode, flower_supernode
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -46,6 +47,7 @@ from lit_fedbabu.engines.admission import PatientClient, RefusedError
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.stops import left_to_this_process
+from lit_fedbabu.ground.waits import growing
 from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 
 POLL_S = 0.5
@@ -83,6 +85,7 @@ def serve(words: Sequence[str]) -> None:
     os.close(writable)
     sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable}"]
     fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[attr-defined] # imported there
+    start_client_internal._pull_and_store_message = _pulled(start_client_internal._pull_and_store_message)
     try:
         flower_supernode()
     except RefusedError as refused:
@@ -94,6 +97,18 @@ def serve(words: Sequence[str]) -> None:
             remedy = "the server takes this key no longer; was it revoked, or is the clock of this machine wrong?"
             raise InputError("--auth-supernode-private-key", asked.auth_supernode_private_key or "", remedy) from None
         raise
+
+
+def _pulled(pull: Callable[..., int | None]) -> Callable[..., int]:
+    """Flower's look for a message, repeated until there is one: Flower would wait 3 s between two looks."""
+
+    def pulled(*arguments: Any, **options: Any) -> int:
+        waits = growing()
+        while (run := pull(*arguments, **options)) is None:
+            time.sleep(next(waits))
+        return run
+
+    return pulled
 
 
 def _end_with(answers: "subprocess.Popen[bytes]") -> None:

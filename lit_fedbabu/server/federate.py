@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
@@ -137,8 +136,7 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     if any("runtime-envs" in entry for entry in sys.path):
         say(f"note: Flower installed a throw-away environment for this run; {NO_INSTALLATION} saves that time")
     board = Board(folder, config, len(rounds) + 1, experiment.task.score, say)
-    if config.on_sites and isinstance(grid, Grid):
-        grid = cast(Grid, patient(grid, config, say))
+    grid = patient(grid, config, say)
     nodes = _nodes(grid, experiment, say)
     sizes = _sizes(experiment, nodes)
     ledger = ledger or _ledger(config, folder, len(rounds), sizes)

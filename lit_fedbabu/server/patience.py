@@ -5,24 +5,25 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground.waits import growing
 from lit_fedbabu.protocol.wire import TrainReply, clients_of
 from lit_fedbabu.server.answers import LATE, SPARE
 
-LOOK_EVERY_S, SAY_EVERY_S = 3.0, 300.0
-"""Seconds between two looks for answers, and between two lines; the first line comes after a fifth of the latter."""
+SAY_EVERY_S = 300.0
+"""Seconds between two lines; the first one comes after a fifth of it."""
 SITES_EVERY_S = 15.0
 """Seconds between two calls of ``PatientGrid.look``."""
 
 
 class PatientGrid:
-    """Flower's grid, for sites. An answer that Flower cannot put together is that site's failure, not the run's.
+    """Flower's grid, for real nodes. An answer that Flower cannot put together is that site's failure, not the run's.
 
     Each answer is pulled by a thread of its own: Flower waits minutes for the rest of one that a site began to send.
     Whose answer it is is known by what was asked, and not by what it says.
@@ -102,7 +103,9 @@ class PatientGrid:
         over: threading.Event,
     ) -> None:
         """Look for the answer to a message until it is there, or until the round is over."""
-        while not over.is_set():
+        for wait_s in growing():
+            if over.is_set():
+                return
             try:
                 found = next(iter(self._grid.pull_messages([name])), None)
                 if found is not None:
@@ -112,7 +115,7 @@ class PatientGrid:
                 reason = f"its answer cannot be read: {type(error).__name__}: {error}"
                 arrived.put((place, _error(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)))
                 return
-            over.wait(LOOK_EVERY_S)
+            over.wait(wait_s)
 
 
 class OpenGrid(PatientGrid):
@@ -162,10 +165,13 @@ class OpenGrid(PatientGrid):
                 return
 
 
-def patient(grid: Grid, config: Config, say: Callable[[str], None]) -> PatientGrid:
-    """The grid of sites for the options."""
+def patient(grid: Grid, config: Config, say: Callable[[str], None]) -> Grid:
+    """The grid of real nodes for the options; any other as it is."""
+    is_real = type(grid).__name__ == "HttpGrid"  # of Flower's SuperLink, whose import takes half a second
+    if not is_real and not (config.on_sites and isinstance(grid, Grid)):
+        return grid
     limit = "round-deadline-s" if config.round_deadline_s else "round-timeout"
-    return (OpenGrid if config.is_buffered else PatientGrid)(grid, say, limit)
+    return cast(Grid, (OpenGrid if config.is_buffered else PatientGrid)(grid, say, limit))
 
 
 def _of(message: Message, found: Message) -> Message:

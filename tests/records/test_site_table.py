@@ -10,6 +10,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from lit_fedbabu import sites
+from lit_fedbabu.ground import waits
 from lit_fedbabu.records import live
 from lit_fedbabu.records.sites import SITES, kind_of
 from lit_fedbabu.server import exchange, patience
@@ -81,7 +82,7 @@ def run(tmp_path_factory):
         for site, (classes, name) in enumerate(zip(OWN, NAMES, strict=True))
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "LOOK_EVERY_S", 0.01)
+        patch.setattr(waits, "FIRST_S", 0.01)
         patch.setattr(patience, "SITES_EVERY_S", 0.05)
         patch.setattr(exchange, "SITE_PAUSE_S", 0)
         grid = Watched(config, nodes, place / "server" / "run")

@@ -12,6 +12,7 @@ import torch
 from flwr.app import Message
 
 from lit_fedbabu.aggregation.table import check
+from lit_fedbabu.ground import waits
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.records import run_folder
 from lit_fedbabu.records.federation import read_federation
@@ -209,7 +210,7 @@ class AsyncSites(Sites):
 
 @pytest.mark.parametrize("delays", [(0, 0, 5), (0, 0, None)])
 def test_sites_make_a_step_whenever_enough_have_come(delays, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(waits, "FIRST_S", 0.01)
     config = site_config(tmp_path, num_server_rounds=4, server_mode="buffered", buffer_size=2, evaluate_every=9)
     colours = (("red", "green"), ("blue", "green"), ("red", "blue"))
     nodes = [

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground import waits
 from lit_fedbabu.protocol.fields import decoded
 from lit_fedbabu.protocol.handshake import PLACE, VERSION, Place, WireError
 from lit_fedbabu.protocol.wire import ClientUpdate, EvaluateReply, TrainReply
@@ -333,7 +334,7 @@ class Slow(FakeGrid):
 
 
 def test_a_site_that_never_answers_is_waited_for_until_the_deadline(monkeypatch, capsys):
-    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(waits, "FIRST_S", 0.01)
     monkeypatch.setattr(patience, "SAY_EVERY_S", 0.5)
     grid = Slow()
     messages = [Message(Place(0, 1, "").to_record(), node, PLACE) for node in grid.contexts]

@@ -1,6 +1,8 @@
 import pytest
 
+from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.server import patience
 from lit_fedbabu.server.nodes import find_nodes
 from tests.support import (
     FakeGrid,
@@ -47,3 +49,9 @@ def test_nodes_that_came_but_never_answer_are_not_counted():
     grid.answer = only_the_first
     with pytest.raises(RunError, match="only 1 of 3 nodes came"):
         find_nodes(grid, print, timeout_s=2)
+
+
+def test_answers_of_real_nodes_are_looked_for_as_those_of_sites():
+    real, other = type("HttpGrid", (), {})(), object()
+    assert type(patience.patient(real, Config(), print)) is patience.PatientGrid
+    assert patience.patient(other, Config(), print) is other

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground import waits
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.protocol.handshake import Code
 from lit_fedbabu.protocol.wire import ClientUpdate, Order, TrainReply
@@ -172,7 +173,7 @@ def asked(grid):
     ],
 )
 def test_sites_are_waited_for_until_there_are_enough_or_the_deadline_is_over(delays, enough, came, code, monkeypatch):
-    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(waits, "FIRST_S", 0.01)
     grid = Sites(delays)
     patient = patience.PatientGrid(grid, print, "round-deadline-s")
     patient.enough = enough
@@ -185,7 +186,7 @@ def test_sites_are_waited_for_until_there_are_enough_or_the_deadline_is_over(del
 
 
 def test_what_is_open_is_answered_once_or_late_once(monkeypatch):
-    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(waits, "FIRST_S", 0.01)
     grid = Sites([0.0, None])
     patient = patience.OpenGrid(grid, print)
     found = []
