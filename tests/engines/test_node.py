@@ -51,7 +51,8 @@ def test_a_message_that_never_comes_does_not_keep_a_site_from_the_next(monkeypat
 
 
 def test_a_look_comes_soon_and_then_less_often(monkeypatch):
-    slept, runs = [], iter([None] * 30 + [7])
+    slept: list[float] = []
+    runs = iter([None] * 30 + [7])
     monkeypatch.setattr(node.time, "sleep", slept.append)
     assert node._pulled(lambda: next(runs))() == 7
     assert len(slept) == 30 and slept[0] == 0.1 and slept[-1] == 3.0 and sum(slept[:10]) < 3.0 < sum(slept[:12])
