@@ -23,10 +23,10 @@ from lit_fedbabu.server.sampling import participants, substitutes
 from lit_fedbabu.server.spent import Ledger
 from lit_fedbabu.training.client_update import client_update
 from lit_fedbabu.training.experiment import Experiment
-from tests.server.test_federate import StoppedGrid
+from tests.server.test_federate import stopped_and_resumed
 from tests.server.test_pace import only
 from tests.sites import Sites, site_config, write_site
-from tests.support import NARROW, FakeGrid, curves, failures_of, files_that_decide, state_digest, tiny_config
+from tests.support import NARROW, FakeGrid, curves, failures_of, state_digest, tiny_config
 
 OPTIONS = {"model_name": NARROW, "num_clients": 10, "fraction_train": 0.4, "num_server_rounds": 5, "evaluate_every": 9}
 OPTIONS |= {"num_finetune_epochs": 0}
@@ -138,12 +138,7 @@ def test_of_equal_clients_that_are_as_many_as_the_buffer_it_is_the_run_in_rounds
 
 def test_a_run_that_is_resumed_ends_with_the_same_bytes(federate):
     config = tiny_config(**BUFFERED, algorithm="fedper", server_optimizer="momentum")
-    whole, _ = federate(config)
-    with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 4))
-    resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
-    folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
-    assert files_that_decide(folder) == files_that_decide(whole)
+    whole, folder = stopped_and_resumed(config, federate, server_round=4)
     (name,) = {path.name for path in (whole / run_folder.SERVER).glob("*_0005.*")}
     assert (folder / run_folder.SERVER / name).read_bytes() == (whole / run_folder.SERVER / name).read_bytes()
 

@@ -252,11 +252,11 @@ class StoppedGrid(FakeGrid):
         return super().answer(message, context)
 
 
-def stopped_and_resumed(config, federate):
-    """The folders of a run and of one that was stopped in round 3 and resumed on three nodes, to the same bytes."""
+def stopped_and_resumed(config, federate, server_round=3):
+    """The folders of a run and of one that was stopped in that round and resumed on three nodes, to the same bytes."""
     whole, _ = federate(config)
     with pytest.raises(KeyboardInterrupt):
-        federate(config, StoppedGrid(config, "train", 3))
+        federate(config, StoppedGrid(config, "train", server_round))
     resumed = dataclasses.replace(config, resume=str(whole.parent / "run2"))
     folder, _ = federate(resumed, FakeGrid(resumed, 3, shuffle=True))
     assert files_that_decide(folder) == files_that_decide(whole)
