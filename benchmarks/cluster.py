@@ -2,6 +2,7 @@
 
 With ``--ray`` those of the engine ``ray``, with one node and with two, in turns with the engine ``local`` and imports.
 With ``--flwr-run`` when the stages of ``flwr run .`` are over, with its installation of packages and without.
+With ``--message`` the stages of a message to one node.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,14 +164,60 @@ def stages(turns: int) -> int:
     return 0
 
 
+OF_MESSAGE = {
+    "the server has the last answer, makes the mean and sends; the node looks": "Receiving: train",
+    "the node has the message as a whole": "Received successfully",
+    "the process beside the node has answered": "Sending: train",
+    "the answer is with the SuperLink": "Sent successfully",
+}
+"""Stages of a round with one node, and what the node prints when one is over."""
+
+
+def message() -> int:
+    """Measure the stages of a message to one node."""
+    with tempfile.TemporaryDirectory(prefix="cluster-", ignore_cleanup_errors=True) as scratch:
+        config = small(scratch, run_name="run")
+        with Cluster(Path(scratch) / "cluster", 1) as cluster:
+            seen: list[tuple[float, str]] = []
+            threading.Thread(target=_follow, args=(cluster.folder / "node-0.log", seen), daemon=True).start()
+            print("".join(cluster.run(config)).splitlines()[-1])
+    found: dict[str, list[float]] = {title: [] for title in OF_MESSAGE}
+    begun = 0.0
+    for at, line in seen:
+        for title in [title for title, words in OF_MESSAGE.items() if words in line]:
+            if title in list(OF_MESSAGE)[:1]:
+                begun = begun or at
+            if begun:
+                found[title].append(round(at - begun, 3))
+                begun = at
+    for title, seconds in found.items():
+        del seconds[:1]  # the first message brings the app, and has PyTorch imported
+        print(f"{title:<74}{np.median(seconds):6.2f} s   {min(seconds)} to {max(seconds)}")
+    append("cluster.jsonl", {"machine": machine(config), "stages of a message": found})
+    return 0
+
+
+def _follow(log: Path, seen: list[tuple[float, str]]) -> None:
+    """Note when the lines of a file come, for as long as the process lives."""
+    with log.open() as file:
+        while True:
+            if line := file.readline():
+                seen.append((time.monotonic(), line))
+            else:
+                time.sleep(0.01)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
     parser.add_argument("--ray", action="store_true", help="measure the engine ray instead")
     parser.add_argument("--flwr-run", action="store_true", help="measure the stages of flwr run instead")
+    parser.add_argument("--message", action="store_true", help="measure the stages of a message to a node instead")
     parser.add_argument("--turns", type=int, default=3, help="of --ray and --flwr-run")
     arguments = parser.parse_args()
     if arguments.flwr_run:
         return stages(arguments.turns)
+    if arguments.message:
+        return message()
     if arguments.ray:
         return rays(arguments.turns)
     found: dict[str, dict[str, object]] = {}

@@ -23,6 +23,7 @@ from lit_fedbabu.ground.printing import say
 from lit_fedbabu.learning.precision import resolve_precision, trains_on
 from lit_fedbabu.learning.trainer import cohorts
 from lit_fedbabu.protocol.handshake import Code, Place
+from lit_fedbabu.protocol.packing import pack, unpack
 from lit_fedbabu.protocol.plain import is_plain
 from lit_fedbabu.protocol.wire import Arrays, ClientUpdate, EvaluateReply, Failure, Order, TrainReply
 
@@ -109,8 +110,12 @@ ANSWERS: dict[str, Callable[[Message, Context], Message]] = {
 
 
 def answer(what: str, message: Message, context: Context) -> Message:
-    """The answer of the handler of that name."""
-    return ANSWERS[what](message, context)
+    """The answer of the handler of that name, packed if the message was."""
+    is_packed = unpack(message.content)
+    reply = ANSWERS[what](message, context)
+    if is_packed:
+        pack([reply])
+    return reply
 
 
 def _training(received: Parameters, order: Order) -> Callable[[Sequence[FedBABUClient]], Sequence[FitReply]]:

@@ -11,13 +11,15 @@ import platform
 import queue
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from logging import WARNING
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -44,6 +46,7 @@ from lit_fedbabu.completion import complete
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.derived import OF_SERVER
 from lit_fedbabu.engines.admission import PatientClient, RefusedError
+from lit_fedbabu.ground.compat import look_soon_for_objects
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.stops import left_to_this_process
@@ -53,6 +56,8 @@ from lit_fedbabu.workers.worker import ALONE, Warm, WorkerRaisedError
 POLL_S = 0.5
 """Seconds between two questions for a message."""
 SECRET_BYTES = 32
+DONE = b"."
+"""What a SuperNode and the process that answers for it write to one another: a message is here, or is answered."""
 
 
 def serve(words: Sequence[str]) -> None:
@@ -75,17 +80,17 @@ def serve(words: Sequence[str]) -> None:
     secret = secrets.token_bytes(SECRET_BYTES)
     host = f"[{asked.host}]" if ":" in asked.host else asked.host
     command = [sys.executable, *ALONE, "lit_fedbabu.engines.node", f"{host}:{asked.port}"]
-    with left_to_this_process():
-        answers = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    answers.stdin.write(secret)  # type: ignore[union-attr] # a pipe
-    answers.stdin.flush()  # type: ignore[union-attr]
+    ours, theirs = socket.socketpair()
+    with theirs, left_to_this_process():
+        answers = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
+    ours.sendall(secret)
     threading.Thread(target=_end_with, args=(answers,), daemon=True).start()
     readable, writable = os.pipe()
     os.write(writable, secret)
     os.close(writable)
     sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{readable}"]
     fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[attr-defined] # imported there
-    start_client_internal._pull_and_store_message = _pulled(start_client_internal._pull_and_store_message)
+    _be_quick(ours)
     try:
         flower_supernode()
     except RefusedError as refused:
@@ -99,16 +104,37 @@ def serve(words: Sequence[str]) -> None:
         raise
 
 
-def _pulled(pull: Callable[..., int | None]) -> Callable[..., int]:
-    """Flower's look for a message, repeated until there is one: Flower would wait 3 s between two looks."""
+def _be_quick(answers: socket.socket) -> None:
+    """Look more often than Flower for a message, for which it waits 3 s, and for its answer, for which it waits 0.5 s.
+
+    Args:
+        answers: to the process that answers. It is told of each message that is here as a whole, and tells when it has
+            answered one.
+    """
+    pull, answered = start_client_internal._pull_and_store_message, threading.Event()
+
+    def listen() -> None:
+        with suppress(OSError):  # as below, when the other has ended
+            while answers.recv(1):
+                answered.set()
 
     def pulled(*arguments: Any, **options: Any) -> int:
         waits = growing()
         while (run := pull(*arguments, **options)) is None:
             time.sleep(next(waits))
+        answered.clear()
+        with suppress(OSError):  # the other has ended, which ends this process too
+            answers.sendall(DONE)
         return run
 
-    return pulled
+    def wait(most: float) -> None:
+        answered.wait(most)
+        answered.clear()
+
+    threading.Thread(target=listen, daemon=True).start()
+    start_client_internal._pull_and_store_message = pulled
+    start_client_internal.time = SimpleNamespace(sleep=wait)  # type: ignore[attr-defined, assignment] # imported there
+    look_soon_for_objects()
 
 
 def _end_with(answers: "subprocess.Popen[bytes]") -> None:
@@ -120,23 +146,34 @@ def _end_with(answers: "subprocess.Popen[bytes]") -> None:
 def main() -> None:
     """Answer the messages of the SuperNode at the address in the first argument, which writes its secret to stdin."""
     secret = sys.stdin.buffer.read(SECRET_BYTES)
-    threading.Thread(target=_end_with_node, daemon=True).start()
+    whole = Whole()
+    threading.Thread(target=_listen, args=(whole,), daemon=True).start()
+    look_soon_for_objects()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Flower raises when a run was stopped; its answer is not taken
     acquire = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
     with Warm("lit_fedbabu.client_app:prepare") as client_app.warm:
         client_app.warm.start()
-        client, whole = _client(sys.argv[1], "SuperExec", acquire), Whole()
+        client = _client(sys.argv[1], "SuperExec", acquire)
         while True:
             task = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
             if task.HasField("task") and task.token:
                 asked = _client(sys.argv[1], "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
                 threading.Thread(target=receive, args=(asked, whole), daemon=True).start()
             with suppress(queue.Empty):
-                answer(*whole.get(timeout=POLL_S))
+                if there := whole.get(timeout=POLL_S):
+                    answer(*there)
 
 
-def _end_with_node() -> None:
-    sys.stdin.buffer.read()  # until the other end of the pipe is closed, also by a kill
+def _tell() -> None:
+    """Have the SuperNode look for an answer."""
+    with suppress(OSError):  # it has ended
+        os.write(sys.stdin.fileno(), DONE)
+
+
+def _listen(whole: "Whole") -> None:
+    """Have the queue looked at whenever the SuperNode has a message, and end with the SuperNode, also by a kill."""
+    while sys.stdin.buffer.read(1):
+        whole.put(None)
     os._exit(1)
 
 
@@ -160,8 +197,8 @@ def refuse_unnamed_code(run_config: Mapping[str, Any], node_config: Mapping[str,
             raise ValueError(f"{platform.node()} does not import {path} because a server says so; {remedy}")
 
 
-Whole = queue.Queue[tuple[RuntimeHttpClient, HeartbeatSender, Message, Context]]
-"""Messages that are here as a whole, and what they are answered by."""
+Whole = queue.Queue[tuple[RuntimeHttpClient, HeartbeatSender, Message, Context] | None]
+"""Messages that are here as a whole, and what they are answered by; None: there may be one to ask for."""
 
 
 def receive(client: RuntimeHttpClient, whole: Whole) -> None:
@@ -190,6 +227,7 @@ def answer(client: RuntimeHttpClient, heartbeat: HeartbeatSender, message: Messa
             details = str(error) if isinstance(error, WorkerRaisedError) else f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
         push_message(client, reply, context)
+        _tell()
         push_task_output(client, context, status, details)
     except (httpx.HTTPError, RuntimeError) as error:
         log(WARNING, "a message is left unanswered: %s", error)

@@ -79,6 +79,16 @@ def ignore_deprecations_among_libraries() -> None:
         )
 
 
+def look_soon_for_objects() -> None:
+    """Let Flower look for the parts of a message that it has announced after 0.1 s, and not after a second.
+
+    Seen in flwr 1.41 and 1.42.
+    """
+    parts = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    for function in (parts.pull_objects, parts.pull_and_inflate_object_from_tree):
+        function.__kwdefaults__["initial_backoff"] = 0.1
+
+
 def begin_where_told(trainer: Any) -> None:
     """Keep a Trainer under Slurm from a hpc_ckpt_1.ckpt in the current folder, where it would begin instead.
 

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lit_fedbabu.ground import system
 
-VERSION = 8
+VERSION = 9
 """Of the messages. It grows when a name or a meaning changes."""
 LONGEST = 10_000
 """Characters of a text in an answer to ``PLACE``."""

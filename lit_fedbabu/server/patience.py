@@ -12,7 +12,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from lit_fedbabu.config import Config
+from lit_fedbabu.ground.compat import look_soon_for_objects
 from lit_fedbabu.ground.waits import growing
+from lit_fedbabu.protocol.packing import pack, unpack
 from lit_fedbabu.protocol.wire import TrainReply, clients_of
 from lit_fedbabu.server.answers import LATE, SPARE
 
@@ -52,7 +54,7 @@ class PatientGrid:
         waiting = dict(enumerate(sent))
         arrived: queue.Queue[tuple[int, Message]] = queue.Queue()
         over = threading.Event()
-        for place, name in enumerate(self._grid.push_messages(sent) if sent else ()):
+        for place, name in enumerate(self._pushed(sent)):
             pulling = (place, name, sent[place], arrived, over)
             threading.Thread(target=self._pull, args=pulling, daemon=True).start()
         begun = time.monotonic()
@@ -78,6 +80,11 @@ class PatientGrid:
             why = SPARE, "late: others were enough"
         for message in waiting.values():
             yield _error(message, *why)
+
+    def _pushed(self, messages: list[Message]) -> Iterable[str]:
+        """Names of the messages, which are with the SuperLink now."""
+        pack(messages)
+        return self._grid.push_messages(messages) if messages else ()
 
     def _looked(self) -> float:
         """Look, where it is time to; returns the seconds until it is the next time."""
@@ -109,6 +116,8 @@ class PatientGrid:
             try:
                 found = next(iter(self._grid.pull_messages([name])), None)
                 if found is not None:
+                    if found.has_content():
+                        unpack(found.content)
                     arrived.put((place, _of(message, found)))
                     return
             except Exception as error:  # what a site has sent can be anything
@@ -138,7 +147,7 @@ class OpenGrid(PatientGrid):
             return
         self.is_training = False
         begun = time.monotonic()
-        for name, message in zip(self._grid.push_messages(sent) if sent else (), sent, strict=True):
+        for name, message in zip(self._pushed(sent), sent, strict=True):
             place, over = next(self._places), threading.Event()
             self._open[place] = message, begun + timeout, over
             threading.Thread(target=self._pull, args=(place, name, message, self._came, over), daemon=True).start()
@@ -170,6 +179,7 @@ def patient(grid: Grid, config: Config, say: Callable[[str], None]) -> Grid:
     is_real = type(grid).__name__ == "HttpGrid"  # of Flower's SuperLink, whose import takes half a second
     if not is_real and not (config.on_sites and isinstance(grid, Grid)):
         return grid
+    look_soon_for_objects()
     limit = "round-deadline-s" if config.round_deadline_s else "round-timeout"
     return cast(Grid, (OpenGrid if config.is_buffered else PatientGrid)(grid, say, limit))
 

@@ -1,8 +1,12 @@
 import io
 import itertools
+import socket
 import threading
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
+
+import pytest
 
 from lit_fedbabu.engines import node
 
@@ -35,7 +39,8 @@ def test_a_message_that_never_comes_does_not_keep_a_site_from_the_next(monkeypat
     there = _SuperNode()
     monkeypatch.setattr("sys.argv", ["node", "127.0.0.1:1"])
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(bytes(node.SECRET_BYTES))))
-    monkeypatch.setattr(node, "_end_with_node", lambda: None)
+    monkeypatch.setattr(node, "_tell", lambda: None)
+    monkeypatch.setattr(node, "_listen", lambda _: None)
     monkeypatch.setattr(node.signal, "signal", lambda *_: None)
     monkeypatch.setattr(node, "_client", there.client)
     monkeypatch.setattr(node, "Warm", lambda _: nullcontext(SimpleNamespace(start=lambda: None)))
@@ -50,9 +55,43 @@ def test_a_message_that_never_comes_does_not_keep_a_site_from_the_next(monkeypat
     assert there.pushed == ["message 2"]
 
 
-def test_a_look_comes_soon_and_then_less_often(monkeypatch):
+@pytest.fixture
+def pair(monkeypatch):
+    """The process that answers as a quick node sees it: the node's end of a pair of sockets, and its own."""
+    inside = node.start_client_internal
+    for name in ("_pull_and_store_message", "time"):
+        monkeypatch.setattr(inside, name, getattr(inside, name))
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_look_comes_soon_and_then_less_often_and_who_answers_is_told(pair, monkeypatch):
     slept: list[float] = []
     runs = iter([None] * 30 + [7])
-    monkeypatch.setattr(node.time, "sleep", slept.append)
-    assert node._pulled(lambda: next(runs))() == 7
+    monkeypatch.setattr(node.start_client_internal, "_pull_and_store_message", lambda: next(runs))
+    node._be_quick(pair[0])
+    monkeypatch.setattr(node, "time", SimpleNamespace(sleep=slept.append))
+    assert node.start_client_internal._pull_and_store_message() == 7
     assert len(slept) == 30 and slept[0] == 0.1 and slept[-1] == 3.0 and sum(slept[:10]) < 3.0 < sum(slept[:12])
+    assert pair[1].recv(100) == node.DONE
+
+
+def test_an_answer_is_looked_for_when_it_is_there(pair, monkeypatch):
+    node._be_quick(pair[0])
+    begun = time.monotonic()
+    node.start_client_internal.time.sleep(0.2)
+    assert time.monotonic() - begun >= 0.2, "while nothing is told, waits are Flower's"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(fileno=pair[1].fileno))
+    node._tell()
+    node.start_client_internal.time.sleep(100)
+    assert time.monotonic() - begun < 50
+
+
+def test_a_word_of_the_supernode_has_the_queue_looked_at(monkeypatch):
+    whole, ended = node.Whole(), threading.Event()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(2 * node.DONE)))
+    monkeypatch.setattr(node.os, "_exit", lambda _: ended.set())
+    node._listen(whole)
+    assert [whole.get_nowait(), whole.get_nowait()] == [None, None] and whole.empty() and ended.is_set()

@@ -4,6 +4,8 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -123,3 +125,25 @@ def test_a_trainer_begins_at_a_file_of_slurms_in_the_current_folder_and_ours_doe
     assert trainer._checkpoint_connector._hpc_resume_path == str(tmp_path / "hpc_ckpt_1.ckpt")
     compat.begin_where_told(trainer)
     assert trainer._checkpoint_connector._hpc_resume_path is None
+
+
+def test_parts_of_a_message_that_are_not_there_yet_are_looked_for_soon(monkeypatch):
+    parts = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    waits, tries = [], iter([None, None, b"content"])
+
+    class NoWait(threading.Event):
+        def wait(self, seconds=None):
+            waits.append(seconds)
+            return super().wait(0 if seconds else None)
+
+    def pull(_):
+        if (found := next(tries)) is None:
+            raise parts.ObjectUnavailableError("one")
+        return found
+
+    monkeypatch.setattr(parts, "threading", SimpleNamespace(Event=NoWait, Lock=threading.Lock))
+    for function in (parts.pull_objects, parts.pull_and_inflate_object_from_tree):
+        monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__))
+    compat.look_soon_for_objects()
+    assert parts.pull_objects(["one"], pull) == {"one": b"content"}
+    assert [0.05 < each < 0.3 for each in waits] == [True, True], waits
