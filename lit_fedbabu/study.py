@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     about = "submit JOBS jobs to Slurm, each such a worker with the resources of the study's table [slurm]"
     one_of.add_argument("--slurm", type=int, metavar="JOBS", help=about)
+    about = "let the other nodes of the Ray cluster at auto or host:port do runs too, which share the study's folder"
+    one_of.add_argument("--ray", default="", metavar="ADDRESS", help=about)
     complete(parser, file=studies, words=option_words)
     arguments = parser.parse_intermixed_args(argv)
     shipped = configs_folder() / "studies" / f"{arguments.file}.toml"
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             return _dry_run(study)
         if arguments.slurm is not None:
             return submit(study, arguments.slurm)
-        return do(study, arguments.plain, arguments.worker)
+        return do(study, arguments.plain, arguments.worker, address=arguments.ray)
     except STOPS as stop:
         stop.add_note("the same command goes on from here")
         raise

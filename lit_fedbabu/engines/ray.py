@@ -155,9 +155,13 @@ class Workers:
         return RunError(f"the Ray cluster was lost: {reason}{remedy}")
 
     def _last_error(self) -> str:
-        """The last error that Ray has printed in the process that speaks with it, or what else is known."""
-        errors = ERROR.findall(self._log.read_text(errors="replace") if self._log.exists() else "")
-        return errors[-1][:200] if errors else "the process that speaks with Ray has ended"
+        return last_error(self._log)
+
+
+def last_error(log: Path) -> str:
+    """The last error that Ray has printed in the process that speaks with it, or what else is known."""
+    errors = ERROR.findall(log.read_text(errors="replace") if log.exists() else "")
+    return errors[-1][:200] if errors else "the process that speaks with Ray has ended"
 
 
 @contextmanager
@@ -172,9 +176,30 @@ def connected(config: "Config", folder: Path) -> Iterator[Workers]:
         InputError: Ray is not installed, or nobody is at the address.
         RunError: no guard of the processes could be started.
     """
+    with driver(config.ray_address, "lit_fedbabu.engines.ray_driver") as (process, connection, log):
+        connection.send(
+            {
+                "address": config.ray_address, "num_threads": config.num_threads, "path": sys.path,
+                "current": os.getcwd(), "log": str(folder / LOG),
+            }
+        )  # fmt: skip
+        yield Workers(process, connection, log, config, folder)
+
+
+@contextmanager
+def driver(address: str, module: str) -> "Iterator[tuple[subprocess.Popen[bytes], Connection, Path]]":
+    """A process that speaks with Ray, a connection to it, and what it and Ray print.
+
+    Args:
+        address: as of ``ray-address``; the process gets it from its asker.
+        module: that it runs, with the number of the connection.
+
+    Raises:
+        InputError: Ray is not installed, or nobody is at the address.
+        RunError: no guard of the process could be started.
+    """
     if importlib.util.find_spec("ray") is None:
         raise InputError("engine", "ray", "Ray is not installed; install it with pip install 'flwr[simulation]'")
-    address = config.ray_address
     if address not in ("", "auto"):
         _refuse_silent(address)
     with superlink.home_of_own() as home:
@@ -185,21 +210,14 @@ def connected(config: "Config", folder: Path) -> Iterator[Workers]:
             environment |= OWN | superlink.of_own_ray()
         ours, theirs = socket.socketpair()
         log = home / "ray.log"
-        command = [sys.executable, *ALONE, "lit_fedbabu.engines.ray_driver", str(theirs.fileno())]
+        command = [sys.executable, *ALONE, module, str(theirs.fileno())]
         with theirs, log.open("w") as file, left_to_this_process():
             process = subprocess.Popen(
                 command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 start_new_session=True, pass_fds=[theirs.fileno()],
             )  # fmt: skip
-        connection = Connection(ours.detach())
-        connection.send(
-            {
-                "address": address, "num_threads": config.num_threads, "path": sys.path, "current": os.getcwd(),
-                "log": str(folder / LOG),
-            }
-        )  # fmt: skip
         try:
-            yield Workers(process, connection, log, config, folder)
+            yield process, Connection(ours.detach()), log
         finally:
             if not address:  # Ray's processes wait for one another for seconds
                 superlink.end_all(home, at_once=True)
