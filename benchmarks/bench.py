@@ -90,6 +90,7 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
 
     found = {
         "round, ours / floor": of(one["round, ours"], one["round, floor"]),
+        "round, ours / floor with the biases": of(one["round, ours"], one["round, floor with the biases"]),
         "round, common / ours": of(one["round, common"], one["round, ours"]),
         "evaluation / round, both of a client, ours": of(one["evaluation, ours"], one["round, ours"]),
         "evaluation, common / ours": of(one["evaluation, common"], one["evaluation, ours"]),
@@ -125,6 +126,7 @@ def _one_core(config: Config) -> dict[str, Callable[[], Any]]:
     in_bf16 = config.precision == "bf16-mixed"
     work = {
         "round, floor": Tuned(config, *train, bf16=in_bf16).train,
+        "round, floor with the biases": Tuned(config, *train, bf16=in_bf16, bias=True).train,
         "round, ours": lambda: client.fit(received, order),
         "round, common": with_threads(common.train),
         "evaluation, ours": lambda: client.evaluate(received, {**order, "personalize": False}),

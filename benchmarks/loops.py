@@ -26,12 +26,15 @@ class Tuned:
         images: a client's training images (N, 32, 32, 3) of uint8, as an array.
         labels: theirs (N,).
         bf16: autocast to bfloat16.
+        bias: keep the biases, which the paper's model has and trains.
     """
 
-    def __init__(self, config: Config, images: np.ndarray, labels: np.ndarray, bf16: bool = False) -> None:
+    def __init__(
+        self, config: Config, images: np.ndarray, labels: np.ndarray, bf16: bool = False, bias: bool = False
+    ) -> None:
         self.config, self.bf16 = config, bf16
         self.images, self.labels = torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels))
-        self.model = _four_blocks(lambda norm: [norm, nn.MaxPool2d(2), nn.ReLU()], bias=False)
+        self.model = _four_blocks(lambda norm: [norm, nn.MaxPool2d(2), nn.ReLU()], bias=bias)
         self.model.to(memory_format=torch.channels_last)
 
     def train(self) -> None:

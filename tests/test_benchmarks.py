@@ -39,7 +39,12 @@ def test_all_loops_train_the_same_function():
 
 
 def test_ratios_are_taken_turn_by_turn():
-    one = {"round, floor": [1.0, 2.0], "round, ours": [1.1, 2.4], "round, common": [2.2, 4.8]}
+    one = {
+        "round, floor": [1.0, 2.0],
+        "round, floor with the biases": [1.0, 2.0],
+        "round, ours": [1.1, 2.4],
+        "round, common": [2.2, 4.8],
+    }
     one["round, floor in float32"] = [2.5, 3.0]
     one |= {f"{what}, {who}": [0.1, 0.1] for what in ("evaluation", "fine-tuning") for who in ("ours", "common")}
     every = {"round of 10 clients, ours": [10.0, 12.0]}
