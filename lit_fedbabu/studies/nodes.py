@@ -1,17 +1,14 @@
 """The nodes of a Ray cluster as further workers of a study, each with the study's folder on a disk that all share."""
 
 import os
-import platform
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import ray
-from lit_fedbabu.ground import system
-from lit_fedbabu.ground.errors import InputError, RunError, some
+from lit_fedbabu.ground.errors import InputError, some
 from lit_fedbabu.ground.files import make_folder
 from lit_fedbabu.ground.printing import say
 from lit_fedbabu.studies.plan import Study
@@ -56,35 +53,3 @@ def joined(study: Study, address: str) -> Iterator[int]:
                     say(f"note: {connection.recv()}")
     finally:
         mark.unlink(missing_ok=True)
-
-
-def work(study: Study, mark: str, path: Sequence[str], current: str, code: str, machines: int) -> str:
-    """On a node: do runs of a study until nobody is needed; what it prints goes to ``ray-<machine>.log`` of the study.
-
-    Args:
-        study: whose runs they are.
-        mark: a file of the study's folder.
-        path: folders that modules are imported from on the machine that asks.
-        current: its current folder.
-        code: digest of its code.
-        machines: how many do the study.
-
-    Returns:
-        What to say of it; empty: nothing.
-    """
-    here = platform.node()
-    if system.source_digest() != code:
-        return f"{here} takes no part: its code differs; install the same version"
-    if not Path(mark).is_file():
-        return f"{here} takes no part: it does not share {Path(mark).parent}; take an output-dir that all nodes have"
-    if Path(current).is_dir():
-        os.chdir(current)
-    sys.path += [folder for folder in path if folder not in sys.path]
-    from lit_fedbabu.studies.conduct import do
-
-    with (Path(mark).parent / f"ray-{here}.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            do(study, plain=True, is_worker=True, machines=machines)
-        except (InputError, RunError) as error:
-            return f"{here} has stopped: {error}"
-    return ""

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lit_fedbabu.ground import system
-from lit_fedbabu.studies.nodes import work
+from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.workers.serving import end_with
 
 

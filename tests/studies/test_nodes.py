@@ -9,7 +9,9 @@ import pytest
 from lit_fedbabu import study as door
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
-from lit_fedbabu.studies.nodes import MARK, work
+from lit_fedbabu.ground.system import source_digest
+from lit_fedbabu.studies.nodes import MARK
+from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.studies.plan import read_study
 from tests.engines.test_ray import cluster  # noqa: F401
 from tests.support import NARROW, files_that_decide, tiny_config, write_study
@@ -31,8 +33,6 @@ def test_a_node_with_other_code_or_without_the_folder_takes_no_part(tmp_path):
     path, folder = write_study(tmp_path)
     study = read_study(path)
     assert "its code differs" in work(study, str(tmp_path), [], "/nowhere", "other", 2)
-    from lit_fedbabu.ground.system import source_digest
-
     told = work(study, str(folder / f"{MARK}1"), [], "/nowhere", source_digest(), 2)
     assert told.endswith(f"takes no part: it does not share {folder}; take an output-dir that all nodes have")
 
