@@ -12,6 +12,7 @@ from lit_fedbabu.ground.printing import say
 from lit_fedbabu.ground.stops import STOPS
 from lit_fedbabu.ground.system import configs_folder
 from lit_fedbabu.studies.conduct import do
+from lit_fedbabu.studies.nodes import joined
 from lit_fedbabu.studies.plan import Study, read_study, refuse_other_studies
 from lit_fedbabu.studies.slurm import submit
 
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             return _dry_run(study)
         if arguments.slurm is not None:
             return submit(study, arguments.slurm)
-        return do(study, arguments.plain, arguments.worker, address=arguments.ray)
+        with joined(study, arguments.ray) as others:
+            return do(study, arguments.plain, arguments.worker, 1 + others)
     except STOPS as stop:
         stop.add_note("the same command goes on from here")
         raise

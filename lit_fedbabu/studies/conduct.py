@@ -8,7 +8,6 @@ from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.ground.files import make_folder
 from lit_fedbabu.ground.printing import say, waiting
 from lit_fedbabu.studies.claims import release
-from lit_fedbabu.studies.nodes import joined
 from lit_fedbabu.studies.plan import Run, Study, refuse_other_studies
 from lit_fedbabu.studies.tuning import chosen, tuning_of, write_choice
 from lit_fedbabu.workers.pool import Pool
@@ -22,7 +21,7 @@ LOOK_S = 5.0
 """Seconds between two looks at runs that others do."""
 
 
-def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1, address: str = "") -> int:
+def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) -> int:
     """Do all runs of a study that are not done, after those of its tuning, and report; returns the exit status.
 
     Args:
@@ -31,7 +30,6 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1, ad
         is_worker: whether this process is one of several that do the study: it leaves the runs of others to them, and
             writes no report.
         machines: how many of them there are; each begins no more runs at once than would be its part.
-        address: of a Ray cluster whose other nodes do runs too; empty: there is none.
 
     Raises:
         InputError: a run cannot be done, or was begun with other options.
@@ -42,11 +40,7 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1, ad
     most_threads = max(run.config.num_threads for run in study.runs)
     folders = [each.folder for each in (study, tuning and tuning.study) if each]
     try:
-        with (
-            Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm,
-            joined(study, address) as others,
-        ):
-            machines += others
+        with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
             warm.start()
             say(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs")
             with waiting("loading PyTorch, then data and model of each kind of run"):
