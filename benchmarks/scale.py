@@ -1,6 +1,7 @@
 """``make scale``: what start, rounds and memory cost with 100, 10,000 and 100,000 clients, of whom 10 train in a round.
 
-The clients are writers of images, equal shares of images by their classes, or those of a task.
+The clients are writers of images, equal shares of images by their classes, or those of a task. Writers are twice here:
+their images are decoded when they are needed, or before a run.
 """
 
 import argparse
@@ -25,8 +26,10 @@ SIZES = (100, 10_000, 100_000)
 PARTICIPANTS, IMAGES, PIXELS = 10, 5, 16
 """Of a round; training images of every client, beside one test image; and their height and width. So little training
 hides no cost of the clients."""
+WRITERS = {"partitioner": "natural-id", "natural_id_column": "writer"}
 KINDS = {
-    "writers": {"partitioner": "natural-id", "natural_id_column": "writer"},
+    "as needed": {**WRITERS, "normalization": "none"},  # before the next, for decoded images are taken where they are
+    "writers": WRITERS,
     "classes": {"partitioner": "classes", "num_classes_per_client": 1},
     "task": {"task": "benchmarks.many:task"},
 }

@@ -68,8 +68,8 @@ class Config(Derived):
     normalization: str = option(
         "data",
         "mean and standard deviation of each channel: data takes those of the dataset's training images, imagenet those"
-        " of ImageNet, as the paper's code does",
-        choices=("data", "imagenet"),
+        " of ImageNet, as the paper's code does, none leaves pixels at 0 to 1",
+        choices=("data", "imagenet", "none"),
     )
     image_size: int = option(32, "height and width in pixels that every image is resized to", low=8, high=1024)
     partitioner: str = option(

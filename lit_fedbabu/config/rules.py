@@ -70,7 +70,7 @@ def _check_images(config: Any) -> None:
     if config.on_sites and len(config.classes) < 2:
         remedy = "partitioner sites needs it, as in class-names=cat,dog: no one sees the images of all sites"
         raise InputError("class-names", config.class_names, remedy)
-    if config.on_sites and config.normalization == "data":
+    if config.on_sites and config.normalization != "imagenet":
         remedy = "no one sees the images of all sites; take imagenet"
         raise InputError("normalization", config.normalization, remedy)
 

@@ -45,7 +45,8 @@ def clean() -> tuple[list[tuple[str, int]], list[str]]:
         if place.name.startswith(BEING_WRITTEN) and time.time() - newest < ABANDONED_S:
             kept.append(place.name)
             continue
-        size = sum(file.stat().st_size for file in files)
+        stats = [file.stat() for file in files]
+        size = sum(min(each.st_size, 512 * each.st_blocks) for each in stats)  # without holes
         shutil.rmtree(place)
         removed.append((place.name, size))
     return removed, kept

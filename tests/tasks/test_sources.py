@@ -196,6 +196,12 @@ def test_imagenets_constants_are_refused_for_grey_images():
         tiny(dataset="digits", normalization="imagenet").check()
 
 
+@pytest.mark.parametrize("normalization", ["data", "none"])
+def test_sites_take_constants_for_coloured_images(normalization):
+    with pytest.raises(InputError, match="no one sees the images of all sites; take imagenet"):
+        tiny_config(partitioner="sites", class_names="a,b", normalization=normalization)
+
+
 def test_nothing_is_left_behind_when_decoding_fails(tmp_path):
     root = write_image_folder(tmp_path / "pets")
     Path(root / "train/dog/2.png").write_bytes(b"no image")

@@ -49,7 +49,7 @@ class ImageFiles:
 
     def __enter__(self) -> Self:
         for name, place in self._places.items():
-            self._files[name] = _begun(place, self._shapes[name])
+            self._files[name] = begun(place, self._shapes[name])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -64,13 +64,10 @@ class ImageFiles:
         if image.shape[-1] == 3:
             self._coloured = True
         file, start = self._files[name]
-        content = memoryview(with_channels(image, 3).tobytes())
-        self.digests[name][row] = int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True)
-        start += row * len(content)
+        content = with_channels(image, 3).tobytes()
+        self.digests[name][row] = digest_of(content)
         with naming(self._places[name]):
-            while content:
-                written = os.pwrite(file.fileno(), content, start)
-                content, start = content[written:], start + written
+            write_at(file, start + row * len(content), content)
 
     def read(self, name: str) -> Pixels:
         """The array in a file, mapped from disk."""
@@ -148,11 +145,24 @@ def told(what: str, count: int) -> Iterator[Callable[[int], None]]:
             bar.stop()
 
 
-def _begun(place: Path, shape: tuple[int, ...]) -> tuple[BinaryIO, int]:
-    """A new file with the head of an array of uint8, and where the array begins."""
+def digest_of(pixels: bytes) -> int:
+    """A number of 64 bits that equal pixels have in common; it is not 0."""
+    return int.from_bytes(blake2b(pixels, digest_size=8).digest(), signed=True) or 1
+
+
+def write_at(file: BinaryIO, start: int, content: bytes) -> None:
+    """Write all of the content at a place of a file; threads may do so side by side."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(file.fileno(), left, start)
+        left, start = left[written:], start + written
+
+
+def begun(place: Path, shape: tuple[int, ...], kind: str = "|u1") -> tuple[BinaryIO, int]:
+    """A new file with the head of an array, of uint8 if nothing else is said, and where the array begins."""
     file = place.open("wb")
     with naming(place):
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
         file.flush()
     return file, file.tell()
 
@@ -160,7 +170,7 @@ def _begun(place: Path, shape: tuple[int, ...]) -> tuple[BinaryIO, int]:
 def _keep_one_channel(place: Path) -> None:
     images = np.load(place, mmap_mode="r")
     scratch = place.with_suffix(".grey")
-    file, _ = _begun(scratch, (*images.shape[:-1], 1))
+    file, _ = begun(scratch, (*images.shape[:-1], 1))
     with naming(place), file:
         for start in range(0, len(images), 256):
             file.write(images[start : start + 256, ..., :1].tobytes())

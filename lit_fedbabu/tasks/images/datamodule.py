@@ -141,7 +141,7 @@ class ClientData(L.LightningDataModule):
 
 
 class ImageRows(Dataset[list[Tensor]]):
-    """Some images of a split, which are read from disk a batch at a time, and their labels.
+    """Some images of a split, which are read from disk, or decoded there, a batch at a time, and their labels.
 
     Args:
         split: all images.
@@ -152,13 +152,17 @@ class ImageRows(Dataset[list[Tensor]]):
     def __init__(self, split: Split, indices: Indices, channels: int) -> None:
         self.labels = split.labels[indices]
         self._images, self._indices, self._channels = np.asarray(split.images), indices, channels
+        self._undecoded = split.undecoded
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, rows: list[int] | slice) -> list[Tensor]:
         """Images (B, S, S, C) of uint8 and labels (B,) of these rows."""
-        images = with_channels(self._images[self._indices[rows]], self._channels)
+        own = self._indices[rows]
+        if self._undecoded is not None:
+            self._undecoded.need(own)
+        images = with_channels(self._images[own], self._channels)
         return [torch.from_numpy(images), torch.from_numpy(self.labels[rows])]
 
     @property

@@ -19,6 +19,7 @@ from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, hidden_images
 from lit_fedbabu.tasks.images.names import composed
 from lit_fedbabu.tasks.images.tables import Decoded, Split, hold_out, read_tables
+from lit_fedbabu.tasks.images.undecoded import ENCODED, Undecoded
 
 _FORMAT = "v6"
 """Of decoded images in the cache. It changes when an image would be decoded otherwise."""
@@ -36,7 +37,7 @@ class Source:
         train: the training images.
         test: the test images.
         class_names: by their numbers.
-        mean: of the training images by channel, scaled to 0..1.
+        mean: of the training images by channel, scaled to 0..1; empty where not all are decoded.
         std: standard deviation of the same.
         notes: a line for each kind of file, split or class that is left out.
         owner_names: the values of ``natural-id-column``, by the numbers of owners.
@@ -53,7 +54,8 @@ class Source:
     @property
     def channels(self) -> int:
         """1 of grey images, 3 of coloured ones."""
-        return len(self.mean)
+        channels: int = self.train.images.shape[-1]
+        return channels
 
 
 def load(
@@ -62,6 +64,7 @@ def load(
     owner_column: str = "",
     classes: tuple[str, ...] = (),
     size: int = IMAGE_SIZE,
+    as_needed: bool = False,
 ) -> Source:
     """The dataset as arrays that all processes of a machine map from one copy; decoded when first seen.
 
@@ -71,6 +74,8 @@ def load(
         owner_column: a column that says whose an image is; empty: none is read.
         classes: names of classes in the order that numbers them; empty: the dataset's own.
         size: height and width of the images in pixels.
+        as_needed: unless all images are decoded, decode each when it is first needed, as of ``Undecoded``; then mean,
+            deviation and digests are not known.
 
     Raises:
         InputError: the dataset is not there, cannot be reached, or its columns or classes are not as asked for.
@@ -81,10 +86,16 @@ def load(
             if column:
                 raise InputError(option, column, "is of datasets with columns, and digits has none; leave it out")
     folder = cache.folder() / _cache_key(size, dataset, label_column, owner_column)
+    some_decoded = folder.with_name(f"{folder.name}-as-needed")
+    if as_needed and dataset != "digits" and not folder.exists():
+        folder = some_decoded
     if not folder.exists():
-        _decode(folder, size, dataset, label_column, owner_column)
+        _decode(folder, size, dataset, label_column, owner_column, as_needed)
     source = _mapped(folder)
-    source = dataclasses.replace(source, notes=(*source.notes, *cache.note()))
+    notes = [*source.notes, *cache.note()]
+    if folder != some_decoded and some_decoded.exists():
+        notes.append(f"{some_decoded} is not needed any more, for {folder.name} has all images decoded; remove it")
+    source = dataclasses.replace(source, notes=tuple(notes))
     if classes:
         return _renumbered(source, dataset, classes)
     if len(source.class_names) < 2:
@@ -103,7 +114,8 @@ def _mapped(folder: Path) -> Source:
                     what: np.load(path, mmap_mode="r")
                     for what in ("images", "labels", "owners", "digests")
                     if (path := folder / f"{split}_{what}.npy").exists()
-                }
+                },
+                undecoded=Undecoded(folder, split) if (folder / ENCODED).exists() else None,
             )
             for split in ("train", "test")
         )
@@ -171,15 +183,15 @@ def _is_no_folder(dataset: str) -> str:
     return f'is no folder here{has}; give a folder, a hub name "owner/name" or "digits"'
 
 
-def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_column: str) -> None:
+def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_column: str, as_needed: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=cache.BEING_WRITTEN))
     try:
         if dataset == "digits":
             decoded = _digits(size, scratch)
         else:
-            decoded = read_tables(dataset, label_column, owner_column, size, scratch)
-        mean, std = _statistics(decoded.train.images)
+            decoded = read_tables(dataset, label_column, owner_column, size, scratch, as_needed)
+        mean, std = ([], []) if as_needed else _statistics(decoded.train.images)
         about = {"class_names": decoded.class_names, "mean": mean, "std": std, "notes": decoded.notes}
         about["owner_names"] = decoded.owner_names
         for name, split in (("train", decoded.train), ("test", decoded.test)):

@@ -14,11 +14,11 @@ from lit_fedbabu.tasks.images import hub, local
 from lit_fedbabu.tasks.images.arrays import ImageFiles, side_by_side, told
 from lit_fedbabu.tasks.images.clients import LAYOUTS
 from lit_fedbabu.tasks.images.columns import Numbers, choose, numbered, refuse_absent
-from lit_fedbabu.tasks.images.decoding import Pixels, decode
+from lit_fedbabu.tasks.images.decoding import Pixels
 from lit_fedbabu.tasks.images.folders import TEST_SPLITS
 from lit_fedbabu.tasks.images.names import composed, look_alike
 from lit_fedbabu.tasks.images.split_column import split_by_column
-from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, SomeRows
+from lit_fedbabu.tasks.images.undecoded import Undecoded, begin, decoded, encoded_in
 
 HELD_OUT = 5
 """Without a test split, one of so many training images of each class is a test image, drawn by a fixed seed."""
@@ -32,13 +32,15 @@ class Split:
         images: (N, H, W, C) of uint8, grey (C = 1) or RGB (C = 3), mapped from disk.
         labels: (N,) numbers of classes.
         owners: (N,) numbers of the values of ``natural-id-column``, where it was asked for.
-        digests: (N,) of the images' pixels: equal ones have equal digests.
+        digests: (N,) of the images' pixels: equal ones have equal digests; None where not all are decoded.
+        undecoded: decodes images that are not decoded yet; None where all are.
     """
 
     images: Pixels
     labels: Numbers
     owners: Numbers | None = None
     digests: Numbers | None = None
+    undecoded: Undecoded | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Decoded:
     owner_names: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_tables(dataset: str, label_column: str, owner_column: str, size: int, folder: Path) -> Decoded:
+def read_tables(
+    dataset: str, label_column: str, owner_column: str, size: int, folder: Path, as_needed: bool = False
+) -> Decoded:
     """A hub dataset or a folder; arguments as of ``sources.load``, and a folder for the arrays of images.
 
     Raises:
@@ -90,6 +94,10 @@ def read_tables(dataset: str, label_column: str, owner_column: str, size: int, f
     for name, table in used.items():
         if missing := {image_column, label_column, owner_column or label_column} - set(table.features):
             raise InputError("dataset", dataset, f"its split {name} has no column {', '.join(sorted(missing))}")
+        if not getattr(table.features[image_column], "decode", True):
+            remedy = f"its column {image_column} has images that are not to be decoded, from row 0 of split {name} on"
+            remedy += f'; use cast_column("{image_column}", Image()) and save it again'
+            raise InputError("dataset", dataset, remedy)
     labels, names = numbered(dataset, used, label_column)
     owners: list[Numbers | None] = [None] * len(used)
     owner_names: list[str] = []
@@ -106,9 +114,13 @@ def read_tables(dataset: str, label_column: str, owner_column: str, size: int, f
         )
         rows = [("train", np.flatnonzero(~held_out)), ("test", np.flatnonzero(held_out))]
         labels, owners = 2 * labels, 2 * owners
-    images = _images(dataset, used, image_column, rows, size, folder)
+    digests: Mapping[str, Numbers] = {}
+    if as_needed:
+        arrays = begin(dataset, used, image_column, rows, size, folder, notes)
+    else:
+        arrays, digests = _images(dataset, used, image_column, rows, size, folder)
     train, test = (
-        Split(images.read(split), label[own], None if owner is None else owner[own], images.digests[split])
+        Split(arrays[split], label[own], None if owner is None else owner[own], digests.get(split))
         for (split, own), label, owner in zip(rows, labels, owners, strict=True)
     )
     return Decoded(train, test, names, notes, owner_names)
@@ -157,8 +169,8 @@ def _images(
     rows: Sequence[tuple[str, Numbers]],
     size: int,
     folder: Path,
-) -> ImageFiles:
-    """The images of all tables, decoded.
+) -> tuple[Mapping[str, Pixels], Mapping[str, Numbers]]:
+    """The images of all tables, decoded, and their digests, by the names of the files.
 
     Args:
         dataset: the name that errors give it.
@@ -168,10 +180,6 @@ def _images(
         size: height and width in pixels.
         folder: for the files.
     """
-    for split, table in tables.items():
-        if not getattr(table.features[column], "decode", True):
-            remedy = f"its column {column} has images that are not to be decoded, from row 0 of split {split} on"
-            raise InputError("dataset", dataset, f'{remedy}; use cast_column("{column}", Image()) and save it again')
     files = ImageFiles(folder, size, {name: len(own) for name, own in rows})
     places: list[dict[int, tuple[str, int]]] = [{} for _ in tables]
     for number, (name, own) in enumerate(rows):
@@ -183,38 +191,14 @@ def _images(
         def decode_row(numbered: tuple[int, Any]) -> None:
             row, image = numbered
             name, place = own[row]
-            files.write(name, place, _decoded(image, mode, size, dataset, split, f"row {row} of column {column}"))
+            files.write(name, place, decoded(image, mode, size, dataset, split, f"row {row} of column {column}"))
 
-        side_by_side(decode_row, enumerate(_undecoded(table, column)), done)
+        side_by_side(decode_row, enumerate(encoded_in(table, column)), done)
 
     with files, told(f"decoding images at {size} x {size}", sum(map(len, places))) as done:
         for (split, table), of_table in zip(tables.items(), places, strict=True):
             decode_table(split, table, of_table, done)
-    return files
-
-
-def _decoded(image: Any, mode: str | None, size: int, dataset: str, split: str, where: str) -> Pixels:
-    """An image that is bytes, or a mapping of ``bytes`` and ``path``, as ``decode`` gives it."""
-    try:
-        image = {"bytes": image} if isinstance(image, bytes) else image or {}
-        content, path = image.get("bytes"), image.get("path")
-        file = path if content is None else content
-        if file is None:
-            raise ValueError("there is none")
-        where = str(file) if content is None else where
-        return decode(file, mode, size)
-    except ValueError as error:
-        remedy = f"an image of its split {split!r} cannot be read: {where}: {error}"
-        raise InputError("dataset", dataset, remedy) from None
-
-
-def _undecoded(table: Any, column: str) -> Any:
-    """The images of a table as bytes, or as mappings of ``bytes`` and ``path``."""
-    from datasets import Image as ImageFeature
-
-    if isinstance(table, FileTable | MemoryTable | SomeRows) or not isinstance(table.features[column], ImageFeature):
-        return table[column]
-    return table.cast_column(column, ImageFeature(decode=False))[column]
+    return {name: files.read(name) for name, _ in rows}, files.digests
 
 
 def hold_out(labels: Numbers, keep_one: bool = False) -> npt.NDArray[np.bool_]:

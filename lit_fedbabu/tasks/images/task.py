@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
+
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import imported
@@ -22,10 +24,11 @@ from lit_fedbabu.learning.state import BASE, Learner, base_names
 from lit_fedbabu.learning.trainable import restrict
 from lit_fedbabu.learning.trial import refuse_other_forward, try_model, try_single_images
 from lit_fedbabu.tasks.images import learner
+from lit_fedbabu.tasks.images.arrays import told
 from lit_fedbabu.tasks.images.clients import EITHER, layout_of
 from lit_fedbabu.tasks.images.datamodule import ClientData
 from lit_fedbabu.tasks.images.learner import Say
-from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, dealt, summary
+from lit_fedbabu.tasks.images.partition import class_counts, client_names, copies, dealt, evaluation_split, summary
 from lit_fedbabu.tasks.images.partitioners import Partition, Sizes
 from lit_fedbabu.tasks.images.sources import Source, load
 from lit_fedbabu.tasks.images.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, try_augmentation
@@ -112,7 +115,13 @@ class ImageClassification:
         owners = config.natural_id_column
         if config.partitioner == "natural-id" and config.dataset != "digits":
             owners = owners or self._layout()
-        return load(config.dataset, config.label_column, owners, self._classes, config.image_size)
+        as_needed = config.normalization != "data" and self._looks_at_some
+        return load(config.dataset, config.label_column, owners, self._classes, config.image_size, as_needed)
+
+    @property
+    def _looks_at_some(self) -> bool:
+        """Whether some clients' images are looked at before a run, and those of others when they are drawn."""
+        return not self.config.on_sites and len(self.config.looked_at) < self.config.num_clients
 
     def _layout(self) -> str:
         """Which folders are clients, where the dataset is a folder and nothing was said of it."""
@@ -141,6 +150,8 @@ class ImageClassification:
             return self._constants
         if self.config.normalization == "imagenet":
             return IMAGENET_MEAN, IMAGENET_STD
+        if self.config.normalization == "none":
+            return (0.0,) * self.source.channels, (1.0,) * self.source.channels
         return self.source.mean, self.source.std
 
     @cached_property
@@ -175,11 +186,15 @@ class ImageClassification:
     def notes(self) -> tuple[str, ...]:
         """What of the dataset is left out or doubtful, a line for each kind; to be printed where a run begins."""
         notes = (*self.source.notes, *copies(self.config, self.source, self.partition))
+        if self.source.train.undecoded is not None:
+            many = f"of {self.config.num_clients} clients the images of {len(self.config.looked_at)}, drawn first, were"
+            many += " looked at; others are decoded when they are needed, and a client fails then if one cannot be read"
+            notes += (f"{many}; copies of training images are not looked for",)
         if self.config.protection == "none" or self.config.normalization != "data":
             return notes
         return (
             *notes,
-            "normalization=data has mean and deviation of all images, without noise; imagenet has constants",
+            "normalization=data has mean and deviation of all images, without noise; imagenet and none have constants",
         )
 
     @cached_property
@@ -221,11 +236,21 @@ class ImageClassification:
         """Read and deal the dataset, and try the user's own augmentation; raises InputError as ``check``."""
         self.augmentation  # noqa: B018 - imported before the dataset is read
         if self.config.normalization == "imagenet" and self.source.channels != 3:
-            remedy = "is of colour images; the dataset's are grey: take data"
+            remedy = "is of colour images; the dataset's are grey: take data or none"
             raise InputError("normalization", self.config.normalization, remedy)
         self.partition  # noqa: B018 - dealt once, here
+        self._decode_first()
         if callable(self.augmentation):
             try_augmentation(self.config.augmentation, self.augmentation, self.image_shape, self.batches(False).train)
+
+    def _decode_first(self) -> None:
+        """Decode the images of those clients that are looked at before a run."""
+        looked_at, evaluated = self.config.looked_at, evaluation_split(self.config, self.source)
+        for split, parts in ((self.source.train, self.partition.train), (evaluated, self.partition.test)):
+            if split.undecoded is not None:
+                own = np.concatenate([parts[client] for client in looked_at])
+                with told("decoding images of the clients drawn first", len(own)) as done:
+                    split.undecoded.need(own, done)
 
     def refuse_other(self, saved: Mapping[str, Any], split: Path) -> None:
         """Raise InputError where classes or split are not those of a federation."""

@@ -1,0 +1,286 @@
+"""Images of many clients that are decoded when they are first needed: the same as if all had been decoded before."""
+
+import dataclasses
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_fedbabu import run
+from lit_fedbabu.config import Config
+from lit_fedbabu.ground.errors import InputError, RunError
+from lit_fedbabu.learning import cache
+from lit_fedbabu.tasks.images import hub, sources, undecoded
+from lit_fedbabu.training.experiment import Experiment
+from tests.support import NARROW, files_that_decide, tiny_config
+
+COUNT = 40
+"""Images of a split."""
+rng = np.random.default_rng(0)
+PIXELS = rng.integers(0, 256, (2, COUNT, 9, 9, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def images(split, mode="RGB"):
+    return [Image.fromarray(each).convert(mode) for each in PIXELS[split]]
+
+
+def folder_of_classes(folder, mode="RGB"):
+    for place, split in enumerate(("train", "test")):
+        for number, image in enumerate(images(place, mode)):
+            path = folder / split / "ab"[number % 2] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return str(folder)
+
+
+def one_table(split=0, by_column=False):
+    """A table of a split; or one of whose rows a column says the split."""
+    rows = {
+        "image": images(split),
+        "label": [number % 2 for number in range(COUNT)],
+        "split": ["test" if 10 <= number < 20 else "train" for number in range(COUNT)],
+    }
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(num_classes=2),
+        "split": datasets.Value("string"),
+    }
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    return table if by_column else table.remove_columns("split")
+
+
+def parquet(folder):
+    folder.mkdir()
+    for split, name in enumerate(("train", "test")):
+        one_table(split).to_parquet(folder / f"{name}.parquet", batch_size=7)
+    return str(folder)
+
+
+def held_out(folder):
+    folder.mkdir()
+    one_table().to_parquet(folder / "images.parquet")
+    return str(folder)
+
+
+def split_by_a_column(folder):
+    folder.mkdir()
+    one_table(0, by_column=True).to_parquet(folder / "images.parquet")
+    return str(folder)
+
+
+def saved(folder):
+    datasets.DatasetDict(train=one_table(0), test=one_table(1)).save_to_disk(folder)
+    return str(folder)
+
+
+def saved_and_split(folder):
+    one_table(0, by_column=True).save_to_disk(folder)
+    return str(folder)
+
+
+def metadata(folder):
+    folder.mkdir()
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(COUNT)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    for number, image in enumerate(images(0)):
+        image.save(folder / f"{number}.png")
+    return str(folder)
+
+
+KINDS = [folder_of_classes, parquet, held_out, split_by_a_column, saved, saved_and_split, metadata, "some/hub"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "__name__", kind))
+def test_each_image_is_that_of_a_dataset_that_was_decoded_before(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "read", lambda _: {"train": one_table(0), "test": one_table(1).select([3, 2, 0, 5])})
+    monkeypatch.setattr(undecoded, "PIECE", (3, 500))
+    dataset = (
+        kind if isinstance(kind, str) else kind(tmp_path / ("caf\udce9" if kind is folder_of_classes else "images"))
+    )
+    monkeypatch.chdir(tmp_path)  # paths are from anywhere
+    found = sources.load(dataset, size=8, as_needed=True)
+    assert bool(list(cache.folder().glob("*/*.arrow"))) == (kind is not saved), "what is mapped already is not copied"
+    again = sources.load(dataset, size=8, as_needed=True)
+    expected = sources.load(dataset, size=8)
+    assert found.class_names == expected.class_names and found.channels == expected.channels == 3
+    for mine, other, theirs in (
+        (found.train, again.train, expected.train),
+        (found.test, again.test, expected.test),
+    ):
+        assert mine.labels.tolist() == theirs.labels.tolist() and not mine.images.any() and theirs.images.all(0).any()
+        for chosen in (np.array([2, 0, 2]), np.arange(len(mine.labels))):
+            mine.undecoded.need(chosen)
+            decoded = mine.images.any((1, 2, 3))
+            assert decoded.sum() == len(set(chosen.tolist())), "and no others"
+            assert np.array_equal(mine.images[decoded], theirs.images[decoded])
+        with monkeypatch.context() as nothing:
+            nothing.setattr(undecoded, "decode", lambda *_: pytest.fail("decoded twice"))
+            other.undecoded.need(chosen)
+    assert sources.load(dataset, size=8, as_needed=True).train.undecoded is None, "all are decoded by now"
+    assert any("is not needed any more" in note for note in sources.load(dataset, size=8).notes)
+
+
+def test_what_a_process_left_half_done_is_done_again(tmp_path):
+    """An image without its mark, a mark without its image as after a failure of power, and half an image with one."""
+    split = sources.load(parquet(tmp_path / "images"), size=8, as_needed=True).train
+    split.undecoded.need(np.arange(COUNT))
+    whole = split.images.copy()
+    (folder,) = cache.folder().glob("*-as-needed")
+    marks, pixels = (np.load(folder / f"train_{name}.npy", mmap_mode="r+") for name in ("decoded", "images"))
+    marks[3], pixels[5], pixels[7, 4:] = 0, 0, 0
+    other = sources.load(str(tmp_path / "images"), size=8, as_needed=True).train
+    assert not np.array_equal(other.images, whole)
+    other.undecoded.need(np.arange(COUNT))
+    assert np.array_equal(other.images, whole) and marks.all()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from lit_fedbabu.tasks.images import sources
+pwrite, left = os.pwrite, 21
+def dying(file, content, start):
+    global left
+    left -= 1
+    if not left:
+        pwrite(file, content[:50], start)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pwrite(file, content, start)
+os.pwrite = dying
+sources.load(sys.argv[1], size=8, as_needed=True).train.undecoded.need(np.arange(40))
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_harms_no_other(tmp_path):
+    dataset = parquet(tmp_path / "images")
+    split = sources.load(dataset, size=8, as_needed=True).train
+    done = subprocess.run([sys.executable, "-c", KILLED, dataset], timeout=100)
+    assert done.returncode == -9 and split.images.any((1, 2, 3)).sum() >= 8
+    split.undecoded.need(np.arange(COUNT))
+    assert np.array_equal(split.images, sources.load(dataset, size=8).train.images)
+
+
+def test_grey_images_have_one_channel_and_a_coloured_one_that_comes_later_is_refused(tmp_path, monkeypatch):
+    dataset = folder_of_classes(tmp_path / "images", "L")
+    images(0)[4].save(tmp_path / "images/train/a/004.png")
+    assert sources.load(dataset, as_needed=True).channels == sources.load(dataset).channels == 3
+    assert cache.clean() and not cache.clean()[0]
+    monkeypatch.setattr(undecoded, "LOOKED_AT", 1)
+    found = sources.load(dataset, as_needed=True)
+    found.train.undecoded.need(np.array([0, 1]))
+    assert found.channels == 1 and found.train.images[:2].any((1, 2, 3)).all()
+    with pytest.raises(InputError, match="has colours, and those looked at before are grey: .*a/004.png; decode all"):
+        found.train.undecoded.need(np.arange(COUNT))
+    assert sources.load(dataset).channels == sources.load(dataset, as_needed=True).channels == 3, "that is the remedy"
+
+
+def test_files_that_are_gone_or_changed_are_named(tmp_path):
+    dataset = folder_of_classes(tmp_path / "images")
+    split = sources.load(dataset, as_needed=True).train
+    paths = sorted((tmp_path / "images/train").rglob("*.png"))
+    paths[0].unlink()
+    images(1)[0].save(paths[1])
+    with pytest.raises(InputError, match=r"cannot be read: .*a/000.png: No such file"):
+        split.undecoded.need(np.array([0]))
+    with pytest.raises(InputError, match=r"a/002.png has changed since the images were listed; begin a new run"):
+        split.undecoded.need(np.array([1]))
+    other = sources.load(saved(tmp_path / "saved"), as_needed=True).test
+    (table,) = (tmp_path / "saved/test").glob("*.arrow")
+    table.rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=f"{table}: these images are gone or changed"):
+        other.undecoded.need(np.array([0]))
+
+
+def test_what_cannot_be_read_is_refused_before_a_run_if_it_is_seen(tmp_path):
+    dataset = folder_of_classes(tmp_path / "images")
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"cannot be read: .*png: is no image"):
+        sources.load(dataset, as_needed=True)
+    assert not list(cache.folder().iterdir())
+
+
+def test_holes_are_no_bytes_of_the_cache(tmp_path):
+    sources.load(parquet(tmp_path / "images"), size=512, as_needed=True)
+    (name, size), *_ = cache.clean()[0]
+    assert name.endswith("-as-needed") and size < 1e6 < COUNT * 512 * 512 * 3
+
+
+WRITERS = 1001
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A run of 1,001 writers, of whom two train in a round, with grey images."""
+    (tmp_path / "writers").mkdir()
+    for split, count in (("train", 3), ("test", 1)):
+        noise = rng.integers(0, 256, (WRITERS * count, 8, 8), dtype=np.uint8)
+        rows = {
+            "image": [Image.fromarray(each) for each in noise],
+            "label": [number % 2 for number in range(len(noise))],
+            "writer": [number // count for number in range(len(noise))],
+        }
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)}
+        features["writer"] = datasets.Value("int64")
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        table.to_parquet(tmp_path / "writers" / f"{split}.parquet")
+    return Config(
+        dataset=str(tmp_path / "writers"), partitioner="natural-id", natural_id_column="writer", num_clients=WRITERS,
+        normalization="none", min_client_images=1, fraction_train=0.002, num_server_rounds=2, num_local_epochs=1,
+        evaluate_clients=2, num_finetune_epochs=1, precision="32-true", model_name=NARROW, output_dir=str(tmp_path),
+        engine="local",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_workers_decode_what_they_need(many, tmp_path):
+    first = run(dataclasses.replace(many, run_name="as-needed"))
+    (folder,) = cache.folder().glob("*-as-needed")
+    assert 0 < np.count_nonzero(np.load(folder / "train_decoded.npy")) <= 3 * 2 * 3, "of two rounds and an evaluation"
+    sources.load(many.dataset, "", "writer")
+    assert run(dataclasses.replace(many, run_name="before")) == first
+    assert files_that_decide(tmp_path / "as-needed") == files_that_decide(tmp_path / "before")
+
+
+@pytest.fixture
+def some_drawn(monkeypatch):
+    """A run of six clients, of whom two train and one is evaluated, as if six were too many to be looked at."""
+    monkeypatch.setattr("lit_fedbabu.config.derived.EVERYONE", 3)
+    options = {"fraction_train": 0.34, "evaluate_clients": 1, "num_server_rounds": 1, "model_name": NARROW}
+    return tiny_config(normalization="none", **options)
+
+
+def test_a_run_decodes_the_images_of_those_drawn_and_gives_the_same_numbers(some_drawn, federate, monkeypatch):
+    first, _ = federate(some_drawn)
+    (folder,) = cache.folder().glob("*-as-needed")
+    task = Experiment(some_drawn).task
+    needed = {*some_drawn.drawn(1), *some_drawn.evaluated}
+    own = np.concatenate([task.partition.train[client] for client in needed])
+    assert np.flatnonzero(np.load(folder / "train_decoded.npy")).tolist() == sorted(own.tolist())
+    assert task.constants == ((0.0,) * 3, (1.0,) * 3)
+    assert "of 6 clients the images of 2, drawn first, were looked at; others are decoded" in task.notes[-1]
+    monkeypatch.setattr("lit_fedbabu.config.derived.EVERYONE", 6)
+    again, _ = federate(some_drawn)
+    assert files_that_decide(again) == files_that_decide(first)
+
+
+def test_the_images_of_those_drawn_first_are_looked_at(some_drawn):
+    task = Experiment(some_drawn).task
+    for split in (task.source.train, task.source.test):
+        split.undecoded._encoded, kept = (
+            dataclasses.replace(split.undecoded._encoded, mode="odd"),
+            split.undecoded._encoded,
+        )
+        with pytest.raises(InputError, match="cannot be read: row [0-9]+ of column img: image has wrong mode"):
+            task.check_data()
+        split.undecoded._encoded = kept
+    everything = Experiment(dataclasses.replace(some_drawn, normalization="data")).task.source
+    assert everything.train.undecoded is None and everything.mean
