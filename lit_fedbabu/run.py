@@ -126,7 +126,7 @@ def _by_flower(config: Config, folder: Path, plain: bool) -> int:
 
 def _locally(config: Config, folder: Path, plain: bool) -> int:
     """Run with the engine ``local``; returns the exit status."""
-    with Warm("lit_fedbabu.client_app:prepare", environment=threads(config.num_threads)) as warm:
+    with Warm("lit_fedbabu.client_app:prepare", environment=threads(config.num_threads, config.devices)) as warm:
         warm.start()  # it imports what workers need while this process imports what the server needs
         say("checking the dataset and the split")
         experiment = _checked(config)

@@ -278,7 +278,8 @@ class Algorithm:
     def check(self, config: Config) -> None:
         """Raise InputError where it cannot do what the options ask for."""
         if self.step == "moreau-envelope":
-            refuse_of_trainer(config, {"accumulate_grad_batches"}, f"{config.algorithm} takes a step for each batch")
+            keys = {"accumulate_grad_batches", "devices"}
+            refuse_of_trainer(config, keys, f"{config.algorithm} takes steps of its own for each batch")
 
     def check_steps(self, name: str, by_hand: bool) -> None:
         """Raise InputError where its step moves weights around an optimizer's, and a module takes steps by hand."""
@@ -326,9 +327,13 @@ class Algorithm:
         Then noise in these steps is enough for ``privacy=sample``. Steps of ``finish`` have none: what they make may be
         kept to be evaluated. A method with hooks of its own says so by overriding this.
         """
+        return not self.has_own_hooks and self.step != "moreau-envelope"
+
+    @property
+    def has_own_hooks(self) -> bool:
+        """Whether it overrides what a client does in a round."""
         hooks = ("start", "callbacks", "losses", "train", "finish")
-        own = any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
-        return not own and self.step != "moreau-envelope"
+        return any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
 
     @property
     def of_features(self) -> bool:
@@ -418,7 +423,7 @@ def refuse_aggregator(config: Config, why: str) -> None:
 
 def refuse_of_trainer(config: Config, keys: set[str], why: str) -> None:
     """Raise InputError where one of these arguments of Lightning's Trainer is given."""
-    for key in keys & config.trainer.keys():
+    for key in sorted(keys & config.trainer.keys()):
         raise InputError(f"trainer.{key}", config.trainer[key], f"{why}; leave it out")
 
 

@@ -40,7 +40,7 @@ class Apfl(Algorithm):
 
     def check(self, config: Config) -> None:
         why = f"{config.algorithm} trains a second model, which Lightning does not see"
-        refuse_of_trainer(config, {"accumulate_grad_batches", "gradient_clip_val"}, why)
+        refuse_of_trainer(config, {"accumulate_grad_batches", "devices", "gradient_clip_val"}, why)
 
     def check_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         refuse_but_sgd(name, optimizer)

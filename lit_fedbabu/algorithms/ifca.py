@@ -18,6 +18,7 @@ from lit_fedbabu.algorithms.algorithm import (
     Server,
     Update,
     refuse_aggregator,
+    refuse_of_trainer,
 )  # fmt: skip
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
@@ -41,6 +42,7 @@ class Ifca(Algorithm):
     def check(self, config: Config) -> None:
         name = config.algorithm
         refuse_aggregator(config, "has a mean for each of its models, of few clients")
+        refuse_of_trainer(config, {"devices"}, f"{name} measures each model on a client's whole data")
         if config.server_optimizer != "none":
             remedy = f"{name} has several models, and the optimizer is of one; take none"
             raise InputError("server-optimizer", config.server_optimizer, remedy)

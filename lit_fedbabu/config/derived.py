@@ -182,6 +182,11 @@ class Derived:
         return read_trainer(self.trainer_options, self.kind.trainer)
 
     @property
+    def devices(self) -> int:
+        """GPUs, or where there are none processes, that train one client together."""
+        return int(self.trainer.get("devices", 1))
+
+    @property
     def kind(self) -> Kind:
         """What is learned: images, or a task of the user's own."""
         return kind_of(self.task)

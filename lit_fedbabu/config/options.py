@@ -21,8 +21,10 @@ TRAINER = {
     "reload_dataloaders_every_n_epochs": int,
 }  # fmt: skip
 """Arguments of Lightning's Trainer that pass through, and their types."""
-OF_TASKS = {"check_val_every_n_epoch": int, "limit_val_batches": float, "val_check_interval": float}
-"""Those that pass through to the module of a task, whose validation is its own."""
+OF_TASKS = {
+    "check_val_every_n_epoch": int, "devices": int, "limit_val_batches": float, "val_check_interval": float,
+}  # fmt: skip
+"""Those that pass through to the module of a task, whose data and validation are its own."""
 PROTOCOL = {
     "max_epochs": "num-local-epochs and num-finetune-epochs", "min_epochs": "num-local-epochs",
     "max_steps": "num-local-steps", "precision": "precision", "logger": "the run's own records",
@@ -216,9 +218,9 @@ def read_trainer(text: str, allowed: Mapping[str, type]) -> dict[str, Any]:
             if name in PROTOCOL:
                 instead = f"would break the protocol; use {PROTOCOL[name]} instead"
             elif name in DEVICES:
-                instead = (
-                    "a client trains on one GPU or CPU core, and workers take a machine's GPUs in turn; leave it out"
-                )
+                own = "" if name != "devices" else ", or take a task of your own, whose clients may have several"
+                instead = "a client trains on one GPU or CPU core, and workers take a machine's GPUs in turn"
+                instead += f"; leave it out{own}"
             raise InputError(f"trainer.{name}", value, instead)
         kind = allowed[name]
         numbers = (int, float) if kind is float else (kind,)

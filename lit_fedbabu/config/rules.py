@@ -248,6 +248,24 @@ def _check_pace(config: Any) -> None:
         raise InputError("over-selection", config.over_selection, remedy)
 
 
+def _check_devices(config: Any, counts: bool) -> None:
+    """Refuse several devices for a client where they would be left out, or would make something else."""
+    key, count = "trainer.devices", config.devices
+    if count == 1:
+        return
+    if count < 1:
+        raise InputError(key, count, "must be at least 1")
+    refused = {
+        "a site trains on one device": config.on_sites,
+        f"engine={config.engine} starts no process for each device; take local": config.engine != "local",
+        "secure-aggregation keeps secrets in one process": config.secure_aggregation,
+        "privacy=sample draws batches of its own, in one process": config.protection == "sample",
+        "num-local-steps and fractions of epochs count the batches of one device; take whole epochs": counts,
+    }
+    if why := [remedy for remedy, given in refused.items() if given]:
+        raise InputError(key, count, why[0] if ";" in why[0] else f"{why[0]}; leave it out")
+
+
 def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after another
     """Raise InputError where an option of a ``Config`` does not fit to the others."""
     if "/" in config.run_name or config.run_name.startswith("."):
@@ -307,6 +325,7 @@ def check_together(config: Any) -> None:  # noqa: C901, PLR0912 - one rule after
     if partial and (counting := sorted({"accumulate_grad_batches", "limit_train_batches"} & set(config.trainer))):
         remedy = "counts batches as num-local-steps and fractions of epochs do; leave one of them out"
         raise InputError(f"trainer.{counting[0]}", config.trainer[counting[0]], remedy)
+    _check_devices(config, bool(partial))
     _check_privacy(config)
     if config.secure_aggregation:
         _check_secure(config)

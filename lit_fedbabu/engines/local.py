@@ -17,6 +17,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.engines.resources import nodes_of, worker_environments
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.learning.devices import spread
 from lit_fedbabu.protocol.wire import clients_of
 from lit_fedbabu.records.progress import Lines
 from lit_fedbabu.workers.pool import Pool
@@ -110,7 +111,7 @@ def started(config: Config, warm: Warm, folder: Path, progress: Lines) -> Iterat
     environments = worker_environments(config)
     with (
         quiet_flower(), logged(folder) as log,
-        Pool(warm, len(environments), environments, str(log), progress.say) as pool,
+        Pool(warm, len(environments), environments, str(log), progress.say, once=config.devices > 1) as pool,
     ):  # fmt: skip
         yield LocalGrid(config, nodes_of(config), pool, progress)
 
@@ -140,8 +141,10 @@ def quiet_flower() -> Iterator[None]:
 def answer(message: Message, context: Context) -> Message:
     """In a worker: the ClientApp's reply, or as in Flower an error where it raised an exception."""
     identify_process()
+    training = message.metadata.message_type == MessageType.TRAIN
     try:
-        return client_app.app(message, context)
+        with spread(Config.from_run_config(context.run_config).devices if training else 1):
+            return client_app.app(message, context)
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"

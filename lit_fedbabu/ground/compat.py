@@ -4,7 +4,8 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +88,20 @@ def look_soon_for_objects() -> None:
     parts = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
     for function in (parts.pull_objects, parts.pull_and_inflate_object_from_tree):
         function.__kwdefaults__["initial_backoff"] = 0.1
+
+
+@contextmanager
+def loaders_made_again() -> Iterator[Callable[[Any, Any], Any]]:
+    """While it lasts, loaders are made as in a fit; what is given makes one anew with a sampler, as for a device.
+
+    It raises what Lightning would raise in a fit. Seen in lightning 2.6.
+    """
+    from torch.utils.data import BatchSampler, DataLoader
+
+    fabric = importlib.import_module("lightning.fabric.utilities.data")
+    data = importlib.import_module("lightning.pytorch.utilities.data")
+    with fabric._replace_dunder_methods(DataLoader, "dataset"), fabric._replace_dunder_methods(BatchSampler):
+        yield data._update_dataloader
 
 
 def begin_where_told(trainer: Any) -> None:

@@ -38,16 +38,15 @@ def new_trainer(config: Config, **options: Any) -> ClientTrainer:
     """
     quiet_lightning()
     torch.set_num_threads(config.num_threads)
-    arguments: dict[str, Any] = {"logger": False, **config.trainer, **options}
+    alone: dict[str, Any] = {"devices": 1, "use_distributed_sampler": False}
+    alone["plugins"] = [LightningEnvironment()]  # a worker is no task of Slurm, torchrun, MPI or LSF
+    arguments: dict[str, Any] = {"logger": False, **config.trainer, **alone, **options}
     return ClientTrainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=1,
         precision=cast(Any, resolve_precision(config.precision)),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        use_distributed_sampler=False,
-        plugins=[LightningEnvironment()],  # a worker is no task of Slurm, torchrun, MPI or LSF
         **arguments,
     )
 

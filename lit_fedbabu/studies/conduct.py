@@ -38,9 +38,10 @@ def do(study: Study, plain: bool, is_worker: bool = False, machines: int = 1) ->
     tuning = tuning_of(study)
     refuse_other_studies(study if tuning is None else tuning.study)
     most_threads = max(run.config.num_threads for run in study.runs)
+    most_devices = max(run.config.devices for run in study.runs)
     folders = [each.folder for each in (study, tuning and tuning.study) if each]
     try:
-        with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads)) as warm:
+        with Warm("lit_fedbabu.client_app:prepare", environment=threads(most_threads, most_devices)) as warm:
             warm.start()
             say(f"checking {len(study.runs) + (len(tuning.study.runs) if tuning else 0)} runs")
             with waiting("loading PyTorch, then data and model of each kind of run"):

@@ -58,7 +58,7 @@ def need_of(experiment: Experiment) -> int:
             2 * max(train) * max(config.cohort_size, 1) * _kept_by_training(model, images) // TRIED,  # with gradients
             max(test) * _largest_of_evaluation(model, images) // TRIED,
         )
-    return OWN_MB * 2**20 + weights * (COPIES + config.clients_per_round) + batches
+    return config.devices * (OWN_MB * 2**20 + weights * (COPIES + config.clients_per_round) + batches)
 
 
 def _kept_by_training(model: nn.Module, images: torch.Tensor) -> int:

@@ -62,12 +62,14 @@ class Claimed:
 
 
 @contextlib.contextmanager
-def _workers(environments: Sequence[Mapping[str, str]], log: Path, say: Callable[[str], None]) -> Iterator[Answers]:
+def _workers(
+    environments: Sequence[Mapping[str, str]], log: Path, say: Callable[[str], None], once: bool
+) -> Iterator[Answers]:
     """The workers of a run: this process where there is one alone, and else a pool of them."""
-    if len(environments) == 1:
+    if len(environments) == 1 and not once:
         yield Here()
         return
-    with Warm.here(PREPARE) as warm, Pool(warm, len(environments), environments, str(log), say) as pool:
+    with Warm.here(PREPARE) as warm, Pool(warm, len(environments), environments, str(log), say, once) as pool:
         yield pool
 
 
@@ -121,7 +123,7 @@ def work(config: Config, shares: Sequence[Sequence[Mapping[str, str]]]) -> str:
             log.open("a") as file,
             contextlib.redirect_stdout(file),
             quiet_flower(),
-            _workers(environments, log, progress.say) as workers,
+            _workers(environments, log, progress.say, config.devices > 1) as workers,
         ):
             grid = LocalGrid(config, nodes_of(config), Claimed(claim, workers), progress)
             federate(grid, Experiment(config), progress)

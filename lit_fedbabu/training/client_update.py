@@ -7,6 +7,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
+from lit_fedbabu.learning.devices import is_first, refuse_other
 from lit_fedbabu.learning.evaluation import Measured, Personalization
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
@@ -72,6 +73,7 @@ def cohort_update(
     A model that draws random numbers, as dropout does, draws others than for one client after another.
     """
     config, algorithm = experiment.config, experiment.algorithm
+    refuse_other(config)
     data = [
         experiment.client_data(client, config.derived_seed("train", server_round, client), pooled=algorithm.pooled)
         for client in clients
@@ -91,7 +93,7 @@ def cohort_update(
         updates = algorithm.finish(dataclasses.replace(cohort, private=False), modules)
     for client, update in zip(clients, updates, strict=True):
         experiment.check_update(update)
-        if update.kept:
+        if update.kept and is_first():
             memory.keep(needed(memories, experiment), client, server_round, update.kept)
     pairs = zip(updates, data, losses, strict=True)
     return [TrainedClient(update.shared, own.num_train, loss, update.extras) for update, own, loss in pairs]

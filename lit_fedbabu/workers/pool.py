@@ -29,6 +29,7 @@ class Pool:
         environments: variables for each of them; None: none.
         log: file for what they print; "": where this process prints.
         say: prints a line; told of workers that died.
+        once: whether a worker ends when it has answered, so that each request has one that has done nothing yet.
     """
 
     def __init__(
@@ -38,20 +39,20 @@ class Pool:
         environments: Sequence[Mapping[str, str]] | None = None,
         log: str = "",
         say: Callable[[str], None] = print,
+        once: bool = False,
     ) -> None:
         self._warm = warm
         self._environments = environments or [{}] * size
         self._workers: list[Worker | None] = [None] * size
         self._log = log
-        self._say = say
+        self._say, self._once = say, once
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for worker in self._workers:
-            if worker is not None:
-                worker.end()
+        for slot in range(len(self._workers)):
+            self._end(slot)
 
     def answers(
         self, function: str, requests: Sequence[tuple[Any, ...]], shared: object = None, timeout_s: float | None = None
@@ -95,6 +96,8 @@ class Pool:
                     value = raised
                 answered.append((busy.pop(slot).place, value))
                 del value
+                if self._once:
+                    self._end(slot)
             elif connections:
                 yield from self._late([*busy.values(), *waiting], timeout_s)
                 return
@@ -118,9 +121,12 @@ class Pool:
         waiting.appendleft(_Asked(place, attempt + 1))
 
     def _late(self, asked: list[_Asked], timeout_s: float | None) -> Iterator[tuple[int, WorkerDiedError]]:
-        for slot, worker in enumerate(self._workers):
-            if worker is not None:
-                worker.end()
-                self._workers[slot] = None
+        for slot in range(len(self._workers)):
+            self._end(slot)
         for place, _ in asked:
             yield place, WorkerDiedError(f"no answer within {timeout_s:.0f} s")
+
+    def _end(self, slot: int) -> None:
+        if (worker := self._workers[slot]) is not None:
+            worker.end()
+            self._workers[slot] = None

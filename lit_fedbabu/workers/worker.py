@@ -236,9 +236,12 @@ def with_package(path: str) -> str:
     return os.pathsep.join(filter(None, [str(system.package_folder().parent), path]))
 
 
-def threads(count: int) -> dict[str, str]:
-    """Variables of a process that is to compute with so many threads."""
-    return {"OMP_NUM_THREADS": str(count)}
+def threads(count: int, devices: int = 1) -> dict[str, str]:
+    """Variables of a process that is to compute with so many threads, and of which several may train a client.
+
+    PyTorch would warn in each of these that it looks for weights without a gradient.
+    """
+    return {"OMP_NUM_THREADS": str(count), **({"TORCH_CPP_LOG_LEVEL": "ERROR"} if devices > 1 else {})}
 
 
 def oom_kills() -> int:

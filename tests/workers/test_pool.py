@@ -48,6 +48,13 @@ def test_every_request_is_answered_by_few_processes(warm):
         assert first <= again and len(again) <= 2
 
 
+def test_a_worker_answers_once_where_it_is_asked_to(warm):
+    with Pool(warm, 2, once=True) as pool:
+        answered = answers(pool, "twice", *[(number,) for number in range(5)])
+    assert [answered[place][1] for place in range(5)] == [0, 2, 4, 6, 8]
+    assert len({process for process, _ in answered.values()}) == 5
+
+
 @pytest.mark.parametrize(
     ("visible", "gpus", "bound"),
     [

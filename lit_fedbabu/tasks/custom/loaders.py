@@ -3,8 +3,11 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from lit_fedbabu.ground.compat import loaders_made_again
+from lit_fedbabu.ground.errors import told
 
 ENDLESS = 1_000_000
 """Samples after which a loader without a length is taken for one without an end."""
@@ -47,6 +50,31 @@ def samples_in(batch: Any) -> int:
     kinds = (Tensor, Mapping, list, tuple)
     inner = [part for part in parts if isinstance(part, kinds) or dataclasses.is_dataclass(part)]
     return samples_in(inner[0]) if inner else 1
+
+
+def undealt(make: Callable[[], Any], devices: int) -> str:
+    """Why Lightning would not deal the samples of a loader that is made, or of several, to devices; empty: it would.
+
+    It shuffles those of all loaders with an index, and gives streams and other iterables to every device whole.
+    """
+    from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+
+    with loaders_made_again() as again:
+        for loader in _together(make()).flattened:
+            if not isinstance(loader, DataLoader):
+                return f"is a {type(loader).__name__}, which is not dealt to devices; make it a DataLoader"
+            if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+                return "makes batches by a sampler of its own, which is not dealt to devices; take batch_size"
+            sampler: Any = loader.sampler
+            shuffles = type(sampler) is RandomSampler and not sampler.replacement
+            if not shuffles or sampler.num_samples != len(sampler.data_source):
+                remedy = "take a dataset with an index and shuffle=True"
+                return f"takes samples by a {type(sampler).__name__}, and devices would take theirs shuffled; {remedy}"
+            try:
+                again(loader, DistributedSampler(loader.dataset, devices, 0))
+            except Exception as error:  # of Lightning's, or whatever the user's loader raises
+                return f"cannot be made anew for each device: {told(error)}"
+    return ""
 
 
 def _samples_of(loader: Any) -> int:

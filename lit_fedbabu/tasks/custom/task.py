@@ -21,7 +21,7 @@ from lit_fedbabu.learning.parts import NORM, PARTS, REST, parts_of
 from lit_fedbabu.tasks.custom import learner
 from lit_fedbabu.tasks.custom.data import CustomData
 from lit_fedbabu.tasks.custom.learner import short
-from lit_fedbabu.tasks.custom.loaders import batches_of
+from lit_fedbabu.tasks.custom.loaders import batches_of, undealt
 from lit_fedbabu.tasks.custom.module import CustomModule, initial_module
 from lit_fedbabu.tasks.custom.private import refuse_unbounded
 from lit_fedbabu.tasks.custom.trial import try_steps, try_task
@@ -239,6 +239,11 @@ class CustomTask:
         try:
             found = data.num_train, data.num_test
             batches = data.batches, batches_of(data.module.test_dataloader())
+            split = (
+                undealt(data.module.train_dataloader, self.config.devices)
+                if self.config.devices > 1 and self._data is None
+                else ""
+            )
         except InputError:
             raise
         except Exception as error:  # whatever the user's code raises
@@ -249,6 +254,9 @@ class CustomTask:
             if in_loader == 0:
                 remedy = f"gives no batch of its {count} samples; take smaller batches, or drop_last=False"
                 raise InputError("task", self.config.task, f"the {kind} loader of client {client} {remedy}")
+        if split:
+            remedy = f"the training loader of client {client} {split}"
+            raise InputError("trainer.devices", self.config.devices, remedy)
         epochs, steps = self.config.length("num_local_epochs")
         if batches[0] is None and ((epochs % 1 and not steps) or self.config.num_head_epochs % 1):
             remedy = "has no length, which fractions of epochs need; give its dataset __len__, the number of samples"
@@ -271,6 +279,9 @@ class CustomTask:
             raise InputError("algorithm", name, f"{remedy}; take another, as fedprox")
         if algorithm.of_features:
             raise InputError("algorithm", name, "is of features of images by their classes; take another, as fedper")
+        if config.devices > 1 and ":" in name and algorithm.has_own_hooks:
+            remedy = "has hooks of its own, which would see a part of a client's data on each device; leave it out"
+            raise InputError("trainer.devices", config.devices, f"{name} {remedy}")
         self._refuse_parts(algorithm)
         self.client_names  # noqa: B018 - refused here
         (module,) = _own([initial()])

@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.base import moved
 from lit_fedbabu.learning.client_trainer import ClientTrainer
+from lit_fedbabu.learning.devices import joined, over_all
 from lit_fedbabu.learning.trainer import new_trainer
 from lit_fedbabu.tasks.custom.data import CustomData, foreign
 from lit_fedbabu.tasks.custom.logger import Dropped
@@ -90,10 +91,13 @@ def train(
     outside = _outside(module, names)
     moved(module.model)  # notes how the base is
     options |= {"max_epochs": watch.max_epochs, "num_sanity_val_steps": 0}
-    with trainer_of(module, own, callbacks, [watch], **options) as trainer, watch:
-        if watch.left < math.inf:
-            trainer.mini_batches = int(watch.left)
-        trainer.fit(module.lightning, datamodule=own.module)
+    with joined(f"client {own.client}, {watch.mode}") as on_devices:
+        with trainer_of(module, own, callbacks, [watch], **options, **on_devices) as trainer, watch:
+            if watch.left < math.inf:
+                trainer.mini_batches = int(watch.left)
+            trainer.fit(module.lightning, datamodule=own.module)
+        trained = (weight for weight in module.model.parameters() if weight.requires_grad)
+        watch.loss, watch.seen = over_all([watch.loss, watch.seen], trained)
     module.lightning.zero_grad(set_to_none=True)
     if name := moved(module.model):
         remedy = "where a base does not: say which frozen weights stay so by Task(..., base=(...)), or () for none"

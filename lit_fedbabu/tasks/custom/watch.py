@@ -43,7 +43,8 @@ class Watch(L.Callback):
         """The weights after every epoch."""
         self._frozen = {name: value.clone() for name, value in self._standing().items()}
         self._versions: dict[str, int] = {}
-        self._loss, self._seen = 0.0, 0
+        self.loss, self.seen = 0.0, 0.0
+        """The sum of losses over samples, and their number."""
         self.told = False
         """Whether a training_step returned a loss."""
         self.learned = False
@@ -54,7 +55,7 @@ class Watch(L.Callback):
     @property
     def mean_loss(self) -> float:
         """Over all samples seen; nan if there was none."""
-        return self._loss / self._seen if self._seen else math.nan
+        return self.loss / self.seen if self.seen else math.nan
 
     def _standing(self) -> dict[str, Tensor]:
         """What does not train, as it is now."""
@@ -106,8 +107,8 @@ class Watch(L.Callback):
         if isinstance(loss, Tensor) and trainer.current_epoch < self.max_epochs:  # averages of weights take one more
             self.told = True
             count = samples_in(batch)
-            self._loss += loss.detach().double().item() * count
-            self._seen += count
+            self.loss += loss.detach().double().item() * count
+            self.seen += count
         self.left -= 1
         trainer.should_stop = trainer.should_stop or self.left == 0
 
