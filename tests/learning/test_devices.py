@@ -94,6 +94,14 @@ def test_a_client_is_trained_to_the_bits_of_a_plain_trainer_on_several_devices(a
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in found.state.items())
 
 
+def test_a_base_stays_out_of_what_devices_exchange_and_changes_nothing(tmp_path):
+    without, with_it = (trained(config_of(task, algorithm="fedbabu"), tmp_path / task) for task in ("trunk", "carried"))
+    assert without.state and with_it.state.keys() - without.state.keys() == {
+        name for name in with_it.state if name.startswith(("body.0.", "outside."))
+    }
+    assert all(torch.equal(value, with_it.state[name]) for name, value in without.state.items())
+
+
 class Plain(L.LightningModule):
     """Plain SGD without what depends on the batch: the mean of gradients is that of one batch of all samples."""
 
