@@ -83,8 +83,9 @@ def serve(words: Sequence[str]) -> None:
     ours, theirs = socket.socketpair()
     with theirs, left_to_this_process():
         answers = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
-    ours.sendall(secret)
     threading.Thread(target=_end_with, args=(answers,), daemon=True).start()
+    with suppress(OSError):  # it has ended, which ends this process too
+        ours.sendall(secret)
     readable, writable = os.pipe()
     os.write(writable, secret)
     os.close(writable)
@@ -114,7 +115,7 @@ def _be_quick(answers: socket.socket) -> None:
     pull, answered = start_client_internal._pull_and_store_message, threading.Event()
 
     def listen() -> None:
-        with suppress(OSError):  # as below, when the other has ended
+        with suppress(OSError):  # as above
             while answers.recv(1):
                 answered.set()
 
@@ -123,7 +124,7 @@ def _be_quick(answers: socket.socket) -> None:
         while (run := pull(*arguments, **options)) is None:
             time.sleep(next(waits))
         answered.clear()
-        with suppress(OSError):  # the other has ended, which ends this process too
+        with suppress(OSError):  # as above
             answers.sendall(DONE)
         return run
 

@@ -88,5 +88,5 @@ def test_pfedme_steps_towards_what_inner_steps_on_the_same_batch_find(server_rou
 
 
 def test_pfedme_refuses_several_batches_for_a_step():
-    with pytest.raises(InputError, match=r"trainer\.accumulate_grad_batches = 2: pfedme takes a step for each batch"):
+    with pytest.raises(InputError, match=r"accumulate_grad_batches = 2: pfedme takes steps of its own for each batch"):
         Experiment(tiny_config(algorithm="pfedme", trainer_options='{"accumulate_grad_batches": 2}')).check()

@@ -1,6 +1,5 @@
 """How a site is taken by its server: against the handlers of Flower's SuperLink, without its port."""
 
-import io
 import json
 import threading
 
@@ -137,7 +136,7 @@ class _Answers:
     """The process that answers messages, as it were."""
 
     def __init__(self, *_, **__):
-        self.stdin = io.BytesIO()
+        pass
 
     def wait(self):
         threading.Event().wait()
