@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "32-true", "bf16-mixed"), help="of all but the common loop"
     )
+    parser.add_argument("--one-core", action="store_true", help="leave out all cores and the engines")
     arguments = parser.parse_args()
     if "GLIBC_TUNABLES" not in os.environ:  # read when a process starts: as lit_fedbabu.run sets it for its workers
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": system.MALLOC})
@@ -62,13 +63,14 @@ def main() -> int:
             "config": config.experiment() | {"dataset": "noise of CIFAR-10's shape"},
         }
         print(json.dumps(measured["machine"]), flush=True)
-        measured["one core"] = one_core = _in_turns(_one_core(config), arguments.repeats)
-        work, turns = _all_cores(config), max(2, arguments.repeats // 2)
-        measured["all cores"] = every = _in_turns(work, turns)
-        measured["engines"] = {engine: _through(engine, config) for engine in WORKERS}
-        every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of them, so that drift cancels
+        measured |= {"one core": _in_turns(_one_core(config), arguments.repeats), "all cores": {}, "engines": {}}
+        if not arguments.one_core:
+            work, turns = _all_cores(config), max(2, arguments.repeats // 2)
+            measured["all cores"] = every = _in_turns(work, turns)
+            measured["engines"] = {engine: _through(engine, config) for engine in WORKERS}
+            every[ALONE] += _in_turns({ALONE: work[ALONE]}, turns)[ALONE]  # on both sides of them: drift cancels
     measured["ratios"] = ratios(measured)
-    for title, times in (*one_core.items(), *every.items()):
+    for title, times in (*measured["one core"].items(), *measured["all cores"].items()):
         print(f"{title:<52}{np.median(times):8.3f} s   {min(times):.3f} to {max(times):.3f}")
     for title, (middle, low, high) in measured["ratios"].items():
         print(f"{title:<52}{middle:8.2f}     {low:.2f} to {high:.2f}")
@@ -99,6 +101,8 @@ def ratios(measured: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     for who in ("floor", "ours"):
         if f"round, {who} in float32" in one:
             found[f"round, {who} in float32 / in bf16"] = of(one[f"round, {who} in float32"], one[f"round, {who}"])
+    if not engines:
+        return found
     side_by_side = np.median(every[ALONE])
     for engine, through in engines.items():
         rounds = through["round s"]
