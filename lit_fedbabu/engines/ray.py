@@ -75,7 +75,7 @@ class Workers:
         self._say, self._experiment = progress.say, experiment
         self._kept = str(self._folder / CONFIG) if experiment.algorithm.kept else ""
         if not self._connection.poll(START_S):
-            raise self._refused(f"nothing was heard within {START_S:.0f} s; {self._last_error()}")
+            raise self._refused(f"nothing was heard within {START_S:.0f} s; {last_error(self._log)}")
         kind, told = self._received()
         if kind != "ready":
             raise self._refused(told)
@@ -96,7 +96,7 @@ class Workers:
         try:
             self._connection.send((self._introduction, self._kept, packed, pickled(shared), timeout_s))
         except OSError:
-            raise self._lost(self._last_error()) from None
+            raise self._lost(last_error(self._log)) from None
         while (told := self._received())[0] != "over":
             match told:
                 case "note", note:
@@ -142,7 +142,7 @@ class Workers:
         try:
             told: tuple[Any, ...] = self._connection.recv()
         except (EOFError, OSError):
-            raise self._lost(self._last_error()) from None
+            raise self._lost(last_error(self._log)) from None
         return told
 
     def _refused(self, reason: str) -> Exception:
@@ -153,9 +153,6 @@ class Workers:
     def _lost(self, reason: str) -> RunError:
         remedy = f"; go on with resume = {self._folder}" if (self._folder / CONFIG).exists() else ""
         return RunError(f"the Ray cluster was lost: {reason}{remedy}")
-
-    def _last_error(self) -> str:
-        return last_error(self._log)
 
 
 def last_error(log: Path) -> str:

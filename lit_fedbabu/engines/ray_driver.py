@@ -97,7 +97,7 @@ class Cluster:
         try:
             ray.init(**where, log_to_driver=False, configure_logging=False)
         except (Exception, SystemExit) as error:  # whatever Ray raises
-            raise RefusedError(_line(error)) from error
+            raise RefusedError(line_of(error)) from error
         self._num_threads = num_threads
         self._of_host = num_threads, path, current, log
         self._nodes: dict[str, _Node] = {}
@@ -184,7 +184,7 @@ class Cluster:
                 waiting.appendleft(_Asked(place, attempt + 1))
                 return
             open_.discard(place)
-            yield "failed", place, f"its node was lost twice, the last time: {_line(error)}"
+            yield "failed", place, f"its node was lost twice, the last time: {line_of(error)}"
             return
         is_answer, answer, notes = future.result()
         for note in notes:
@@ -254,8 +254,8 @@ class Cluster:
             return sent, future
         if isinstance(error, RayTaskError):
             if sent.asked is not None:
-                raise LostError(f"{sent.node.name}: {_line(error)}")
-            self._leave_out(sent, _line(error))
+                raise LostError(f"{sent.node.name}: {line_of(error)}")
+            self._leave_out(sent, line_of(error))
             return sent, future
         if error is not None:
             self._died(sent, error)
@@ -275,7 +275,7 @@ class Cluster:
 
     def _died(self, sent: _Sent, error: BaseException) -> None:
         self._drop(sent)
-        name, why = sent.node.name, _line(error)
+        name, why = sent.node.name, line_of(error)
         if sent.node.is_ready:
             self._notes.append(f"note: the actor on {name} is gone ({why}); its work is done again")
         elif self._starts[sent.id] >= STARTS:
@@ -341,7 +341,7 @@ def refusal(told: Mapping[str, Any], file: str) -> str:
     return ""
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """What Ray says, in a line: it fills many with what may have been the cause."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     text = " ".join(str(cause or error).split())

@@ -1,8 +1,6 @@
 """What a node of a Ray cluster does for a study of another machine."""
 
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -11,6 +9,7 @@ from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.studies.conduct import do
 from lit_fedbabu.studies.plan import Study
+from lit_fedbabu.workers.host import import_as
 
 
 def work(study: Study, mark: str, path: Sequence[str], current: str, code: str, machines: int) -> str:
@@ -32,9 +31,7 @@ def work(study: Study, mark: str, path: Sequence[str], current: str, code: str, 
         return f"{here} takes no part: its code differs; install the same version"
     if not Path(mark).is_file():
         return f"{here} takes no part: it does not share {Path(mark).parent}; take an output-dir that all nodes have"
-    if Path(current).is_dir():
-        os.chdir(current)
-    sys.path += [folder for folder in path if folder not in sys.path]
+    import_as(path, current)
     with (Path(mark).parent / f"ray-{here}.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             do(study, plain=True, is_worker=True, machines=machines)

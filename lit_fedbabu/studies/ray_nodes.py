@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lit_fedbabu.engines.ray_driver import line_of
 from lit_fedbabu.ground import system
 from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.workers.serving import end_with
@@ -23,7 +24,7 @@ def main() -> None:
         own = ray.get_runtime_context().get_node_id()
         nodes = [each for each in ray.nodes() if each["Alive"] and each["NodeID"] != own]  # type: ignore[no-untyped-call]
     except (Exception, SystemExit) as error:  # whatever Ray raises
-        connection.send(("refused", " ".join(str(error).split())[:300]))
+        connection.send(("refused", line_of(error)))
         return
     nodes = [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
     asked = {}
@@ -44,7 +45,7 @@ def main() -> None:
         try:
             note = ray.get(ended)
         except Exception as error:  # as where a node is gone
-            note = f"{name} is gone: {' '.join(str(error).split())[:200]}"
+            note = f"{name} is gone: {line_of(error)}"
         if note:
             connection.send(note)
     end_with(connection.fileno())

@@ -35,9 +35,7 @@ class Host:
     """
 
     def __init__(self, size: int, num_threads: int, path: Sequence[str], current: str, log: str) -> None:
-        if Path(current).is_dir():
-            os.chdir(current)
-        sys.path += [folder for folder in path if folder not in sys.path]
+        import_as(path, current)
         self._warm = Warm(PREPARE, environment=threads(num_threads))
         self._warm.start()
         gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
@@ -109,6 +107,13 @@ class Host:
 
     def _log_here(self) -> str:
         return self._log if self._log and Path(self._log).parent.is_dir() else ""
+
+
+def import_as(path: Sequence[str], current: str) -> None:
+    """Let this process find a user's modules where the asker does; arguments as of ``Host``."""
+    if Path(current).is_dir():
+        os.chdir(current)
+    sys.path += [folder for folder in path if folder not in sys.path]
 
 
 def digest_of(file: Path) -> str:
