@@ -344,7 +344,7 @@ class Config(Derived):
     )
     precision: str = option(
         "auto",
-        "Lightning precision; auto is bf16-mixed where GPU or CPU have it, else 16-mixed on GPU, else 32-true;"
+        "Lightning precision; auto is bf16-mixed where GPU or CPU are faster by it, else 16-mixed on GPU, else 32-true;"
         " 64-true also keeps, averages and sends weights in float64",
         choices=("auto", "bf16-mixed", "16-mixed", "32-true", "64-true"),
     )

@@ -17,8 +17,9 @@ def resolve_precision(precision: str) -> str:
         return precision
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bf16-mixed" if has_bf16 else "32-true"
+    cpu = torch.cpu.get_capabilities()
+    by_avx512 = cpu.get("avx512_bf16") and not cpu["cpu_name"].startswith("Intel")  # whose float32 is faster
+    return "bf16-mixed" if cpu.get("amx_bf16") or by_avx512 else "32-true"
 
 
 def trains_on(precision: str) -> str:

@@ -7,8 +7,14 @@ from lit_fedbabu.learning.precision import resolve_precision
 
 def test_auto_precision_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_bf16=has_bf16: {"avx512_bf16": has_bf16})
+    for name, has, expected in (
+        ("AMD EPYC", {"avx512_bf16": True}, "bf16-mixed"),
+        ("Intel Xeon", {"avx512_bf16": True, "amx_bf16": True}, "bf16-mixed"),
+        ("Intel Xeon", {"avx512_bf16": True, "amx_bf16": False}, "32-true"),
+        ("AMD EPYC", {"avx512_bf16": False}, "32-true"),
+        ("Neoverse", {}, "32-true"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name, has=has: {"cpu_name": name, **has})
         assert resolve_precision("auto") == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
