@@ -1,7 +1,6 @@
 """The process of the engine ``ray`` that speaks with Ray, which prints, catches signals and may end its process."""
 
 import os
-import platform
 import queue
 import re
 import sys
@@ -329,13 +328,8 @@ def refusal(told: Mapping[str, Any], file: str) -> str:
         told: by the node.
         file: that it must have as it is here; empty: none.
     """
-    here, own = platform.node(), system.versions()
-    if told["source"] != system.source_digest():
-        both = f"it runs {told['folder']} and {here} runs {system.package_folder()}"
-        return f"{both}, and their code differs; install the same version on both"
-    if others := [name for name in own if told["versions"].get(name) != own[name]]:
-        both = ", ".join(f"{name} {told['versions'].get(name)} and not {own[name]}" for name in others)
-        return f"it has {both} as {here}; install the same versions on both"
+    if reason := system.unlike(told, system.installed()):
+        return reason
     if file and told["file"] != digest_of(Path(file)):
         return f"it does not share {Path(file).parent}, where clients keep weights; take an output-dir that all share"
     return ""

@@ -8,10 +8,11 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lit_fedbabu.ground.printing import INTERACTIVE
 
@@ -85,6 +86,30 @@ def source_digest() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def installed() -> dict[str, Any]:
+    """What this machine's results depend on, as ``unlike`` compares it."""
+    return {
+        "machine": platform.node(), "folder": str(package_folder()), "source": source_digest(), "versions": versions(),
+    }  # fmt: skip
+
+
+def unlike(node: Mapping[str, Any], asker: Mapping[str, Any]) -> str:
+    """Why a node's results may not be those of the machine that asks it, and the remedy; empty: they are.
+
+    Args:
+        node: what ``installed`` returned on it.
+        asker: what it returned there.
+    """
+    if node["source"] != asker["source"]:
+        both = f"it runs {node['folder']} and {asker['machine']} runs {asker['folder']}"
+        return f"{both}, and their code differs; install the same version on both"
+    there: dict[str, str] = node["versions"]
+    if others := [name for name, version in asker["versions"].items() if there.get(name) != version]:
+        both = ", ".join(f"{name} {there.get(name)} and not {asker['versions'][name]}" for name in others)
+        return f"it has {both} as {asker['machine']}; install the same versions on both"
+    return ""
 
 
 def available_cores() -> int:

@@ -37,7 +37,7 @@ def main() -> None:
             "scheduling_strategy": there,
         }
         task: Any = ray.remote(work).options(**options)
-        asked[task.remote(*about, system.source_digest(), len(nodes) + 1)] = node["NodeManagerHostname"]
+        asked[task.remote(*about, system.installed(), len(nodes) + 1)] = node["NodeManagerHostname"]
     connection.send(("ready", list(asked.values())))
     while asked:
         (ended,), _ = ray.wait(list(asked), num_returns=1)

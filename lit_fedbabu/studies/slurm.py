@@ -2,12 +2,15 @@
 
 import dataclasses
 import importlib.util
+import platform
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import make_folder
 from lit_fedbabu.ground.printing import say
@@ -39,13 +42,17 @@ class Job:
     Args:
         study: whose runs it does.
         jobs: how many such jobs there are.
+        asker: what is installed where they were submitted.
     """
 
     study: Study
     jobs: int
+    asker: Mapping[str, Any] = dataclasses.field(default_factory=system.installed)
 
     def __call__(self) -> None:
-        """Do runs until nobody is needed; exits with a failing status where a run fails."""
+        """Do runs until nobody is needed; exits with a failing status where one fails or cannot be like others."""
+        if reason := system.unlike(system.installed(), self.asker):
+            sys.exit(f"error: {platform.node()} takes no part: {reason}")
         try:
             status = do(self.study, plain=True, is_worker=True, machines=self.jobs)
         except (InputError, RunError) as error:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import platform
 import queue
 import sys
 import threading
@@ -61,10 +60,7 @@ class Host:
         if waits:
             self._warm.worker().end()
         place = Path(file)
-        return {
-            "machine": platform.node(), "folder": str(system.package_folder()), "source": system.source_digest(),
-            "versions": system.versions(), "file": digest_of(place) if file and place.is_file() else "",
-        }  # fmt: skip
+        return {**system.installed(), "file": digest_of(place) if file and place.is_file() else ""}
 
     def take(self, number: int, shared: bytes | None) -> None:
         """Take the object that the requests with this number share, packed; the one before is no longer needed."""

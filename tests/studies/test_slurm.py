@@ -119,6 +119,15 @@ def test_jobs_that_slurm_refuses_are_told(tmp_path, commands, capsys):
     assert said.splitlines()[-1].startswith("error: the jobs were not submitted: sbatch: error: invalid partition")
 
 
+def test_a_job_where_something_else_is_installed_does_no_run(tmp_path):
+    path, folder = written(tmp_path)
+    job = pickle.loads(pickle.dumps(slurm.Job(read_study(path), 2)))
+    job.asker["versions"]["torch"] = "1.0"
+    with pytest.raises(SystemExit, match="takes no part: it has torch .* and not 1.0 as"):
+        job()
+    assert not list(folder.rglob("*"))
+
+
 def is_over(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

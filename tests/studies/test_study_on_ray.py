@@ -9,7 +9,7 @@ import pytest
 from lit_fedbabu import study as door
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
-from lit_fedbabu.ground.system import source_digest
+from lit_fedbabu.ground.system import installed
 from lit_fedbabu.studies.nodes import MARK
 from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.studies.plan import read_study
@@ -29,11 +29,15 @@ def test_an_address_of_no_cluster_is_refused_before_a_run_is_done(address, tmp_p
     assert error.count("\n") == 1 and not list(folder.rglob("*"))
 
 
-def test_a_node_with_other_code_or_without_the_folder_takes_no_part(tmp_path):
+def test_a_node_with_other_code_or_versions_or_without_the_folder_takes_no_part(tmp_path):
     path, folder = write_study(tmp_path)
     study = read_study(path)
-    assert "its code differs" in work(study, str(tmp_path), [], "/nowhere", "other", 2)
-    told = work(study, str(folder / f"{MARK}1"), [], "/nowhere", source_digest(), 2)
+    own = installed()
+    told = work(study, str(tmp_path), [], "/nowhere", {**own, "machine": "asker", "source": "other"}, 2)
+    assert f"takes no part: it runs {own['folder']} and asker runs" in told and "their code differs" in told
+    told = work(study, str(tmp_path), [], "/nowhere", {**own, "versions": {**own["versions"], "torch": "1.0"}}, 2)
+    assert f"takes no part: it has torch {own['versions']['torch']} and not 1.0" in told
+    told = work(study, str(folder / f"{MARK}1"), [], "/nowhere", own, 2)
     assert told.endswith(f"takes no part: it does not share {folder}; take an output-dir that all nodes have")
 
 
