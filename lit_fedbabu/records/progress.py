@@ -83,7 +83,7 @@ class Lines:
         self._write()
 
     def advance(self, count: int) -> None:
-        """So many more are done."""
+        """So many more are done; none says that it goes on."""
         self._done += count
         now = time.monotonic()
         if now - self._spoken > PLAIN_EVERY_S and self._done < self._total:
@@ -108,8 +108,10 @@ class Lines:
 
     def _rest(self) -> list[str]:
         """Time left of this work, memory, and bytes sent."""
-        sizes = [f"memory {short(self._memory.own())}", *([f"{short(self._sent)} sent"] if self._sent else [])]
-        return [f"{self.left()} left", *sizes]
+        return [*([f"{self.left()} left"] if self._done else []), *self._sizes()]
+
+    def _sizes(self) -> list[str]:
+        return [f"memory {short(self._memory.own())}", *([f"{short(self._sent)} sent"] if self._sent else [])]
 
     def _tell(self, line: str) -> None:
         if self._file is None:
@@ -240,7 +242,7 @@ class Live(Lines):
         self._alone.__exit__(None, None, None)
 
     def _rest(self) -> list[str]:
-        _, *sizes = super()._rest()
+        sizes = self._sizes()
         if callable(self._all_left):
             left = self._all_left()
             return [*([] if left is None else [f"{left} left"]), *sizes]

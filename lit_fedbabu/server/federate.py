@@ -79,8 +79,7 @@ def _count_answers(grid: Grid, progress: Lines) -> None:
 
     def pulled(names: Iterable[str]) -> list[Message]:
         replies = list(pull(names))
-        if count := sum(asked.pop(reply.metadata.reply_to_message_id, 0) for reply in replies):
-            progress.advance(count)
+        progress.advance(sum(asked.pop(reply.metadata.reply_to_message_id, 0) for reply in replies))
         return replies
 
     grid.push_messages, grid.pull_messages = pushed, pulled  # type: ignore[method-assign, assignment]

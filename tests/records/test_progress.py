@@ -65,6 +65,11 @@ def test_long_work_is_spoken_of_now_and_then(monkeypatch, capsys):
     told = "fine-tuning: 40 of 100 clients, 0:01:00 left, memory 612MB, 4.5MB sent\n"
     told += "fine-tuning: 80 of 100 clients, 0:00:20 left, memory 612MB, 4.5MB sent\n"
     assert capsys.readouterr().out == told
+    lines.begin("round 2/2", 50)
+    for _ in range(4):
+        now[0] += 10.0
+        lines.advance(0)
+    assert capsys.readouterr().out == "round 2/2: 0 of 50 clients, memory 612MB, 4.5MB sent\n"
 
 
 def test_lines_can_be_marked(capsys):

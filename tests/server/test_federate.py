@@ -399,4 +399,4 @@ def test_answers_are_counted_as_flowers_grid_pulls_them(monkeypatch):
     assert grid.push_messages(iter(messages)) == ["m0", "m1", "m2"]
     for names in (["m1"], ["m0"], ["m0", "m2"]):
         assert len(grid.pull_messages(names)) == len(names)
-    assert done == [3, 1]
+    assert done == [0, 3, 1], "each look tells that the work goes on"
