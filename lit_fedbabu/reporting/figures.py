@@ -209,7 +209,7 @@ def cost(study: Study) -> Drawing | None:
 
             def label(axes: Axes, title: str = title) -> None:
                 axes.set(xlabel=title, ylabel=f"personalized {study.score.axis}", ylim=study.score.limits)
-                axes.set_xlim(0, 1.08 * axes.dataLim.x1)
+                axes.set_xlim(0, 1.08 * axes.dataLim.x1 or None)
 
             lines = {}
             for cell in cells:
