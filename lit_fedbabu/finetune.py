@@ -88,7 +88,7 @@ def finetune(source: str | Path, **options: Unpack[Options]) -> list[Results]:
         options: of which ``part``, ``lr`` and ``clients`` take one value or several, as in ``clients=[0, 3]``.
 
     Returns:
-        For every combination of part and learning rate its results, as of ``read_results``.
+        For every combination of part and learning rate its results, in the order given, as of ``read_results``.
 
     Raises:
         InputError: an option is wrong, or the checkpoint or the data cannot be used.
@@ -229,12 +229,12 @@ def _in_settings(
     from lit_fedbabu.records.results import Results, curve, everyone, table, tuned_words
     from lit_fedbabu.records.saved import PERSONAL
 
-    configs.sort(key=lambda each: each.finetune_part != "knn")  # which asks for most of a model of images
-    experiment = federation.experiment(configs[0])
+    first = min(configs, key=lambda each: each.finetune_part != "knn")  # which asks for most of a model of images
+    experiment = federation.experiment(first)
     experiment.task.refuse_other(federation.provenance, checkpoint.resolve().parent.parent / PARTITION)
     experiment.check()
-    others = {config.finetune_part: config for config in configs[1:]} if not configs[0].kind.by_options else {}
-    for part in others.keys() - {configs[0].finetune_part}:
+    others = {config.finetune_part: config for config in configs} if not first.kind.by_options else {}
+    for part in others.keys() - {first.finetune_part}:
         federation.experiment(others[part]).check()  # a task's module may not train every part
     if federation.extras.keys() != experiment.extras.after.keys():
         remedy = f"{experiment.config.algorithm} needs the run's folder {SERVER}/ beside it"

@@ -89,12 +89,11 @@ def test_a_runs_personal_models_are_those_of_the_equations(weight, federate):
 
 def test_without_votes_it_is_a_fine_tuning_of_no_epochs(federate):
     folder, _ = federate(tiny_config(num_server_rounds=1, **TRUSTED))
-    (plain,) = finetune(folder, epochs=0, **TRUSTED)
-    (found,) = finetune(folder, part="knn", knn_weight=0.0, **TRUSTED)
+    plain, found = finetune(folder, part="full,knn", epochs=0, knn_weight=0.0, **TRUSTED)
     for one, other in zip(plain["clients"], found["clients"], strict=True):
         for key in (each for each in one if each.startswith(("initial", "personalized"))):
             assert other[key] == pytest.approx(one[key], abs=1e-6, nan_ok=True), key
-    assert found.folder.name == "knn-10neighbors-weight0"
+    assert (plain.folder.name, found.folder.name) == ("full-0epochs-lr0.001", "knn-10neighbors-weight0")
 
 
 def test_saved_models_have_the_features_of_their_own_body(federate):
