@@ -145,7 +145,7 @@ def _each(
 
 
 def _failure(participant: FedBABUClient, error: Exception) -> Failure:
-    return Failure(participant.client, repr(error), "".join(traceback.format_exception(error)))
+    return Failure(participant.client, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 def _asked(

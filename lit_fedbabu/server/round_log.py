@@ -178,10 +178,12 @@ class RoundLog:
             if stage == STAGES[0] and SIMULATED in self.rounds[-1]:
                 self.board.over_time(over["mean"], server_round, self.rounds[-1][SIMULATED])
             mean, std = (self.score.shown(over[statistic]) for statistic in ("mean", "std"))
+            left_out = stage == STAGES[0] and not self.config.on_sites and len(values) < asked
             self.say(
                 f"round {server_round}  {stage} {self.score.name} {mean} ± {std}{self.score.unit}"
                 f" over {len(values)}{'' if len(values) == everyone else f' of {everyone}'} clients"
                 f"{interval_words(over, self.score)}"
+                f"{'; the history leaves it out, for others were asked too' if left_out else ''}"
             )
-            if stage == "initial" and (self.config.on_sites or len(values) == asked):
+            if stage == STAGES[0] and not left_out:
                 self.rounds[-1][key] = over

@@ -1,15 +1,18 @@
 """sites.json of a run on sites, and the table that ``lit-fedbabu sites`` and the run's page make of it."""
 
+import errno
 import json
 import re
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from lit_fedbabu import sites
+from lit_fedbabu.client.handlers import _failure
 from lit_fedbabu.ground import waits
 from lit_fedbabu.records import live
 from lit_fedbabu.records.sites import SITES, kind_of
@@ -140,5 +143,10 @@ def test_a_file_that_is_old_or_damaged_and_a_run_without_sites_are_told(run, tmp
 
 
 def test_kinds_of_failures():
+    full = OSError(errno.ENOSPC, "No space left on device", "train_images.npy")
+    for error in (RuntimeError("boom"), full):
+        reason = _failure(SimpleNamespace(client=1), error).reason
+        assert reason == f"{type(error).__name__}: {error}" and kind_of(reason) == "error"
+    assert "train_images.npy" in reason
     told = ["Error: Node Unavailable", "late: no answer within 20 s", "RuntimeError: boom", "its update has no number"]
     assert [kind_of(reason) for reason in told] == ["gone", "late", "error", "refused"]
