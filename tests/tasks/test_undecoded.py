@@ -1,21 +1,32 @@
 """Images of many clients that are decoded when they are first needed: the same as if all had been decoded before."""
 
 import dataclasses
+import io
+import itertools
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lit_fedbabu import run
+from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning import cache
-from lit_fedbabu.tasks.images import hub, sources, undecoded
+from lit_fedbabu.records.federation import read_federation
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
+from lit_fedbabu.server.sampling import substitutes
+from lit_fedbabu.tasks.images import decoding, hub, sources, undecoded
 from lit_fedbabu.training.experiment import Experiment
-from tests.support import NARROW, files_that_decide, tiny_config
+from tests.support import NARROW, failures_of, files_that_decide, tiny_config
 
 COUNT = 40
 """Images of a split."""
@@ -284,3 +295,186 @@ def test_the_images_of_those_drawn_first_are_looked_at(some_drawn):
         split.undecoded._encoded = kept
     everything = Experiment(dataclasses.replace(some_drawn, normalization="data")).task.source
     assert everything.train.undecoded is None and everything.mean
+
+
+@pytest.mark.parametrize("looked_at", [256, 1])
+def test_a_broken_image_of_a_client_drawn_later_is_its_failure(looked_at, tmp_path, federate, monkeypatch):
+    """It is refused before a run if it is seen; else the client does not count, and another takes its place."""
+    monkeypatch.setattr("lit_fedbabu.config.derived.EVERYONE", 3)
+    monkeypatch.setattr(undecoded, "LOOKED_AT", looked_at)
+    options = {"fraction_train": 0.34, "evaluate_clients": 1, "normalization": "none", "model_name": NARROW}
+    seeds = (tiny_config(seed=seed, **options) for seed in range(100))
+    config, bad = next(
+        (each, client) for each in seeds for client in each.drawn(2) if client not in (*each.drawn(1), *each.evaluated)
+    )
+    row, copy = int(Experiment(config).task.partition.train[bad][-1]), tmp_path / "broken"
+    copy.mkdir()
+    for split in ("train", "test"):
+        (file,) = Path(tiny_config.dataset).glob(f"{split}-*.parquet")
+        table = datasets.Dataset.from_parquet(str(file)).cast_column("img", datasets.Image(decode=False))
+        contents = [{"bytes": each["bytes"], "path": None} for each in table["img"]]
+        if split == "train":
+            contents[row]["bytes"] = contents[row]["bytes"][:90]
+        kinds = {**table.features, "img": datasets.Image()}
+        made = {"img": contents, "label": table["label"]}
+        datasets.Dataset.from_dict(made, features=datasets.Features(kinds)).to_parquet(copy / file.name)
+    broken = dataclasses.replace(config, dataset=str(copy))
+    if looked_at > 1:
+        with pytest.raises(InputError, match=f"cannot be read: row {row} of column img"):
+            federate(broken)
+        return
+    folder, grid = federate(broken)
+    (failure,) = failures_of(folder)
+    assert (failure["round"], failure["client"]) == (2, bad)
+    assert failure["reason"].startswith("InputError: dataset = ")
+    assert f"an image of its split 'train' cannot be read: row {row} of column img: " in failure["reason"]
+    (instead,) = substitutes(config, 2, 1, config.drawn(2), 1)
+    asked = [each.content["config"]["clients"] for each in grid.messages if each.metadata.message_type == "train"]
+    assert asked[-1] == [instead]
+    fit = FedBABUClient.fit
+
+    def failing(self, parameters, order):
+        if self.client == bad:
+            raise RuntimeError("boom")
+        return fit(self, parameters, order)
+
+    monkeypatch.setattr(FedBABUClient, "fit", failing)
+    other, _ = federate(config)
+    mine, theirs = (read_federation(each / LAST_CHECKPOINT, NARROW).shared for each in (folder, other))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_images_that_datasets_maps_as_paths_are_watched_too(tmp_path, monkeypatch):
+    folder_of_classes(tmp_path / "images")
+    tables = {}
+    for split in ("train", "test"):
+        paths = sorted((tmp_path / "images" / split).rglob("*.png"))
+        rows = [{"image": str(path), "label": "ab".index(path.parent.name)} for path in paths]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)})
+        tables[split] = datasets.Dataset.from_generator(
+            lambda rows=rows: iter(rows), features, str(tmp_path / "hub"), split=split
+        )
+        assert tables[split].cache_files
+    monkeypatch.setattr(hub, "read", lambda _: tables)
+    split = sources.load("some/paths", size=8, as_needed=True).train
+    split.undecoded.need(np.array([1]))
+    assert np.array_equal(split.images[1], sources.load("some/paths", size=8).train.images[1])
+    images(1)[0].save(tmp_path / "images/train/a/000.png")
+    with pytest.raises(InputError, match=r"a/000.png has changed since the images were listed"):
+        split.undecoded.need(np.array([0]))
+
+
+def test_images_of_two_versions_of_pillow_do_not_lie_in_one_array(tmp_path, monkeypatch):
+    dataset = folder_of_classes(tmp_path / "images")
+    sources.load(dataset, as_needed=True).train.undecoded.need(np.arange(COUNT))
+    assert sources.load(dataset, as_needed=True).train.images.any()
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    assert not sources.load(dataset, as_needed=True).train.images.any()
+
+
+def test_a_damaged_list_of_encoded_images_is_told(tmp_path):
+    dataset = folder_of_classes(tmp_path / "images")
+    sources.load(dataset, as_needed=True)
+    (folder,) = cache.folder().glob("*-as-needed")
+    (folder / undecoded.ENCODED).write_text("{}")
+    with pytest.raises(RunError, match=f"{folder}: these decoded images are damaged; remove that folder"):
+        sources.load(dataset, as_needed=True)
+
+
+FORMS = {
+    "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "jpeg": ("L", "RGB", "CMYK"), "gif": ("L", "P"),
+    "tiff": ("L", "RGB", "CMYK", "I;16", "F"), "webp": ("RGB", "RGBA"), "bmp": ("1", "L", "RGB"),
+}  # fmt: skip
+IMAGES = st.tuples(
+    st.sampled_from([(form, mode) for form, modes in FORMS.items() for mode in modes]),
+    st.integers(1, 8),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.sampled_from([1, 1, 1, 1, 1, 0.9, 0.5, 0]),
+)
+"""Format and mode, EXIF orientation, width and height, and how much of the file is there."""
+
+
+def content_of(number, kind, orientation, size, whole):
+    (form, mode), (width, height) = kind, size
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(pixels[..., 0].astype(np.float32) / 255)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(pixels[..., 1]))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    image.save(file, form, **({} if form in ("bmp", "gif") else {"exif": exif}))
+    content = file.getvalue()
+    return content[: round(whole * len(content))]
+
+
+fresh = itertools.count()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is made here
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(IMAGES, min_size=4, max_size=9),
+    st.sampled_from(["folder", None, None, "L", "RGB"]),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 256]),
+)
+def test_whatever_images_there_are_they_are_those_that_were_decoded_before(
+    tmp_path, monkeypatch, drawn, kind, size, looked_at
+):
+    """Also images that cannot be read, each of which alone is refused, and colours that come after grey ones."""
+    contents = [content_of(number, *each) for number, each in enumerate(drawn)]
+    labels = [number % 2 for number in range(len(contents))]
+    if kind == "folder":
+        folder = tmp_path / f"images{next(fresh)}"
+        for number, content in enumerate(contents):
+            path = folder / "ab"[labels[number]] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        contents, labels, name = contents[::2] + contents[1::2], sorted(labels), str(folder)
+    else:
+        features = {"image": datasets.Image(mode=kind), "label": datasets.ClassLabel(num_classes=2)}
+        rows = {"image": [{"bytes": each, "path": None} for each in contents], "label": labels}
+        table, name = datasets.Dataset.from_dict(rows, datasets.Features(features)), f"some/images{next(fresh)}"
+        monkeypatch.setattr(hub, "read", lambda _: {"train": table})
+    expected = []
+    for content in contents:
+        try:
+            expected.append(decoding.decode(content, None if kind == "folder" else kind, size))
+        except ValueError as error:
+            expected.append(str(error))
+    broken = any(isinstance(each, str) for each in expected)
+    monkeypatch.setattr(undecoded, "LOOKED_AT", looked_at)
+    if looked_at == 256 and broken:
+        with pytest.raises(InputError, match="cannot be read"):
+            sources.load(name, size=size, as_needed=True)
+        return
+    try:
+        found = sources.load(name, size=size, as_needed=True)
+    except InputError as error:
+        assert broken and "cannot be read" in str(error)
+        return
+    held_out = sources.hold_out(np.array(labels))
+    for split, rows in ((found.train, np.flatnonzero(~held_out)), (found.test, np.flatnonzero(held_out))):
+        for image, row in enumerate(rows.tolist()):
+            want = expected[row]
+            told = want if isinstance(want, str) else "has colours" if want.shape[-1] > found.channels else ""
+            if told:
+                with pytest.raises(InputError, match=re.escape(told)):
+                    split.undecoded.need(np.array([image]))
+            else:
+                split.undecoded.need(np.array([image]))
+                assert np.array_equal(split.images[image], decoding.with_channels(want, found.channels))
+    if broken:
+        with pytest.raises(InputError, match="cannot be read"):
+            sources.load(name, size=size)
+        return
+    before = sources.load(name, size=size)
+    assert before.channels == max(each.shape[-1] for each in expected)
+    if before.channels == found.channels:
+        assert np.array_equal(before.train.images, found.train.images)
+        assert np.array_equal(before.test.images, found.test.images)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from lit_fedbabu.ground.errors import InputError, RunError, some
@@ -86,7 +87,7 @@ def load(
             if column:
                 raise InputError(option, column, "is of datasets with columns, and digits has none; leave it out")
     folder = cache.folder() / _cache_key(size, dataset, label_column, owner_column)
-    some_decoded = folder.with_name(f"{folder.name}-as-needed")
+    some_decoded = folder.with_name(f"{folder.name}-pillow{PIL.__version__}-as-needed")  # whose images come over time
     if as_needed and dataset != "digits" and not folder.exists():
         folder = some_decoded
     if not folder.exists():
@@ -120,7 +121,7 @@ def _mapped(folder: Path) -> Source:
             for split in ("train", "test")
         )
         return Source(train, test, **{name: tuple(values) for name, values in about.items()})
-    except (OSError, ValueError, EOFError, TypeError):  # a file is missing or cut off
+    except (OSError, ValueError, EOFError, TypeError, LookupError):  # a file is missing or cut off
         raise RunError(
             f"{folder}: these decoded images are damaged; remove that folder, they are decoded anew"
         ) from None

@@ -195,7 +195,7 @@ def begin(
 
 
 def _mapped_files(table: Any, column: str) -> list[str]:
-    """The files from which ``datasets`` maps a table; none unless they have all of its rows and no others."""
+    """The files from which ``datasets`` maps a table; none unless they have all rows, no others, and bytes."""
     import pyarrow as pa
 
     if isinstance(table, FileTable | MemoryTable | SomeRows):
@@ -203,7 +203,15 @@ def _mapped_files(table: Any, column: str) -> list[str]:
     files = [str(each["filename"]) for each in table.cache_files]
     mapped = [pa.ipc.open_stream(pa.memory_map(file)).read_all() for file in files]
     whole = sum(map(len, mapped)) == len(table) and all(column in each.schema.names for each in mapped)
-    return files if whole else []
+    return files if whole and all(_are_bytes(chunk) for each in mapped for chunk in each[column].chunks) else []
+
+
+def _are_bytes(images: Any) -> bool:
+    """Whether a chunk of a column has the bytes of every image, and no path in their place."""
+    import pyarrow as pa
+
+    values = images.field("bytes") if pa.types.is_struct(images.type) else images
+    return (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)) and not values.null_count
 
 
 def _copy(images: Iterable[Any], column: str, place: Path, done: Callable[[int], None]) -> None:
