@@ -153,7 +153,7 @@ def read_run(folder: Path) -> Run:
     tuned = tuple(read_run(each) for each in below)
     rows = [*outcome["clients"], *outcome.get("new_clients", {}).get("clients", ())]
     names = {row["client"]: str(row["name"]) for row in rows if "name" in row}
-    partition = _read_partition(folder / PARTITION)
+    partition = _read_partition(folder / PARTITION, config)
     if partition and sorted(names) == list(range(len(partition.train))):
         partition = dataclasses.replace(partition, clients=tuple(names[client] for client in sorted(names)))
     return Run(folder, config, read_environment(folder), outcome, partition, tuned)
@@ -190,8 +190,8 @@ def _resolved(folder: Path) -> Config:
     return config if several or config.precision != "auto" else dataclasses.replace(config, precision=precision)
 
 
-def _read_partition(path: Path) -> Partition | None:
-    """The split of the run; None where it has none, as of sites.
+def _read_partition(path: Path, config: Config) -> Partition | None:
+    """The split of the run; None where it has none, as of sites, or has that of some clients of a task alone.
 
     Raises:
         InputError: it is damaged.
@@ -206,6 +206,8 @@ def _read_partition(path: Path) -> Partition | None:
         train = [[int(count) for count in row[2:]] for row in rows if row[1] == "train"]
         if not train or not head[2:]:
             raise ValueError("it has no training images")
+        if not config.kind.by_options and len(train) < config.num_clients:
+            return None
         return Partition(text, tuple(head[2:]), np.array(train, dtype=np.int64))
     except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise InputError("split", str(path), f"cannot be read: {error}; leave this run out") from None

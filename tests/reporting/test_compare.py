@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from lit_fedbabu import report
+from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.records import results, run_folder
@@ -306,3 +307,14 @@ def test_a_comparison_has_a_pair_for_every_seed_of_both(tmp_path):
     folders = [made_up_run(tmp_path / f"{name}{seed}", name, seed) for name in ("fedbabu", "fedavg") for seed in (1, 2)]
     (found,) = differences.comparisons(study_of(*folders, made_up_run(tmp_path / "x", seed=3)), "personalized")
     assert found.seeds == (1, 2)
+
+
+@pytest.mark.parametrize(("clients", "images"), [(2, 10), (3000, None)])
+def test_a_split_of_some_clients_of_a_task_is_not_taken_for_that_of_all(clients, images, tmp_path):
+    """Of more than 1,000 clients a task's ``partition.csv`` has those alone that were looked at before the run."""
+    folder = made_up_run(tmp_path / "run")
+    config = Config(task="tests.own_tasks:windows", num_clients=clients, num_server_rounds=4, fraction_train=1.0)
+    run_folder.write_config(folder, config, {})
+    run = read_run(folder)
+    assert (run.partition and int(run.partition.train.sum())) == images
+    assert (run.cost.images is None) == (images is None)
