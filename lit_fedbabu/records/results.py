@@ -361,6 +361,7 @@ def measures(outcome: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"{key.replace('_', ' ')}, over {over.get('clients', len(outcome['clients']))} clients": (
             f"{over['mean']:.4f} ± {over['std']:.4f}"
+            + (f", 95 % interval {over['low']:.4f} to {over['high']:.4f}" if "low" in over else "")
         )
         for key, over in outcome["summary"].items()
         if not key.startswith(f"{score_of(outcome).name}_epoch_")

@@ -20,7 +20,8 @@ BOOTSTRAP = (
 METHODS = (
     "Accuracies in percent. Initial is the model as received, personalized after fine-tuning. Means are over clients"
     " and over seeds, the interval is of the mean over seeds by Student's t, and the worst decile is the mean of the"
-    " weakest tenth of the clients. One seed has no std and no interval over seeds. Models after the rounds are one for"
+    " weakest tenth of the clients. One seed has no std and no interval over seeds; where evaluate-clients drew the"
+    " clients, its interval is of the mean over all of them. Models after the rounds are one for"
     " all clients or one each; bounds are what can be had without a federation."
 )
 NEW_CLIENTS = (

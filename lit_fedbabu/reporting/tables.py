@@ -75,10 +75,13 @@ def _is_of_best_round(tuned: Run, run: Run) -> bool:
 def _over_seeds(spreads: Sequence[dict[str, float]], score: Score) -> dict[str, str]:
     digits = score.digits
     means = over_seeds([each["mean"] for each in spreads])
+    interval = shown_interval(means, score)
+    if len(spreads) == 1 and "low" in spreads[0]:
+        interval = f"{spreads[0]['low']:.{digits}f} to {spreads[0]['high']:.{digits}f}"
     return {
         "mean": f"{means.mean:.{digits}f}",
         "std over seeds": "" if means.std is None else f"{means.std:.{digits}f}",
-        "95 % interval": shown_interval(means, score),
+        "95 % interval": interval,
         "std over clients": f"{np.mean([each['std'] for each in spreads]):.{digits}f}",
         "worst decile": f"{np.mean([each['worst_decile'] for each in spreads]):.{digits}f}",
     }

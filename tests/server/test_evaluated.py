@@ -7,8 +7,12 @@ from scipy import stats
 from lit_fedbabu.config import Config
 from lit_fedbabu.finetune import main as finetune
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.records import model_card
 from lit_fedbabu.records.results import read_results, spread
 from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
+from lit_fedbabu.reporting.compare import compare
+from lit_fedbabu.reporting.runs import read_run
+from lit_fedbabu.reporting.tables import method_table
 from tests.support import NARROW, tiny_config
 
 
@@ -31,6 +35,13 @@ def test_drawn_clients_are_evaluated_and_fine_tuned_and_training_is_as_with_all(
     for over in (outcome.summary["personalized_accuracy"], outcome.rounds[0]["initial_accuracy"]):
         assert over["low"] <= over["mean"] <= over["high"]
     assert "low" not in of_all.summary["personalized_accuracy"]
+    over = outcome.summary["personalized_accuracy"]
+    words = f"{over['mean']:.4f} ± {over['std']:.4f}, 95 % interval {over['low']:.4f} to {over['high']:.4f}"
+    assert f"| personalized accuracy, over 4 clients | {words} |" in (folder / model_card.NAME).read_text()
+    assert "interval" not in (whole / model_card.NAME).read_text()
+    for each, interval in ((folder, f"{100 * over['low']:.2f} to {100 * over['high']:.2f}"), (whole, "")):
+        (row,) = (row for row in method_table(compare([read_run(each)])) if row["accuracy"] == "personalized")
+        assert row["95 % interval"] == interval
     assert "over 4 of 5 clients, 95 % interval " in capsys.readouterr().out
     assert finetune([str(folder), "--epochs", "1", "--model-name", NARROW]) == 0
     (tuned,) = (folder / "finetune").iterdir()
