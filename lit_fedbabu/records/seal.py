@@ -35,11 +35,12 @@ def add(folder: Path, server_round: int, file: Path, content: Path | None = None
     append_json_line(folder / SEAL, line)
 
 
-def add_memories(folder: Path, server_round: int) -> None:
-    """Note the digests of what clients and the server kept in a round, where that lies in the run's folder."""
-    name = f"round_{server_round:04d}.safetensors"
-    for file in sorted([*(folder / MEMORY).glob(f"client_*/{name}"), *folder.glob(f"{SERVER}/{name}")]):
-        add(folder, server_round, file)
+def add_memories(folder: Path, server_round: int, clients: Iterable[int]) -> None:
+    """Note the digests of what these clients and the server kept in a round, where that lies in the run's folder."""
+    places = [*(folder / MEMORY / f"client_{client:04d}" for client in sorted(clients)), folder / SERVER]
+    for file in (place / f"round_{server_round:04d}.safetensors" for place in places):
+        if file.exists():
+            add(folder, server_round, file)
 
 
 def is_sealed(folder: Path) -> bool:

@@ -81,6 +81,8 @@ class Exchange:
         self._sizes, self._score, self._classifies = sizes, score, classifies
         self.refused: set[int] = set()
         """Clients whose last answer to an evaluation could not be true."""
+        self.asked: list[int] = []
+        """Clients that were asked to train in this round."""
         self.bytes_down = self.bytes_up = 0
         self._code = Code.here()
 
@@ -90,6 +92,8 @@ class Exchange:
         """A round begins, with the arrays that its messages carry, and in training those that replies must have."""
         self.server_round, self.arrays, self.grid = server_round, arrays, grid
         self.expected = expected or arrays
+        if expected is not None:  # else clients are evaluated
+            self.asked = []
         self._park = Park(self.folder)
         self.pace.begin()
         self.bytes_down = self.bytes_up = 0
@@ -112,6 +116,7 @@ class Exchange:
 
     def _training(self, clients: list[int], arrays: ArrayRecord, rate: float) -> list[Message]:
         """Messages that ask clients to train from these arrays."""
+        self.asked += clients
         self.ledger.note(self.server_round, clients)
         messages = self._messages(MessageType.TRAIN, clients, arrays, learning_rate=rate)
         for message in messages:

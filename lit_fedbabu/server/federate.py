@@ -322,7 +322,7 @@ def _save_round(
     def save(name: Path) -> None:
         checkpoint.save(module, folder / name, lambda scratch: seal.add(folder, server_round, folder / name, scratch))
 
-    seal.add_memories(folder, server_round)
+    seal.add_memories(folder, server_round, strategy.exchange.asked)
     if best and best["round"] == server_round:
         save(run_folder.BEST_CHECKPOINT)
     if server_round == strategy.ledger.last_round:

@@ -34,6 +34,6 @@ def substitutes(config: Config, server_round: int, attempt: int, asked: Iterable
 
     In attempt 0, where nobody was asked, these are the ``participants``.
     """
-    rest = sorted(set(range(config.num_federated)) - set(asked))
+    rest = np.delete(np.arange(config.num_federated), list(asked))
     rng = np.random.default_rng(config.derived_seed("sampling", server_round, *([attempt] if attempt else [])))
     return sorted(rng.choice(rest, min(count, len(rest)), replace=False).tolist())

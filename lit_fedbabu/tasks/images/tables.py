@@ -205,7 +205,8 @@ def hold_out(labels: Numbers, keep_one: bool = False) -> npt.NDArray[np.bool_]:
     """Which images are test images: one in HELD_OUT of each class, drawn at random; of one image none if it is kept."""
     rng = np.random.default_rng(0)
     test = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+    order = np.argsort(labels, kind="stable")
+    for of_label in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        rows = rng.permutation(of_label)
         test[rows[: min(-(-len(rows) // HELD_OUT), len(rows) - keep_one)]] = True
     return test
