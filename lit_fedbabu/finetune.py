@@ -19,7 +19,7 @@ from lit_fedbabu.ground.printing import in_line, say, waiting
 from lit_fedbabu.ground.stops import STOPS
 from lit_fedbabu.learning.evaluation import STAGES, Score
 from lit_fedbabu.records import seal
-from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS, SERVER
+from lit_fedbabu.records.run_folder import LAST_CHECKPOINT, PARTITION, RESULTS, SERVER, called
 from lit_fedbabu.workers.worker import Warm, threads
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _in_settings(
     for tuning, outcome in zip(tunings, outcomes, strict=True):
         if diverged := [row["client"] for row in everyone(outcome) if row[key] is None]:
             unsaved = "; models whose weights are not finite are not saved" if request.save else ""
-            say(f"note: personalized {score.name} of clients {diverged} is not finite and is left out{unsaved}")
+            say(f"note: personalized {score.name} of clients {called(diverged)} is not finite and is left out{unsaved}")
         if measured := outcome["summary"].get("running_statistics_accuracy"):
             what = "as saved, with running statistics" if request.save else "with running statistics"
             say(f"mean accuracy {what}: {100 * measured['mean']:.2f} %")

@@ -32,6 +32,8 @@ ASKED = "asked.jsonl"
 """Only with noise: who was asked to train in which round, so that all that a client sent is counted."""
 TUNED = "tuned"
 """In ``config.toml`` beside versions: what a study chose for the run, among what, on what."""
+CALLED = 20
+"""Clients that are called by their numbers or names in a line."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
@@ -170,10 +172,11 @@ def read_names(folder: Path) -> dict[int, str]:
         raise InputError("clients", str(path), f"cannot be read: {error}; put it back, or delete it") from None
 
 
-def called(clients: Iterable[int], names: Sequence[str] | Mapping[int, str]) -> str:
-    """Clients as people read them: numbers in brackets, or where clients have names each with its own."""
+def called(clients: Iterable[int], names: Sequence[str] | Mapping[int, str] = ()) -> str:
+    """Clients as people read them: numbers in brackets, or where clients have names each with its own; of many some."""
     clients = list(clients)
-    return ", ".join(f"{each} ({in_line(names[each])})" for each in clients) if names else str(clients)
+    shown, more = clients[:CALLED], f" and {len(clients) - CALLED} more" if len(clients) > CALLED else ""
+    return (", ".join(f"{each} ({in_line(names[each])})" for each in shown) if names else str(shown)) + more
 
 
 def number_of(word: str, names: Mapping[int, str]) -> int | None:
