@@ -56,6 +56,17 @@ def test_a_full_disk_is_told_with_its_file_and_leaves_nothing(tmp_path, monkeypa
     assert not list((tmp_path / "lit_fedbabu").iterdir())
 
 
+def test_an_array_is_as_numpy_saves_it_and_a_full_disk_is_told_with_its_file(tmp_path):
+    for values in (np.arange(9)[::2], np.zeros(0, dtype=np.int64)):
+        arrays.save(tmp_path / "a.npy", values)
+        np.save(tmp_path / "b.npy", values)
+        assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as refused:
+        arrays.save(tmp_path / "full.npy", np.arange(9))
+    assert "full.npy: No space left on device; free some space" in of_system(refused.value)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_change_no_bit(threads, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

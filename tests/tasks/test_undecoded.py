@@ -225,6 +225,19 @@ def test_holes_are_no_bytes_of_the_cache(tmp_path):
     assert name.endswith("-as-needed") and size < 1e6 < COUNT * 512 * 512 * 3
 
 
+def test_marks_have_their_place_on_disk_before_they_are_read(tmp_path, monkeypatch):
+    """A process that reads a hole is killed where the cache lies in memory, as of tmpfs, and no more fits in it."""
+    content = content_of(0, ("png", "RGB"), 1, (9, 9), 1)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)}
+    rows = {"image": [{"bytes": content, "path": None}] * 8000, "label": [0, 1] * 4000}
+    monkeypatch.setattr(hub, "read", lambda _: {"train": datasets.Dataset.from_dict(rows, datasets.Features(features))})
+    sources.load("some/images", size=8, as_needed=True)
+    (folder,) = cache.folder().glob("*-as-needed")
+    for name in ("train", "test"):
+        marks, pixels = ((folder / f"{name}_{what}.npy").stat() for what in ("decoded", "images"))
+        assert 512 * marks.st_blocks >= marks.st_size > 8 * 1600 and 512 * pixels.st_blocks < pixels.st_size
+
+
 WRITERS = 1001
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from lit_fedbabu.ground.files import naming
 from lit_fedbabu.ground.printing import is_live, say, waiting
 from lit_fedbabu.ground.system import available_cores
+from lit_fedbabu.tasks.images.columns import Numbers
 from lit_fedbabu.tasks.images.decoding import Pixels, quiet_pillow, with_channels
 
 T = TypeVar("T")
@@ -165,6 +166,13 @@ def begun(place: Path, shape: tuple[int, ...], kind: str = "|u1") -> tuple[Binar
         np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
         file.flush()
     return file, file.tell()
+
+
+def save(place: Path, values: Numbers) -> None:
+    """Write an array as ``np.save`` does, which of a full disk says neither that nor which file it was."""
+    file, _ = begun(place, values.shape, values.dtype.str)
+    with naming(place), file:
+        file.write(np.ascontiguousarray(values).data)
 
 
 def _keep_one_channel(place: Path) -> None:

@@ -16,6 +16,7 @@ from lit_fedbabu.config.derived import EVERYONE
 from lit_fedbabu.ground.errors import InputError, RunError, close_to, some
 from lit_fedbabu.ground.files import naming
 from lit_fedbabu.learning import cache
+from lit_fedbabu.tasks.images.arrays import save
 from lit_fedbabu.tasks.images.partitioners import PARTITIONERS, REMEDY, Indices, Partition, Parts
 from lit_fedbabu.tasks.images.sources import Source
 from lit_fedbabu.tasks.images.tables import Split
@@ -54,7 +55,7 @@ def dealt(config: Config, source: Source) -> Partition:
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # others may write the same
             both = (found.train, found.test)
-            np.save(Path(scratch) / path.name, np.concatenate([part for each in both for part in each.kept]))
+            save(Path(scratch) / path.name, np.concatenate([part for each in both for part in each.kept]))
             os.replace(Path(scratch) / path.name, path)
         return found
     try:

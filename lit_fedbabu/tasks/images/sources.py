@@ -13,9 +13,9 @@ import PIL
 from PIL import Image
 
 from lit_fedbabu.ground.errors import InputError, RunError, some
-from lit_fedbabu.ground.files import dataset_folder, from_home
+from lit_fedbabu.ground.files import dataset_folder, from_home, write_whole
 from lit_fedbabu.learning import cache
-from lit_fedbabu.tasks.images.arrays import ImageFiles
+from lit_fedbabu.tasks.images.arrays import ImageFiles, save
 from lit_fedbabu.tasks.images.decoding import IMAGE_SIZE, Pixels, to_array
 from lit_fedbabu.tasks.images.folders import files_below, hidden_images
 from lit_fedbabu.tasks.images.names import composed
@@ -198,8 +198,8 @@ def _decode(folder: Path, size: int, dataset: str, label_column: str, owner_colu
         for name, split in (("train", decoded.train), ("test", decoded.test)):
             for what, values in (("labels", split.labels), ("owners", split.owners), ("digests", split.digests)):
                 if values is not None:
-                    np.save(scratch / f"{name}_{what}.npy", values)
-        (scratch / "about.json").write_text(json.dumps(about))
+                    save(scratch / f"{name}_{what}.npy", values)
+        write_whole(scratch / "about.json", json.dumps(about))
         scratch.rename(folder)
     except OSError:
         if not folder.exists():  # otherwise another process has decoded the same dataset meanwhile

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lit_fedbabu.ground.errors import InputError, RunError
-from lit_fedbabu.ground.files import naming
-from lit_fedbabu.tasks.images.arrays import begun, digest_of, side_by_side, told, write_at
+from lit_fedbabu.ground.files import naming, write_whole
+from lit_fedbabu.tasks.images.arrays import begun, digest_of, save, side_by_side, told, write_at
 from lit_fedbabu.tasks.images.columns import Numbers
 from lit_fedbabu.tasks.images.decoding import Pixels, decode, with_channels
 from lit_fedbabu.tasks.images.table_files import FileTable, MemoryTable, SomeRows
@@ -117,7 +117,10 @@ class Undecoded:
         if not len(missing):
             return
         size, _, channels = self._images.shape[1:]
-        with self._place.open("r+b") as array, self._digest_place.open("r+b") as digests:
+        with (
+            naming(self._place), self._place.open("r+b") as array,
+            naming(self._digest_place), self._digest_place.open("r+b") as digests,
+        ):  # fmt: skip
 
             def decode_one(image: int) -> None:
                 if self._is_there(image):
@@ -177,16 +180,17 @@ def begin(
     pairs = [(name, own, encoded[min(place, len(encoded) - 1)]) for place, (name, own) in enumerate(rows)]
     channels = max(_channels(each, own, size) for _, own, each in pairs)
     for name, own, _ in pairs:
-        for what, shape, kind in (("images", (len(own), size, size, channels), "|u1"), ("decoded", (len(own),), "<i8")):
-            place = folder / f"{name}_{what}.npy"
-            file, start = begun(place, shape, kind)
-            with naming(place), file:
-                file.truncate(start + int(np.prod(shape)) * np.dtype(kind).itemsize)  # a hole: takes no place on disk
-        np.save(folder / f"{name}_rows.npy", own)
+        place, shape = folder / f"{name}_images.npy", (len(own), size, size, channels)
+        file, start = begun(place, shape)
+        with naming(place), file:
+            file.truncate(start + int(np.prod(shape)))  # a hole: takes no place on disk
+        # Zeros and no hole: marks are read before they are written, and a full tmpfs kills whoever reads a hole.
+        save(folder / f"{name}_decoded.npy", np.zeros(len(own), dtype=np.int64))
+        save(folder / f"{name}_rows.npy", own)
     about = {name: dataclasses.asdict(each) for name, _, each in pairs}
     for each in about.values():  # the folder gets another name
         each["files"] = [(file.removeprefix(f"{folder}{os.sep}"), facts) for file, facts in each["files"]]
-    (folder / ENCODED).write_text(json.dumps(about))
+    write_whole(folder / ENCODED, json.dumps(about))
     if copies := sum(path.stat().st_size for path in folder.glob("*.arrow")):
         notes.append(
             f"until they are decoded, the cache has the images or their paths as they were: {copies / 1e6:.1f} MB"
