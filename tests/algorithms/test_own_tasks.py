@@ -11,10 +11,11 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import state_of
-from lit_fedbabu.server.sampling import participants
+from lit_fedbabu.server.sampling import participants, substitutes
 from lit_fedbabu.training.client_update import client_update, own_module, personal_model
 from lit_fedbabu.training.experiment import Experiment
 from tests.own_tasks import Regression, Sensors, Windows
+from tests.support import failures_of
 
 
 def experiment_of(task="windows", **options):
@@ -333,3 +334,18 @@ def test_of_many_clients_those_drawn_first_are_looked_at(monkeypatch):
         many.client_data(2, 0)
     speeds = dataclasses.replace(many.config, client_speeds="lognormal:1.0")
     assert speeds.looked_at == list(range(200))
+
+
+def test_a_client_drawn_later_whose_loader_is_empty_fails_and_another_trains(monkeypatch, federate):
+    """Its test loader is empty: it does not train either, nor does it end the run."""
+    monkeypatch.setattr("lit_fedbabu.config.derived.EVERYONE", 5)
+    options = {"num_clients": 20, "fraction_train": 0.1, "evaluate_clients": 2}
+    configs = (experiment_of("empty", **options, seed=seed).config for seed in range(1000))
+    config = next(each for each in configs if 2 in each.drawn(2) and 2 not in (*each.drawn(1), *each.evaluated))
+    folder, grid = federate(config)
+    (failure,) = failures_of(folder)
+    assert (failure["round"], failure["client"]) == (2, 2)
+    task = f'task = "{config.task}"'
+    assert failure["reason"] == f"InputError: {task}: the test loader of client 2 is empty"
+    asked = [each.content["config"]["clients"] for each in grid.messages if each.metadata.message_type == "train"]
+    assert asked == [config.drawn(1), config.drawn(2), substitutes(config, 2, 1, config.drawn(2), 1)]

@@ -257,3 +257,11 @@ def test_an_evaluation_of_nobody_ends_the_run(federate, monkeypatch):
         RunError, match=r"round 1: clients \[0, 1, 2, 3, 4, 5\] were not evaluated: client 5 .*TypeError"
     ):
         federate(tiny_config(model_name=NARROW))
+
+
+def test_of_many_clients_a_line_calls_the_first_by_their_numbers_or_names():
+    names = [f"site {client}" for client in range(99)]
+    assert run_folder.called([3, 5]) == "[3, 5]" and run_folder.called([3], names) == "3 (site 3)"
+    first = list(range(run_folder.CALLED))
+    assert run_folder.called(range(99)) == f"{first} and {99 - len(first)} more"
+    assert run_folder.called(range(99), names).endswith(f"{first[-1]} (site {first[-1]}) and {99 - len(first)} more")
