@@ -36,8 +36,9 @@ PRIVACY = (
     " of one sample of the client that spent most, likewise. Losses, accuracies and numbers of images are not covered."
 )
 COST = (
-    "Images seen are what the drawn clients have on average, in all their epochs. Bytes are of shared weights without"
-    " framing, seconds of rounds without evaluation; both are in TensorBoard's event files, and empty without them."
+    "Images seen are what the drawn clients have on average, in all their epochs, and empty where not all clients were"
+    " counted. Bytes are of shared weights without framing, seconds of rounds without evaluation; both are in"
+    " TensorBoard's event files, and empty without them."
 )
 
 
