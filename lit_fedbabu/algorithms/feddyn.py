@@ -23,6 +23,7 @@ from lit_fedbabu.algorithms.algorithm import (
 from lit_fedbabu.algorithms.steps import Proximal, stepped
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
+from lit_fedbabu.learning.parts import behind
 from lit_fedbabu.learning.state import Learner
 
 GRADIENT = "gradient"
@@ -60,9 +61,8 @@ class FedDyn(Algorithm):
         return {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in start.weights.items()}
 
     def callbacks(self, cohort: Cohort, modules: Sequence[Learner]) -> list[L.Callback]:
-        (client,), prefix = cohort.participants, f"{GRADIENT}."
-        own = {name.removeprefix(prefix): value for name, value in client.memory.items() if name.startswith(prefix)}
-        return [Dynamic(cohort.config.dynamic_alpha, client.received, own)]
+        (client,) = cohort.participants
+        return [Dynamic(cohort.config.dynamic_alpha, client.received, behind(f"{GRADIENT}.", client.memory))]
 
     def finish(self, cohort: Cohort, modules: Sequence[Learner]) -> list[Update]:
         (client,), (module,), alpha = cohort.participants, modules, cohort.config.dynamic_alpha

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,10 +12,9 @@ from torch import nn
 from lit_fedbabu.algorithms.algorithm import Algorithm, Update
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.losses import Decoupled
+from lit_fedbabu.learning.parts import behind
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lit_fedbabu.algorithms.algorithm import Cohort, Participant
     from lit_fedbabu.learning.losses import Loss
     from lit_fedbabu.learning.state import Learner
@@ -55,7 +54,7 @@ class FedRod(Algorithm):
         return client.module(client.received)
 
     def own_model(self, client: Participant) -> Learner:
-        own = _of_head(client.memory)
+        own = behind(f"{OWN}.", client.memory)
         return client.module(client.received, {name: client.received[name] + value for name, value in own.items()})
 
 
@@ -63,11 +62,5 @@ def _own_head(client: Participant, module: Learner) -> nn.Module:
     """The head that the client kept; of zeros before it took part."""
     head = copy.deepcopy(module.model.get_submodule("head"))
     zeros = {name: value.new_zeros(value.shape) for name, value in head.state_dict().items()}
-    kept = {name.removeprefix("head."): value for name, value in _of_head(client.memory).items()}
-    head.load_state_dict({**zeros, **kept})
+    head.load_state_dict({**zeros, **behind(f"{OWN}.head.", client.memory)})
     return head.requires_grad_(True)
-
-
-def _of_head(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The own head in what a client kept, by the names of the model's weights."""
-    return {name.removeprefix(f"{OWN}."): value for name, value in memory.items() if name.startswith(f"{OWN}.")}

@@ -27,6 +27,11 @@ def select(state: Mapping[str, Value], parts: Iterable[str]) -> dict[str, Value]
     return {name: value for name, value in state.items() if name.startswith(prefixes)}
 
 
+def behind(prefix: str, state: Mapping[str, Value]) -> dict[str, Value]:
+    """The entries whose names begin with a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def without(state: Mapping[str, Value], names: Collection[str]) -> dict[str, Value]:
     """The entries of a model's state but those of these names."""
     return {name: value for name, value in state.items() if name not in names}

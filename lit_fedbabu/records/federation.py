@@ -17,7 +17,7 @@ from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.ground.system import shipped_bodies
 from lit_fedbabu.learning import checkpoint
-from lit_fedbabu.learning.parts import PARTS, PRIVATE, REST, parts_of, select, without
+from lit_fedbabu.learning.parts import PARTS, PRIVATE, REST, behind, parts_of, select, without
 from lit_fedbabu.learning.pretrained import is_saved
 from lit_fedbabu.learning.state import first_other
 from lit_fedbabu.records import seal
@@ -68,17 +68,6 @@ class Federation:
     initial: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Of its dataset."""
-        names: list[str] = self.provenance["class_names"]
-        return names
-
-    @property
-    def constants(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation by channel that its images were normalized with."""
-        return self.provenance["mean"], self.provenance["std"]
 
     @property
     def tuned_on(self) -> list[str]:
@@ -188,11 +177,7 @@ def _extras(path: Path, method: Algorithm, config: Config, server_round: int) ->
         kept = memory.recall_from(place, server_round, "the server")
     except LookupError as error:
         raise InputError("checkpoint", str(path), f"{error}; take the last one") from None
-    parts = {
-        prefix: {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
-        for prefix in (EXTRA, STATE)
-    }
-    return parts[EXTRA] or numbered(method, config, method.broadcast_after(parts[STATE]))
+    return behind(EXTRA, kept) or numbered(method, config, method.broadcast_after(behind(STATE, kept)))
 
 
 def _memories_on_nodes(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from lit_fedbabu.algorithms.algorithm import EXTRA, STATE, Algorithm, Received
 from lit_fedbabu.algorithms.rows import NUMBERS, numbered, rows_in
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.learning.parts import behind
 from lit_fedbabu.protocol.wire import Arrays, ClientUpdate
 from lit_fedbabu.records.run_folder import SERVER
 from lit_fedbabu.server.aggregation import mean_loss
@@ -45,12 +46,11 @@ class ServerRounds:
         weights = experiment.weights
         self.weights = tuple(weights)
         start = experiment.algorithm.server_state(experiment)
-        own = _of(STATE, kept)
-        self.state: Mapping[str, Tensor] = own if resumed_after else dict(start)
+        self.state: Mapping[str, Tensor] = behind(STATE, kept) if resumed_after else dict(start)
         if self.state.keys() != start.keys():
             raise RunError(f"{self._place} does not have what {self.config.algorithm} keeps; put it back")
-        self._aggregator = aggregator_of(self.config, _of(OF_AGGREGATOR, kept))
-        self.exchange = _of(OF_EXCHANGE, kept)
+        self._aggregator = aggregator_of(self.config, behind(OF_AGGREGATOR, kept))
+        self.exchange = behind(OF_EXCHANGE, kept)
         """What the exchange kept after the last round of a run that is resumed."""
         self._optimizer = ServerOptimizer(self.config, list(weights), kept)
         self.server_round = resumed_after
@@ -152,10 +152,6 @@ def for_clients(method: Algorithm, arrays: ArrayRecord, clients: Sequence[int]) 
         return arrays
     rows = {EXTRA + name: Array(arrays[EXTRA + name].numpy()[list(clients)]) for name in (*names, NUMBERS)}
     return ArrayRecord({name: rows.get(name, array) for name, array in arrays.items()})
-
-
-def _of(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
 
 
 def _beside(arrays: ArrayRecord, extras: Mapping[str, Tensor]) -> ArrayRecord:
