@@ -113,7 +113,7 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
-    """Mappings that ``append_json_line`` wrote, without a line that was cut off when a command was killed.
+    """Mappings that ``append_json_line`` wrote, without a line that a kill has cut off; none where there is no file.
 
     Args:
         path: of the file.
@@ -123,7 +123,7 @@ def read_json_lines(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]
         InputError: a line has something else.
     """
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
             row = json.loads(line)
         except ValueError:

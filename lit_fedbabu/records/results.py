@@ -280,11 +280,8 @@ def costs(folder: Path) -> list[RoundCost]:
     Raises:
         InputError: the file has something else.
     """
-    path = folder / COSTS
-    if not path.exists():
-        return []
     kinds = {"round": int, "seconds": float, "bytes_down": int, "bytes_up": int}
-    last = {cost["round"]: cost for cost in read_json_lines(path, kinds)}
+    last = {cost["round"]: cost for cost in read_json_lines(folder / COSTS, kinds)}
     return [cast(RoundCost, last[server_round]) for server_round in sorted(last)]
 
 

@@ -191,8 +191,6 @@ def _times(lines: Asked) -> Counter[int]:
 
 def _read(folder: Path) -> Asked:
     """Rounds and the clients that were asked; runs of earlier versions have none."""
-    if not (folder / ASKED).exists():
-        return []
     asked = [
         (line["round"], line["clients"]) for line in read_json_lines(folder / ASKED, {"round": int, "clients": list})
     ]

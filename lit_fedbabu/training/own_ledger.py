@@ -40,5 +40,4 @@ def begin(experiment: Experiment, client: int, server_round: int, num_train: int
 
 def courses(file: Path) -> list[Course]:
     """The steps of the rounds that a client has begun, by the file with them; none where there is no file."""
-    lines = read_json_lines(file, FORM) if file.exists() else []
-    return [Course(line["rate"], line["noise"], line["steps"]) for line in lines]
+    return [Course(line["rate"], line["noise"], line["steps"]) for line in read_json_lines(file, FORM)]
