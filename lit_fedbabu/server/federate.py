@@ -143,20 +143,20 @@ def _rounds(grid: Grid, experiment: Experiment, folder: Path, progress: Lines) -
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         _save_round(experiment, folder, strategy, board, server_round, arrays)
 
-    own_disks = nodes[0].own_disk
+    own_disks = nodes[0].said.own_disk
     memory = run_folder.memory_of(folder, own_disks)
     names = names_of(nodes) if config.on_sites else experiment.task.client_names
     run_folder.write_names(folder, names)
     strategy = SharedParts(
         experiment, [node.id for node in nodes], folder, memory, board, keep, progress, rounds, sizes, ledger, names
     )
-    trains_on = "; ".join(sorted({node.trains_on for node in nodes}))
+    trains_on = "; ".join(sorted({node.said.trains_on for node in nodes}))
     say(f"training on {trains_on}")
     privacy = ledger.facts(len(rounds))
     _say_privacy(ledger, privacy, say)
     if config.secure_aggregation:
         say(f"{OF_SUMS}; of {config.clients_per_round} clients it takes {config.unmasking_threshold}")
-    precision = ", ".join(sorted({node.precision for node in nodes}))
+    precision = ", ".join(sorted({node.said.precision for node in nodes}))
     facts = {"trains-on": trains_on, "precision": precision, **({"memory": ON_NODES} if own_disks else {}), **privacy}
     if begun is None:
         if not config.on_sites:
@@ -236,19 +236,19 @@ def _say_privacy(ledger: Ledger, facts: Mapping[str, str], say: Callable[[str], 
 
 def _nodes(grid: Grid, experiment: Experiment, say: Callable[[str], None]) -> list[Node]:
     """The nodes; raises RunError where one of them has another file of initial weights, or another base."""
-    config, base = experiment.config, experiment.base_facts
+    config, base, digest = experiment.config, experiment.base_facts, experiment.config.initial_weights_digest
     nodes = find_nodes(grid, say, most=config.num_clients if config.on_sites else MOST_NODES)
-    if others := [place for place, node in enumerate(nodes) if node.initial_weights != config.initial_weights_digest]:
+    if others := [place for place, node in enumerate(nodes) if node.said.initial_weights != digest]:
         what = f"initial-weights = {config.initial_weights} is another file on nodes {', '.join(map(str, others))}"
         raise RunError(f"{what}; copy the server's to them, under the same path")
-    if others := [place for place, node in enumerate(nodes) if not is_same(node.base, base.get("digest", ""))]:
+    if others := [place for place, node in enumerate(nodes) if not is_same(node.said.base, base.get("digest", ""))]:
         what = f"nodes {', '.join(map(str, others))} have another base, the weights that the model's maker froze"
         raise RunError(f"{what}; give them the server's code, and the files that it reads weights from")
     if base:
         say(f"{base['weights']:,} frozen weights ({base['bytes'] / 1e6:.1f} MB) are on each node and do not travel")
     if config.on_sites:
         names = names_of(nodes) or range(len(nodes))
-        samples = (f"{in_line(str(name))} {node.sizes[0]}" for name, node in zip(names, nodes, strict=True))
+        samples = (f"{in_line(str(name))} {node.said.num_train}" for name, node in zip(names, nodes, strict=True))
         say(f"training samples of the sites: {', '.join(samples)}")
     return nodes
 
@@ -266,7 +266,7 @@ def _write_spent(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> No
 def _sizes(experiment: Experiment, nodes: list[Node]) -> Mapping[int, tuple[int, int]]:
     """Training and test samples of each client: as they were dealt, or as each site said before the first round."""
     if experiment.config.on_sites:
-        return {client: node.sizes for client, node in enumerate(nodes)}
+        return {client: (node.said.num_train, node.said.num_test) for client, node in enumerate(nodes)}
     sizes = experiment.task.sizes
     if not experiment.algorithm.pooled:
         return sizes

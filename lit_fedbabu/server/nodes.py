@@ -30,23 +30,11 @@ class Node(NamedTuple):
 
     Args:
         id: Flower's, which is random.
-        trains_on: its device and precision, as it says.
-        precision: what ``precision`` stands for there.
-        own_disk: whether its clients' memories lie in a folder of its own.
-        initial_weights: digest of the file that its models start from; empty: they start from the seed.
-        base: digest of what its model's maker froze; empty: nothing.
-        sizes: training and test samples of a site.
-        name: that a site's owner gave it; empty: none.
+        said: what it answered to ``PLACE``.
     """
 
     id: int
-    trains_on: str
-    precision: str
-    own_disk: bool
-    initial_weights: str = ""
-    base: str = ""
-    sizes: tuple[int, int] = (0, 0)
-    name: str = ""
+    said: Place
 
 
 def find_nodes(
@@ -93,19 +81,7 @@ def find_nodes(
     without = [str(place.node) for place in places.values() if not place.own_disk]
     if 0 < len(without) < len(places):
         raise RunError(f"nodes {', '.join(without)} have no state-path, and others have; give all of them one")
-    by_place = {
-        each.node: Node(
-            node,
-            each.trains_on,
-            each.precision,
-            each.own_disk,
-            each.initial_weights,
-            each.base,
-            (each.num_train, each.num_test),
-            each.name,
-        )
-        for node, each in places.items()
-    }
+    by_place = {each.node: Node(node, each) for node, each in places.items()}
     if sorted(by_place) != list(range(expected)):
         raise RunError(f"nodes say they are {sorted(by_place)} of {expected}; they must be 0 to {expected - 1}")
     return [by_place[place] for place in range(expected)]
@@ -162,9 +138,9 @@ def names_of(nodes: Sequence[Node]) -> tuple[str, ...]:
     Raises:
         RunError: two have the same.
     """
-    if not any(node.name for node in nodes):
+    if not any(node.said.name for node in nodes):
         return ()
-    names = tuple(node.name or f"site {client}" for client, node in enumerate(nodes))
+    names = tuple(node.said.name or f"site {client}" for client, node in enumerate(nodes))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         sites = " and ".join(str(client) for client, name in enumerate(names) if name == twice[0])
         raise RunError(f"sites {sites} are both called {in_line(twice[0])}; give each a name of its own in node-config")
