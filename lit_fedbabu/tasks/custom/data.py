@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.tasks.custom.loaders import batches_of, samples_of
 
@@ -44,7 +43,7 @@ class CustomData:
             module = self.task.new_data(self.client)
             if not isinstance(module, lightning.LightningDataModule):
                 what = f"its data of client {self.client} {foreign(module, 'LightningDataModule')}"
-                raise InputError("task", self.config.task, what)
+                raise self.task.refused(what)
             module.prepare_data()
         for stage in ("fit", "test"):
             with seeded(seed):

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 
 from lit_fedbabu.config.length import steps_of
-from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.evaluation import LoggedEvaluation, Personalization
 from lit_fedbabu.learning.state import load_state, not_finite, state_of
 from lit_fedbabu.tasks.custom.data import CustomData
@@ -100,12 +99,12 @@ def tested(module: CustomModule, own: CustomData, **options: Any) -> LoggedEvalu
     score = own.task.task.score
     if score not in logged:
         remedy = f"its score {score} is not logged in test_step; {', '.join(logged) or 'nothing'} is logged"
-        raise InputError("task", own.config.task, remedy)
+        raise own.task.refused(remedy)
     names: dict[str, str] = {}
     for name in logged:
         if (first := names.setdefault(short(name), name)) != name:
             remedy = f"it logs {first} and {name}, which would both be {short(name)} in results.json; rename one"
-            raise InputError("task", own.config.task, remedy)
+            raise own.task.refused(remedy)
     return LoggedEvaluation({short(name): value for name, value in logged.items()}, logged[score], own.num_test)
 
 

@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.ground.errors import told
 from lit_fedbabu.learning.base import copied, frozen_names, still
 from lit_fedbabu.learning.parts import PARTS, REST, parts_of, select, without
 from lit_fedbabu.learning.seeding import seeded
@@ -139,7 +139,7 @@ class CustomModule:
         for what, parts in needed.items():
             if parts and not any(getattr(self.task.task, part, "own") for part in parts):
                 remedy = f"{what} its {parts[0]} alone, which the task says to be empty; take another algorithm or part"
-                raise InputError("task", self.task.config.task, remedy)
+                raise self.task.refused(remedy)
 
     def set_mode(self, mode: str) -> None:
         """Choose what trains: parts as in "body+neck", or "full", of which the module itself may freeze weights."""
@@ -175,13 +175,13 @@ def initial_module(task: CustomTask, seed: int, double: bool = False) -> CustomM
             if isinstance(lightning, L.LightningModule):
                 lightning.configure_model()
         except Exception as error:  # whatever the user's code raises
-            raise InputError("task", task.config.task, f"its module cannot be made: {told(error)}") from error
+            raise task.refused(f"its module cannot be made: {told(error)}") from error
     if not isinstance(lightning, L.LightningModule):
-        raise InputError("task", task.config.task, f"its module {foreign(lightning, 'LightningModule')}")
+        raise task.refused(f"its module {foreign(lightning, 'LightningModule')}")
     for hook in ("training_step", "test_step"):
         if not is_overridden(hook, lightning):
             remedy = f"has no {hook}" + ("; add one that logs the score" if hook == "test_step" else "")
-            raise InputError("task", task.config.task, f"its {type(lightning).__name__} {remedy}")
+            raise task.refused(f"its {type(lightning).__name__} {remedy}")
     body = (task.task.body,) if isinstance(task.task.body, str) else task.task.body
     restrict(lightning, body, task.config.trainable, seed)
     if task.config.trainable != "all":
@@ -206,7 +206,7 @@ def _view(lightning: L.LightningModule, task: CustomTask) -> nn.Module:
             if found is None:
                 how = f"{part}=(...)" if part in PARTS else f'parts={{"{part}": (...)}}'
                 remedy = f"{type(lightning).__name__} has no {name}, which is to be its {part}; say what is: {how}"
-                raise InputError("task", task.config.task, remedy)
+                raise task.refused(remedy)
             if names == (part,) and isinstance(found, nn.Module):
                 held = found
                 break
@@ -215,7 +215,7 @@ def _view(lightning: L.LightningModule, task: CustomTask) -> nn.Module:
         view.add_module(part, held or nn.Module())
         if names and not any(weight.requires_grad for weight in view.get_submodule(part).parameters()):
             remedy = f"the {part} of {type(lightning).__name__} ({', '.join(names)}) has no weights to train"
-            raise InputError("task", task.config.task, remedy)
+            raise task.refused(remedy)
     _refuse_outside(lightning, view, task)
     return view
 
@@ -231,7 +231,7 @@ def _frozen(lightning: L.LightningModule, view: nn.Module, task: CustomTask) -> 
         weights = [] if found is None else [found] if isinstance(found, nn.Parameter) else list(found.parameters())
         if not weights or any(weight.requires_grad for weight in weights):
             what = "has weights that train: freeze them in __init__" if weights else "is not there, or has no weights"
-            raise InputError("task", task.config.task, f"its base {name} {what}, or leave base=(...) out")
+            raise task.refused(f"its base {name} {what}, or leave base=(...) out")
         inside |= {id(weight) for weight in weights}
     of_view = view.named_parameters(remove_duplicate=False)
     return frozen_names(view, {name for name, weight in of_view if id(weight) in inside})
@@ -265,7 +265,7 @@ def _refuse_outside(lightning: L.LightningModule, view: nn.Module, task: CustomT
         holds = [part for part, weights in inside.items() if id(weight) in weights]
         if len(holds) > 1:
             remedy = f"its weight {name} is in {' and '.join(holds)} at once; they cannot share it"
-            raise InputError("task", task.config.task, remedy)
+            raise task.refused(remedy)
         if not holds and weight.requires_grad:
             remedy = f"its weight {name} is in neither body nor head; add it to one: Task(..., body=(...), head=(...))"
-            raise InputError("task", task.config.task, remedy)
+            raise task.refused(remedy)

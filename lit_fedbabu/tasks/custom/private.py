@@ -113,4 +113,4 @@ def _poisson_loader(own: CustomData) -> DataLoader[Any]:
 
 
 def _refused(task: CustomTask, why: str) -> InputError:
-    return InputError("task", task.config.task, f"with privacy=sample {why}")
+    return task.refused(f"with privacy=sample {why}")

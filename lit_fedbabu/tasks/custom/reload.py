@@ -50,10 +50,7 @@ def try_reading(
     Raises:
         InputError: what cannot be written or read, or differs afterwards.
     """
-
-    def refuse(remedy: str) -> InputError:
-        return InputError("task", task.config.task, remedy)
-
+    refuse = task.refused
     with tempfile.TemporaryDirectory(prefix="lit_fedbabu-") as folder:
         path = Path(folder) / "tried.ckpt"
         trained.provenance = {"kind": "personal", "config": task.config.experiment(), "round": 1, **task.provenance}

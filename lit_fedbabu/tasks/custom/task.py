@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -189,22 +190,32 @@ class CustomTask:
         Raises:
             InputError: some have none, or the same.
         """
-        names = tuple(self.task.client_names)[: self.config.num_clients]
-        if names and (
-            len(names) < self.config.num_clients or not all(isinstance(name, str) and name for name in names)
-        ):
-            remedy = (
-                f"has {len(self.task.client_names)} client_names; give each of the {self.config.num_clients} a text"
-            )
-            raise InputError("task", self.config.task, remedy)
+        count = self.config.num_clients
+        names = tuple(self.task.client_names)[:count]
+        if names and (len(names) < count or not all(isinstance(name, str) and name for name in names)):
+            raise self.refused(f"has {len(self.task.client_names)} client_names; give each of the {count} a text")
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise InputError("task", self.config.task, f"has two client_names {some(twice)}; give each client its own")
+            raise self.refused(f"has two client_names {some(twice)}; give each client its own")
         return names
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says of its outputs."""
         return {"score": dataclasses.asdict(self.score)}
+
+    def refused(self, why: str) -> InputError:
+        """An error that names the task."""
+        return InputError("task", self.config.task, why)
+
+    @contextmanager
+    def running(self, what: str) -> Iterator[None]:
+        """While the user's code runs: whatever it raises becomes an error that says what fails."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            raise self.refused(f"{what}: {told(error)}") from error
 
     def new_data(self, client: int) -> L.LightningDataModule:
         """The LightningDataModule of a client; the errors are those of the user's code."""
@@ -235,32 +246,25 @@ class CustomTask:
         return {client: self._sizes_of(CustomData(self, client)) for client in self.clients}
 
     def _sizes_of(self, data: CustomData) -> tuple[int, int]:
-        client = data.client
-        try:
+        client, devices = data.client, self.config.devices
+        with self.running(f"its data of client {client} fail"):
             found = data.num_train, data.num_test
             batches = data.batches, batches_of(data.module.test_dataloader())
-            split = (
-                undealt(data.module.train_dataloader, self.config.devices)
-                if self.config.devices > 1 and self._data is None
-                else ""
-            )
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            raise InputError("task", self.config.task, f"its data of client {client} fail: {told(error)}") from error
+            is_dealt = devices > 1 and self._data is None
+            split = undealt(data.module.train_dataloader, devices) if is_dealt else ""
         for kind, count, in_loader in zip(("training", "test"), found, batches, strict=True):
             if not count:
-                raise InputError("task", self.config.task, f"the {kind} loader of client {client} is empty")
+                raise self.refused(f"the {kind} loader of client {client} is empty")
             if in_loader == 0:
                 remedy = f"gives no batch of its {count} samples; take smaller batches, or drop_last=False"
-                raise InputError("task", self.config.task, f"the {kind} loader of client {client} {remedy}")
+                raise self.refused(f"the {kind} loader of client {client} {remedy}")
         if split:
             remedy = f"the training loader of client {client} {split}"
             raise InputError("trainer.devices", self.config.devices, remedy)
         epochs, steps = self.config.length("num_local_epochs")
         if batches[0] is None and ((epochs % 1 and not steps) or self.config.num_head_epochs % 1):
             remedy = "has no length, which fractions of epochs need; give its dataset __len__, the number of samples"
-            raise InputError("task", self.config.task, f"the training loader of client {client} {remedy}")
+            raise self.refused(f"the training loader of client {client} {remedy}")
         return found
 
     def check(

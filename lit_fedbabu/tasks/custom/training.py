@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch import Tensor
 
-from lit_fedbabu.ground.errors import InputError
 from lit_fedbabu.learning.base import moved
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.devices import joined, over_all
@@ -101,12 +100,12 @@ def train(
     module.lightning.zero_grad(set_to_none=True)
     if name := moved(module.model):
         remedy = "where a base does not: say which frozen weights stay so by Task(..., base=(...)), or () for none"
-        raise InputError("task", own.config.task, f"its {name} is frozen in __init__ and changes in training, {remedy}")
+        raise own.task.refused(f"its {name} is frozen in __init__ and changes in training, {remedy}")
     for name, value in _outside(module, names).items():
         if outside.get(name) != value:
             remedy = "add its layer to one, or register it with persistent=False"
             told = f"its {name} changes in training, is in neither body nor head, and would be lost; {remedy}"
-            raise InputError("task", own.config.task, told)
+            raise own.task.refused(told)
 
 
 def _outside(module: CustomModule, inside: Collection[str]) -> dict[str, str]:

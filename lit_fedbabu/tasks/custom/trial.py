@@ -53,10 +53,7 @@ def try_task(
     Raises:
         InputError: in one line what failed.
     """
-
-    def refuse(remedy: str) -> InputError:
-        return InputError("task", task.config.task, remedy)
-
+    refuse = task.refused
     refuse_unsendable(module.model, refuse)
     _refuse_uncopied(module, refuse)
     _check_rates(module, task)
@@ -74,13 +71,8 @@ def try_task(
         setup = reload.Unset(tried.lightning)
         batches = min(BATCHES, data.batches or BATCHES)
         validated = task.config.trainer.get("limit_val_batches", 1)
-        try:
-            with seeded(0):
-                train(tried, data, watch, [held, setup], limit_train_batches=batches, limit_val_batches=validated)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            raise refuse(f"training its {mode} on data of client {client} fails: {told(error)}") from error
+        with task.running(f"training its {mode} on data of client {client} fails"), seeded(0):
+            train(tried, data, watch, [held, setup], limit_train_batches=batches, limit_val_batches=validated)
         weights = select(dict(tried.model.named_parameters()), tried.parts_of(mode))
         if not any(id(weight) in held.weights for weight in weights.values()):
             raise refuse(f"its optimizer holds no weight of its {mode}, which the run trains")
@@ -93,13 +85,8 @@ def try_task(
         setup.refuse(refuse)
     copied = module.copy()
     setup = reload.Unset(copied.lightning)
-    try:
-        with seeded(0):
-            tested(copied, data, after=[setup], limit_test_batches=1)
-    except InputError:
-        raise
-    except Exception as error:
-        raise refuse(f"testing it on data of client {client} fails: {told(error)}") from error
+    with task.running(f"testing it on data of client {client} fails"), seeded(0):
+        tested(copied, data, after=[setup], limit_test_batches=1)
     setup.refuse(refuse)
     reload.try_reading(tried, make, data, task)
 
@@ -111,15 +98,9 @@ def try_steps(module: CustomModule, task: CustomTask, modes: Iterable[str]) -> N
         InputError: in one line what failed.
     """
     for mode, client in itertools.product(modes, task.clients[:1]):
-        try:
-            with seeded(0):
-                options: dict[str, Any] = {"epochs": 0, "steps": 2, "learning_rate": 0.0, "private": True}
-                fit([module.copy()], [CustomData(task, client)], mode=mode, **options)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            what = f"training its {mode} on single samples of client {client} fails: {told(error)}"
-            raise InputError("task", task.config.task, what) from error
+        with task.running(f"training its {mode} on single samples of client {client} fails"), seeded(0):
+            options: dict[str, Any] = {"epochs": 0, "steps": 2, "learning_rate": 0.0, "private": True}
+            fit([module.copy()], [CustomData(task, client)], mode=mode, **options)
 
 
 def _check_rates(module: CustomModule, task: CustomTask) -> None:
