@@ -174,7 +174,7 @@ class AnyTask(Protocol):
         Args:
             modules: what to train, one for each client.
             data: the clients'.
-            mode: "body", "head" or "full".
+            mode: "body", "head" or "full"; of a user's task also others, as in "body+neck".
             epochs: over each client's training samples; of a fraction of an epoch its first batches, rounded up.
             learning_rate: 0: the module's own.
             steps: mini-batches of each client, in place of ``epochs``; 0: the epochs.

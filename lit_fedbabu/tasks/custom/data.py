@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -54,14 +53,8 @@ class CustomData:
         module._log_hyperparams = False  # nobody logs them, and those of the module may have the same names
         return module
 
-    @property
-    def members(self) -> Sequence[CustomData]:
-        """The clients whose data these are: one."""
-        return [self]
-
     @cached_property
     def num_train(self) -> int:
-        """Training samples."""
         with self._aside():
             return samples_of(self.module.train_dataloader())
 
@@ -82,7 +75,6 @@ class CustomData:
 
     @cached_property
     def num_test(self) -> int:
-        """Test samples."""
         with self._aside():
             return samples_of(self.module.test_dataloader())
 

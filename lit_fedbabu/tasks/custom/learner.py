@@ -35,22 +35,10 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     private: bool = False,
 ) -> list[float]:
-    """Train a part of the one module in place, with the optimizer that it configures.
+    """Train a part of the one module in place, with the optimizer that it configures; arguments as of ``AnyTask.fit``.
 
-    Args:
-        modules: one module.
-        data: the client's.
-        mode: parts as in "body+neck", or "full".
-        epochs: over the client's training samples; of a fraction of an epoch its first batches, rounded up.
-        learning_rate: written to the module's hyper-parameters; 0: the module's own stands.
-        steps: mini-batches, in place of ``epochs``; 0: the epochs.
-        curves: one list, which gets an evaluation after every epoch; the last is that of the trained module. Empty:
-            nothing is evaluated.
-        callbacks: Lightning's, before those of the task.
-        private: take steps of DP-SGD.
-
-    Returns:
-        The mean training loss over all samples seen; nan if there was no epoch or no loss.
+    Callbacks come before those of the task. A curve, where there is one, gets an evaluation after every epoch, of which
+    the last is that of the trained module. The loss is also nan where the module gives none.
     """
     (module,), (own,) = modules, data
     module.set_rate(learning_rate)
@@ -78,11 +66,7 @@ def fit(
 
 
 def evaluate(modules: Sequence[CustomModule], data: Sequence[CustomData]) -> list[LoggedEvaluation]:
-    """What the one module logs of its client's test samples.
-
-    Raises:
-        InputError: as of ``tested``.
-    """
+    """What the one module logs of its client's test samples; errors as of ``tested``."""
     (module,), (own,) = modules, data
     return [tested(module, own)]
 

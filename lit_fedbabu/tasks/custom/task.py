@@ -107,7 +107,7 @@ def _refuse_names(task: Task, path: str) -> None:
 
 
 class CustomTask:
-    """The user's task of a configuration.
+    """The user's task of a configuration, as ``AnyTask``.
 
     Args:
         config: the experiment, of which ``task`` is the import path of a ``Task``.
@@ -155,7 +155,6 @@ class CustomTask:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Body, head, and those that the task names."""
         return (*PARTS, *self.task.parts)
 
     @property
@@ -165,7 +164,6 @@ class CustomTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know before a run."""
         why = "are left out: the run saves checkpoints and shows progress itself"
         left_out = [f"callbacks of the task ({', '.join(sorted(self.left_out))}) {why}"] if self.left_out else []
         if self._looks_at_some:
@@ -180,7 +178,6 @@ class CustomTask:
 
     @property
     def score(self) -> Score:
-        """What clients are compared by."""
         return self.task.measured
 
     @property
@@ -200,7 +197,6 @@ class CustomTask:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint says of its outputs."""
         return {"score": dataclasses.asdict(self.score)}
 
     def refused(self, why: str) -> InputError:
@@ -270,11 +266,7 @@ class CustomTask:
     def check(
         self, algorithm: Algorithm, initial: Callable[[], Learner], made: Callable[[], Learner], with_data: bool
     ) -> None:
-        """Make the data of ``clients`` once, and try the module on them.
-
-        Raises:
-            InputError: they cannot be used, or not by the algorithm.
-        """
+        """Make the data of ``clients`` once, and try the module on them."""
         name, config = self.config.algorithm, self.config
         if algorithm.pooled:
             raise InputError("algorithm", name, "pools images; a task gives data client by client")
@@ -319,7 +311,6 @@ class CustomTask:
         """Nothing to refuse: what the data are is the user's."""
 
     def initial(self, seed: int) -> CustomModule:
-        """The user's module with its first weights."""
         return initial_module(self, seed, self.config.precision == "64-true")
 
     def fit(
@@ -329,11 +320,9 @@ class CustomTask:
         return learner.fit(_own(modules), _of_clients(data), **options)
 
     def evaluate(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[LoggedEvaluation]:
-        """What a module logs of its client's test samples."""
         return learner.evaluate(_own(modules), _of_clients(data))
 
     def personalize(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[Personalization]:
-        """Fine-tune a module; arguments as of ``learner.personalize``."""
         return learner.personalize(_own(modules), _of_clients(data), **options)
 
     def external_start(
@@ -345,7 +334,6 @@ class CustomTask:
         return initial, shared
 
     def described(self, data: Data) -> str:
-        """Numbers of samples."""
         return f"{data.num_train} training and {data.num_test} test samples"
 
     def save(self, module: Learner, folder: Path) -> Sequence[str]:
@@ -354,7 +342,6 @@ class CustomTask:
         return [MODEL]
 
     def summary(self) -> str:
-        """The split in one line."""
         if self.config.on_sites:
             return f"{self.config.num_clients} sites with data of their own"
         train, test = ([size[place] for size in self.sizes.values()] for place in (0, 1))

@@ -42,23 +42,10 @@ def fit(
     private: bool = False,
     say: Say = lambda _: None,
 ) -> list[float]:
-    """Train a part of every module in place, with a fresh optimizer. Several are trained together, as a cohort.
+    """Train a part of every module in place, with a fresh optimizer; arguments and losses (nats) as of ``AnyTask.fit``.
 
-    Args:
-        modules: what to train, one for each client.
-        data: the clients' images.
-        mode: "body", "head" or "full".
-        epochs: over each client's training images; of a fraction of an epoch its first batches, rounded up.
-        learning_rate: of SGD.
-        steps: mini-batches of each client, in place of ``epochs``; 0: the epochs.
-        curves: one list for each client, which gets an evaluation after every epoch; empty: nothing is evaluated.
-        callbacks: Lightning's, as of ``steps.STEPS``; they see weights as ``cohort.stack`` gives them.
-        losses: one for each client, in place of the cross-entropy; empty: the cross-entropy.
-        private: take steps of DP-SGD, of one client by the cross-entropy.
-        say: is told of the first curve after every epoch.
-
-    Returns:
-        For every client the mean training loss over all images seen, in nats; nan if there was none.
+    Callbacks see weights as ``cohort.stack`` gives them. Of ``curves``, where there are any, each client's gets an
+    evaluation after every epoch, and ``say`` is told of the first.
     """
     for each in modules:
         each.train_loss.reset()

@@ -45,7 +45,7 @@ Constants = tuple[Sequence[float], Sequence[float]]
 
 
 class ImageClassification:
-    """The images of a configuration. Dataset and split are read when they are first asked for, and once.
+    """The images of a configuration, as ``AnyTask`` and ``Classifies``. Dataset and split are read when first asked for.
 
     Args:
         config: the experiment.
@@ -178,7 +178,6 @@ class ImageClassification:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint says of images and outputs."""
         mean, std = self.constants
         return {"class_names": self.class_names, "mean": mean, "std": std}
 
@@ -205,17 +204,12 @@ class ImageClassification:
     def client_data(
         self, client: int, seed: int, pooled: bool = False, test_batch_size: int | None = None
     ) -> ClientData:
-        """The images of a client; arguments as of ``ClientData``."""
         return ClientData(self, client, seed, pooled, test_batch_size)
 
     def check(
         self, algorithm: Algorithm, initial: Callable[[], Learner], made: Callable[[], Learner], with_data: bool
     ) -> None:
-        """Read and deal the dataset, and try the user's own model and augmentation.
-
-        Raises:
-            InputError: the dataset is not what the configuration needs, or the model or the augmentation fails.
-        """
+        """Read and deal the dataset, and try the user's own model and augmentation."""
         config = self.config
         refuse_unfit_size(config.model_name, config.image_size)
         if with_data:
@@ -264,7 +258,6 @@ class ImageClassification:
 
     @property
     def sizes(self) -> Mapping[int, tuple[int, int]]:
-        """Training and test images of each client."""
         return Sizes(self.partition)
 
     @property
@@ -284,7 +277,6 @@ class ImageClassification:
         )
 
     def summary(self) -> str:
-        """The split in one line."""
         if self.config.on_sites:
             return f"{self.config.num_clients} sites with images of their own"
         return summary(self.config, self.source, self.partition)
@@ -294,7 +286,6 @@ class ImageClassification:
         return class_counts(self.config, self.source, self.partition)
 
     def initial(self, seed: int) -> LitFedBABU:
-        """A classifier with its first weights."""
         config = self.config
         return LitFedBABU(
             model_name=config.model_name,
@@ -311,33 +302,26 @@ class ImageClassification:
         )
 
     def fit(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[float]:
-        """Train classifiers; arguments as of ``learner.fit``."""
         return learner.fit(_classifiers(modules), _images(data), **options)
 
     def evaluate(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[Evaluation]:
-        """Loss, accuracy and calibration error."""
         return learner.evaluate(_classifiers(modules), _images(data))
 
     def personalize(self, modules: Sequence[Learner], data: Sequence[Data], **options: Any) -> list[Personalization]:
-        """Fine-tune classifiers; arguments as of ``learner.personalize``."""
         return learner.personalize(_classifiers(modules), _images(data), **options)
 
     def vote(
         self, modules: Sequence[Learner], data: Sequence[Data], neighbors: int, weight: float, say: Say = lambda _: None
     ) -> list[Personalization]:
-        """Let the nearest training images vote; arguments as of ``Classifies.vote``."""
         return learner.vote(_classifiers(modules), _images(data), neighbors, weight, say)
 
     def predictions(self, modules: Sequence[Learner], data: Sequence[Data]) -> list[list[Predicted]]:
-        """Of every client's training images, test images, and test images of other classes."""
         return learner.predictions(_classifiers(modules), _images(data))
 
     def features(self, module: Learner, data: Data) -> tuple[Tensor, Tensor]:
-        """What a body makes of all test images as one batch (N, F), and their classes (N,)."""
         return learner.features(_classifiers([module])[0], _images([data])[0])
 
     def with_running_statistics(self, module: Learner, data: Data) -> LitFedBABU:
-        """A copy whose batch norm uses statistics of the client's training images, and not those of the batch."""
         return learner.with_running_statistics(_classifiers([module])[0], _images([data])[0])
 
     def external_start(
@@ -351,7 +335,6 @@ class ImageClassification:
         return start, start
 
     def described(self, data: Data) -> str:
-        """Numbers of images and classes, and their size."""
         images, size = f"{data.num_train} training and {data.num_test} test images", self.config.image_size
         return f"{images} of {len(self.class_names)} classes, resized to {size} x {size}"
 
