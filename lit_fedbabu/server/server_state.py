@@ -29,7 +29,7 @@ OF_AGGREGATOR, OF_EXCHANGE = "aggregator.", "exchange."
 
 
 class ServerRounds:
-    """The server of one round after another, as the hooks of an algorithm see it.
+    """The server of one round after another, as the hooks of an algorithm see it: ``algorithm.Server``.
 
     What it keeps lies in ``server/round_0012.safetensors`` of the run's folder.
 
@@ -58,12 +58,10 @@ class ServerRounds:
 
     @property
     def config(self) -> Config:
-        """The experiment's."""
         return self.experiment.config
 
     @property
     def shared(self) -> Mapping[str, Tensor]:
-        """The weights that the clients of this round began with."""
         return {name: torch.from_numpy(array.numpy()) for name, array in self._arrays.items()}
 
     def sent(self, arrays: ArrayRecord) -> ArrayRecord:

@@ -15,14 +15,14 @@ from lit_fedbabu.learning.cohort import stack
 from lit_fedbabu.learning.losses import Loss
 from lit_fedbabu.learning.seeding import seeded
 from lit_fedbabu.learning.state import Learner, load_state, state_of
-from lit_fedbabu.tasks.protocol import Classifies, Data
+from lit_fedbabu.tasks.protocol import Data
 from lit_fedbabu.training import memory
 from lit_fedbabu.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Participation:
-    """A client in a round, or after one: what the hooks of an algorithm see of it.
+    """A client in a round, or after one, as the hooks of an algorithm see it: ``algorithm.Participant``.
 
     Args:
         experiment: with the algorithm and the client's data.
@@ -40,30 +40,19 @@ class Participation:
 
     @property
     def config(self) -> Config:
-        """The experiment's."""
         return self.experiment.config
 
     def module(self, *states: Mapping[str, Tensor]) -> Learner:
-        """A new module with the initial weights, over which the weights of states are laid, one after the other.
-
-        Entries of states that are no weights of the model are left out.
-        """
         names = self.experiment.names
         return self.experiment.new_module(*({name: each[name] for name in names & each.keys()} for each in states))
 
     def features(self, *states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What such a module's body makes of the client's training images as they are (N, F), and their labels (N,)."""
-        task, data = self.experiment.task, self.experiment.client_data(self.client, 0)
-        if not isinstance(task, Classifies):
-            raise ValueError("features are of classes, which the task does not have")
-        (((features, _, labels), *_),) = task.predictions([self.module(*states)], [data])
+        data = self.experiment.client_data(self.client, 0)
+        (((features, _, labels), *_),) = self.experiment.classifier.predictions([self.module(*states)], [data])
         return features.cpu(), labels.cpu()
 
     def training_loss(self, *states: Mapping[str, Tensor]) -> float:
-        """The mean loss of such a module over the client's training data, as in training, but without a step.
-
-        Order, augmentation and random layers draw the same numbers for every module and round.
-        """
+        """Order, augmentation and random layers draw the same numbers for every module and round."""
         experiment, config = self.experiment, self.config
         data = experiment.client_data(self.client, config.derived_seed("loss", self.client))
         with seeded(config.derived_seed("loss-draws", self.client)):
@@ -75,7 +64,7 @@ class Participation:
 
 @dataclasses.dataclass(frozen=True)
 class CohortRound:
-    """The clients that are trained together in a round, most often one, as the hooks of an algorithm see them.
+    """The clients that are trained together in a round, as the hooks of an algorithm see them: ``algorithm.Cohort``.
 
     Args:
         experiment: with the algorithm.
@@ -97,16 +86,13 @@ class CohortRound:
 
     @property
     def config(self) -> Config:
-        """The experiment's."""
         return self.experiment.config
 
     @property
     def class_counts(self) -> Sequence[Tensor]:
-        """Of each client its training images by class (C,); for images alone."""
         return [each.class_counts for each in self.data]
 
     def step(self, name: str, modules: Sequence[Learner]) -> list[L.Callback]:
-        """Callbacks for how a mini-batch moves weights, by a name of ``STEPS``; it may be pulled to the modules."""
         return STEPS[name](self.config, self.server_round, stack(modules))
 
     def fit(
@@ -117,25 +103,15 @@ class CohortRound:
         callbacks: Sequence[L.Callback] = (),
         losses: Sequence[Loss] = (),
     ) -> list[float]:
-        """Train a part of the modules in place for the epochs of an option; returns their mean losses in nats."""
         epochs, steps = self.config.length(field)
-        rate = self.learning_rate
         return self.experiment.task.fit(
-            modules,
-            self.data,
-            mode=part,
-            epochs=epochs,
-            steps=steps,
-            learning_rate=rate,
-            callbacks=callbacks,
-            losses=losses,
-            private=self.private,
-        )
+            modules, self.data, mode=part, epochs=epochs, steps=steps, learning_rate=self.learning_rate,
+            callbacks=callbacks, losses=losses, private=self.private,
+        )  # fmt: skip
 
     def show(
         self, modules: Sequence[Learner], callbacks: Sequence[L.Callback] = (), losses: Sequence[Loss] = ()
     ) -> list[float]:
-        """Give callbacks and losses an epoch of training batches, without a step: the modules stay as they are."""
         states = [{name: value.clone() for name, value in state_of(module.model).items()} for module in modules]
         rate, watching = self.learning_rate, [*callbacks, Still()]
         found = self.experiment.task.fit(
@@ -146,11 +122,9 @@ class CohortRound:
         return found
 
     def shared(self, module: Learner) -> dict[str, Tensor]:
-        """The weights of a module that travel."""
         return self.experiment.shared(state_of(module.model))
 
     def kept(self, module: Learner) -> dict[str, Tensor]:
-        """The weights of a module that its client keeps."""
         return self.experiment.kept(state_of(module.model))
 
 

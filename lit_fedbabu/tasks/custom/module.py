@@ -58,7 +58,6 @@ class CustomModule:
         return {**base_of(self.model), **{name: value for name, value in self.rest.items() if id(value) in held}}
 
     def copy(self) -> CustomModule:
-        """Another one with the same weights, of which those of the base are shared."""
         return CustomModule(copied(self.lightning, self.base.values()), self.task, getattr(self.model, BASE))
 
     @property

@@ -45,7 +45,7 @@ Constants = tuple[Sequence[float], Sequence[float]]
 
 
 class ImageClassification:
-    """The images of a configuration, as ``AnyTask`` and ``Classifies``. Dataset and split are read when first asked for.
+    """The images of a configuration, as ``AnyTask`` and ``Classifies``. Data and split are read when first asked for.
 
     Args:
         config: the experiment.
