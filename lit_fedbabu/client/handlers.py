@@ -100,12 +100,7 @@ def secure(message: Message, context: Context) -> Message:
     return secret.answer(message, HOSTS.of(context))
 
 
-ANSWERS: dict[str, Callable[[Message, Context], Message]] = {
-    "place": place,
-    "train": train,
-    "evaluate": evaluate,
-    "secure": secure,
-}
+ANSWERS = {"place": place, "train": train, "evaluate": evaluate, "secure": secure}
 """What answers a message, by the name of the handler in ``client_app``."""
 
 

@@ -101,11 +101,7 @@ class ResNet18(BodyAndHead):
         super().__init__(body, nn.Linear(512, num_classes))
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "FourConvNet": FourConvNet,
-    "MobileNet": MobileNet,
-    "ResNet18": ResNet18,
-}
+MODELS: dict[str, Callable[..., nn.Module]] = {"FourConvNet": FourConvNet, "MobileNet": MobileNet, "ResNet18": ResNet18}
 
 LEAST_SIZES = {"FourConvNet": 16, "MobileNet": 17, "ResNet18": 9}
 """The least height and width in pixels that each takes; FourConvNet takes its multiples."""

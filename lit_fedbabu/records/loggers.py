@@ -135,11 +135,7 @@ def _mlflow(folder: Path, first_round: int, known: str | None) -> tuple[Logger, 
     return logger, str(logger.run_id)
 
 
-_MADE: dict[str, Callable[[Path, int, str | None], tuple[Logger, str]]] = {
-    "csv": _csv,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-}
+_MADE = {"csv": _csv, "wandb": _wandb, "mlflow": _mlflow}
 
 
 def _end_wandb(logger: Logger) -> None:

@@ -29,25 +29,13 @@ SETTINGS = (
     "seed",
 )  # fmt: skip
 OF_IMAGES = (
-    "partitioner",
-    "batch-size",
-    "momentum",
-    "weight-decay",
-    "augmentation",
-    "normalization",
-    "image-size",
-    "norm",
-)
+    "partitioner", "batch-size", "momentum", "weight-decay", "augmentation", "normalization", "image-size", "norm",
+)  # fmt: skip
 """Of them those that a task has no use for."""
 OF_ROUNDS = (
-    "num-clients",
-    "partitioner",
-    "num-server-rounds",
-    "num-local-epochs",
-    "fraction-train",
-    "learning-rate",
+    "num-clients", "partitioner", "num-server-rounds", "num-local-epochs", "fraction-train", "learning-rate",
     "normalization",
-)
+)  # fmt: skip
 """Of them those that a model without a federation has no use for."""
 TUNED_BY = (("num-finetune-epochs", "finetune-learning-rate"), ("knn-neighbors", "knn-weight"))
 """Of them those that say how a part trains, and those of kNN-Per."""

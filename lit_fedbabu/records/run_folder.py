@@ -13,7 +13,7 @@ import tomli_w
 from lit_fedbabu.config import Config
 from lit_fedbabu.config.options import read_toml
 from lit_fedbabu.ground.errors import InputError
-from lit_fedbabu.ground.files import append_json_line, from_home, new_folder, write_whole
+from lit_fedbabu.ground.files import from_home, new_folder, write_whole
 from lit_fedbabu.ground.printing import in_line
 from lit_fedbabu.ground.system import versions
 
@@ -139,11 +139,6 @@ def memory_of(folder: Path, own_disks: bool) -> str:
         raise InputError("environment.begun", begun, f"is missing; put {folder / CONFIG} back as it was")
     name = folder.name if folder.name.endswith(begun) else f"{folder.name}-{begun}"  # a name may be used again
     return f"{name}/{MEMORY}"
-
-
-def record_failure(folder: Path, failure: Mapping[str, Any]) -> None:
-    """Append to failures.jsonl which client on which node failed, in which round, and why."""
-    append_json_line(folder / FAILURES, failure)
 
 
 def write_names(folder: Path, names: Sequence[str]) -> None:

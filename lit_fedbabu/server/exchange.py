@@ -150,8 +150,8 @@ class Exchange:
                 asked = [*asked, *waiting]
                 replies = self.grid.send_and_receive(self.training(waiting), timeout=self.config.timeout_s)
             valid = self.pace.in_time(self._valid_updates(waiting, replies), self._record)
-            before = {update.client for update in updates}
-            updates, new = _split(self._ordinary([*updates, *valid]), before)
+            before, left = {update.client for update in updates}, self._ordinary([*updates, *valid])
+            updates, new = ([each for each in left if (each.client in before) is was] for was in (True, False))
             updates += self.pace.first(waiting, new, full - len(updates))
             if len(updates) >= needed:
                 return sorted(updates, key=lambda update: update.client)
@@ -312,8 +312,3 @@ class Exchange:
 
     def _node_of(self, client: int) -> int:
         return self.nodes[client % len(self.nodes)]
-
-
-def _split(updates: list[ClientUpdate], before: set[int]) -> tuple[list[ClientUpdate], list[ClientUpdate]]:
-    """The updates of clients that answered before, and the others."""
-    return [each for each in updates if each.client in before], [each for each in updates if each.client not in before]

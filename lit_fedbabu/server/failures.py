@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from lit_fedbabu.ground.files import append_json_line
 from lit_fedbabu.ground.printing import in_line
-from lit_fedbabu.records.run_folder import called, record_failure
+from lit_fedbabu.records.run_folder import FAILURES, called
 from lit_fedbabu.records.tensorboard import Board
 
 OF_FLOWER = re.compile(r"<class '[\w.]+'>:<['\"](.*)['\"]>", re.DOTALL)
@@ -49,15 +50,8 @@ class FailureLog:
         """Record the failure of a client. Reason and traceback are its own words, or Flower's."""
         reason = one_line(reason)
         name = {"name": self.names[client]} if self.names else {}
-        entry = {
-            "round": server_round,
-            "client": client,
-            **name,
-            "node": node,
-            "reason": reason,
-            "traceback": traceback,
-        }
-        record_failure(self.folder, entry)
+        entry = {"round": server_round, "client": client, **name, "node": node, "reason": reason}
+        append_json_line(self.folder / FAILURES, {**entry, "traceback": traceback})
         # Ray and Flower wrap an exception in text of their own, and put what was raised at the end.
         shown = reason if len(reason) <= SHOWN else f"{reason[: SHOWN // 3]} … {reason[-2 * SHOWN // 3 :]}"
         who = f"client {self.who([client])}" if name else f"client {client}"

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_fedbabu.learning.cohort import Group
 from lit_fedbabu.tasks.images.datamodule import ClientData
 
-Group = tuple[list[int], Tensor, Tensor]
-"""A clients whose batches are equally large, their images (A, B, C, S, S) and labels (A, B)."""
 SideBySideBatch = tuple[list[int], list[int], Tensor, Tensor]
 """Clients, the sizes of their batches, and images and labels of all of them in a row."""
 

@@ -234,10 +234,5 @@ def _lines(text: str) -> list[Any]:
     return rows
 
 
-READERS: Mapping[str, Callable[[Path, list[str] | None], Iterator[Any]]] = {
-    ".parquet": _parquet,
-    ".csv": _csv,
-    ".json": _json,
-    ".jsonl": _json,
-}
+READERS = {".parquet": _parquet, ".csv": _csv, ".json": _json, ".jsonl": _json}
 """How the files of each suffix are read: the named columns as batches of rows, or all for None."""
