@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
@@ -261,44 +262,36 @@ def _on_sites(config: Config, source: Source) -> Partition:
     return Partition(*(Parts(np.arange(size), nothing, nothing + size) for size in sizes))
 
 
-def _shards(config: Config, labels: Indices, seed: int) -> Any:
-    from flwr_datasets.partitioner import ShardPartitioner
+def _made(name: str, *arguments: Any, **options: Any) -> Any:
+    """A partitioner of Flower Datasets by its name; their import takes seconds."""
+    return getattr(importlib.import_module("flwr_datasets.partitioner"), f"{name}Partitioner")(*arguments, **options)
 
+
+def _shards(config: Config, labels: Indices, seed: int) -> Any:
     shards = config.num_clients * config.num_classes_per_client
     if shards > len(labels):
         remedy = f"with {config.num_classes_per_client} shards each needs {shards} images; there are {len(labels)}"
         raise InputError("num-clients", config.num_clients, f"{remedy}; {REMEDY}")
-    return ShardPartitioner(
-        config.num_clients, "label", num_shards_per_partition=config.num_classes_per_client, shuffle=True, seed=seed
-    )
+    each = {"num_shards_per_partition": config.num_classes_per_client, "shuffle": True}
+    return _made("Shard", config.num_clients, "label", **each, seed=seed)
 
 
 def _pathological(config: Config, labels: Indices, seed: int) -> Any:
-    from flwr_datasets.partitioner import PathologicalPartitioner
-
-    return PathologicalPartitioner(
-        config.num_clients, "label", config.num_classes_per_client, class_assignment_mode="random", seed=seed
-    )
+    how = config.num_clients, "label", config.num_classes_per_client
+    return _made("Pathological", *how, class_assignment_mode="random", seed=seed)
 
 
 def _dirichlet(config: Config, labels: Indices, seed: int) -> Any:
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    return DirichletPartitioner(
-        config.num_clients, "label", config.dirichlet_alpha, config.min_client_images, seed=seed
-    )
+    how = config.num_clients, "label", config.dirichlet_alpha, config.min_client_images
+    return _made("Dirichlet", *how, seed=seed)
 
 
 def _inner_dirichlet(config: Config, labels: Indices, seed: int) -> Any:
-    from flwr_datasets.partitioner import InnerDirichletPartitioner
-
     sizes = [len(labels) // config.num_clients] * config.num_clients
-    return InnerDirichletPartitioner(sizes, "label", config.dirichlet_alpha, seed=seed)
+    return _made("InnerDirichlet", sizes, "label", config.dirichlet_alpha, seed=seed)
 
 
 def _distribution(config: Config, labels: Indices, seed: int) -> Any:
-    from flwr_datasets.partitioner import DistributionPartitioner
-
     classes, clients, per_client = len(np.unique(labels)), config.num_clients, config.num_classes_per_client
     if clients % classes:
         remedy = f"distribution needs a multiple of the dataset's {classes} classes"
@@ -310,18 +303,12 @@ def _distribution(config: Config, labels: Indices, seed: int) -> Any:
         remedy = "is so large that sizes of pieces are zero or infinite; take a lower one, as 2.0"
         raise InputError("lognormal-sigma", config.lognormal_sigma, remedy)
     least = -(-config.min_client_images // per_client)
-    return DistributionPartitioner(pieces, clients, per_client, "label", least, seed=seed)
+    return _made("Distribution", pieces, clients, per_client, "label", least, seed=seed)
 
 
 def _sized(name: str) -> Callable[[Config, Indices, int], Any]:
     """A partitioner that needs nothing but the number of clients."""
-
-    def make(config: Config, labels: Indices, seed: int) -> Any:
-        from flwr_datasets import partitioner
-
-        return getattr(partitioner, name)(config.num_clients)
-
-    return make
+    return lambda config, labels, seed: _made(name, config.num_clients)
 
 
 PARTITIONERS: dict[str, Callable[[Config, Source], Partition]] = {
@@ -331,10 +318,10 @@ PARTITIONERS: dict[str, Callable[[Config, Source], Partition]] = {
     "dirichlet": _by_flower(_dirichlet),
     "inner-dirichlet": _by_flower(_inner_dirichlet),
     "distribution": _by_flower(_distribution),
-    "iid": _by_flower(_sized("IidPartitioner")),
-    "linear": _by_flower(_sized("LinearPartitioner")),
-    "square": _by_flower(_sized("SquarePartitioner")),
-    "exponential": _by_flower(_sized("ExponentialPartitioner")),
+    "iid": _by_flower(_sized("Iid")),
+    "linear": _by_flower(_sized("Linear")),
+    "square": _by_flower(_sized("Square")),
+    "exponential": _by_flower(_sized("Exponential")),
     "natural-id": _by_owner,
     "sites": _on_sites,
 }
