@@ -75,15 +75,11 @@ def split_table(study: Study) -> list[Row]:
 def unfinished_table(study: Study) -> list[Row]:
     """A row for every run that has no results."""
     names = study.names
-    return [
-        {
-            "run": names[each.folder],
-            "method": title_of(each.config.algorithm),
-            "seed": each.config.seed,
-            "why": _short(each.reason),
-        }
-        for each in study.unfinished
-    ]
+    rows = []
+    for each in study.unfinished:
+        row = {"run": names[each.folder], "method": title_of(each.config.algorithm), "seed": each.config.seed}
+        rows.append({**row, "why": short(each.reason, REASON)})
+    return rows
 
 
 def failure_table(study: Study) -> tuple[list[Row], str]:
@@ -99,20 +95,18 @@ def failure_table(study: Study) -> tuple[list[Row], str]:
             "failures": len(failures),
             "clients": _counted(failures, "client"),
             "rounds": _counted(failures, "round"),
-            "reason": _short(reason),
+            "reason": short(reason, REASON),
         }
         for (name, reason), failures in sorted(found.items(), key=lambda entry: -len(entry[1]))
     ]
     rest = rows[SHOWN_FAILURES:]
-    count = sum(len(failures) for failures in found.values()) - sum(
-        int(row["failures"]) for row in rows[:SHOWN_FAILURES]
-    )
-    left_out = f"{len(rest)} more rows with {count} failures are in the runs' own files."
+    left_out = f"{len(rest)} more rows with {sum(row['failures'] for row in rest)} failures are in the runs' own files."
     return rows[:SHOWN_FAILURES], left_out if rest else ""
 
 
-def _short(reason: str) -> str:
-    return reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
+def short(text: str, most: int) -> str:
+    """A text in so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _counted(failures: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from lit_fedbabu.learning.evaluation import STAGES
 from lit_fedbabu.reporting.compare import Cell, Study, finetunings
 from lit_fedbabu.reporting.costs import Cost
-from lit_fedbabu.reporting.facts import splits
+from lit_fedbabu.reporting.facts import short, splits
 from lit_fedbabu.reporting.panels import GREY, Drawing, Panel, look
 from lit_fedbabu.reporting.runs import Partition, Run
 
@@ -261,15 +261,11 @@ def _heat(axes: Axes, partition: Partition) -> None:
     image = axes.imshow(partition.train.T, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
     axes.set(xlabel="client", ylabel="class")
     if 0 < len(partition.clients) <= NAMED:
-        axes.set_xticks(range(len(partition.clients)), [_short(name) for name in partition.clients], rotation=90)
+        axes.set_xticks(range(len(partition.clients)), [short(name, NAME) for name in partition.clients], rotation=90)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(partition.names) <= NAMED:
-        axes.set_yticks(range(len(partition.names)), [_short(name) for name in partition.names])
+        axes.set_yticks(range(len(partition.names)), [short(name, NAME) for name in partition.names])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.figure.colorbar(image, ax=axes, label="training images")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"

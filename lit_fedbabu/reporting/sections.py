@@ -24,6 +24,9 @@ METHODS = (
     " clients, its interval is of the mean over all of them. Models after the rounds are one for"
     " all clients or one each; bounds are what can be had without a federation."
 )
+OVER_SEEDS = "Mean ± std over seeds."
+FINETUNED = "Means over clients and seeds, accuracies in percent; empty where a seed did not go that far."
+FAIRNESS = "Means over seeds, accuracies in percent. Fairness is Jain's index: 1 where all clients are equal."
 NEW_CLIENTS = (
     "Clients that had no part in any round. Each starts from what its method gives a newcomer, what is shared over the"
     " initial model, and is fine-tuned as the others are; it is in no other table and figure."
@@ -64,17 +67,13 @@ def sections(study: Study) -> list[Section]:
     ranked = differences.ranking(study)
     calibrations = dots.calibrations(study)
     failures, more = facts.failure_table(study)
-    count = sum(len(run.failures) for run in study.every)
+    count, score = sum(len(run.failures) for run in study.every), study.score
+    failed = f"{count} failures of clients in {len(study.every)} runs." if count else "No client failed."
     found = [
         Section(
-            study.score.title,
+            score.title,
             tables=_tables(
-                (
-                    "settings",
-                    f"Personalized {study.score.name} by setting",
-                    tables.setting_table(study),
-                    "Mean ± std over seeds.",
-                ),
+                ("settings", f"Personalized {score.name} by setting", tables.setting_table(study), OVER_SEEDS),
                 ("methods", "Methods", tables.method_table(study), METHODS),
                 ("unfinished", "Runs without results", facts.unfinished_table(study), UNFINISHED),
                 ("tuning", "Options chosen on a validation split", facts.tuning_table(study), TUNING),
@@ -99,32 +98,19 @@ def sections(study: Study) -> list[Section]:
         Section("Learning curves", drawings=_drawings(figures.rounds(study), figures.simulated_time(study))),
         Section(
             "Fine-tuning",
-            tables=_tables(
-                (
-                    "finetuning",
-                    f"{study.score.title} over epochs",
-                    tables.finetuning_table(study),
-                    "Means over clients and seeds, accuracies in percent; empty where a seed did not go that far.",
-                )
-            ),
+            tables=_tables(("finetuning", f"{score.title} over epochs", tables.finetuning_table(study), FINETUNED)),
             drawings=_drawings(figures.finetuning(study)),
         ),
         Section(
             "Clients",
             tables=_tables(
                 ("each-client", "Each client", tables.each_client_table(study), ""),
-                (
-                    "fairness",
-                    "Fairness and worst decile",
-                    tables.fairness_table(study),
-                    "Means over seeds, accuracies in percent. Fairness is Jain's index: 1 where all clients are equal.",
-                ),
+                ("fairness", "Fairness and worst decile", tables.fairness_table(study), FAIRNESS),
             ),
             drawings=_drawings(figures.clients(study), dots.fairness(study)),
         ),
         Section(
-            "New clients",
-            tables=_tables(("new-clients", "New clients", tables.new_client_table(study), NEW_CLIENTS)),
+            "New clients", (), _tables(("new-clients", "New clients", tables.new_client_table(study), NEW_CLIENTS))
         ),
         Section(
             "Calibration and other measures",
@@ -146,10 +132,7 @@ def sections(study: Study) -> list[Section]:
         *(each for each in found if each.words or each.tables or each.drawings),
         Section(
             "Failures",
-            [
-                f"{count} failures of clients in {len(study.every)} runs." if count else "No client failed.",
-                *([more] if more else []),
-            ],
+            [failed, more] if more else [failed],
             _tables(("failures", "Failures of clients", failures, "")),
         ),
         Section(
