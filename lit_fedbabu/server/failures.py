@@ -47,7 +47,7 @@ class FailureLog:
         return called(clients, self.names)
 
     def record(self, server_round: int, client: int, node: str, reason: str, traceback: str = "") -> None:
-        """Record the failure of a client. Reason and traceback are its own words, or Flower's."""
+        """Record which client on which node failed, and why. Reason and traceback are its own words, or Flower's."""
         reason = one_line(reason)
         name = {"name": self.names[client]} if self.names else {}
         entry = {"round": server_round, "client": client, **name, "node": node, "reason": reason}

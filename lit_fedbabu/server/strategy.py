@@ -73,34 +73,15 @@ class SharedParts(Strategy):
         self.progress = progress
         self.ledger = ledger or Ledger(config, folder, len(rounds), sizes)
         classes, score = len(experiment.task.class_names) or 1, experiment.task.score
-        self.log = RoundLog(
-            config,
-            folder,
-            board,
-            progress.say,
-            rounds,
-            classes,
-            score,
-            experiment.rate_in,
-            self.ledger.last_round,
-            names,
-        )
-        self.page = RunPage(folder, config, score, self.ledger.last_round, sizes, names)
-        failures = FailureLog(folder, board, progress.say, names, self.page.failed)
+        say, rate_in = progress.say, experiment.rate_in
+        last, classifies = self.ledger.last_round, isinstance(experiment.task, Classifies)
+        self.log = RoundLog(config, folder, board, say, rounds, classes, score, rate_in, last, names)
+        self.page = RunPage(folder, config, score, last, sizes, names)
+        failures = FailureLog(folder, board, say, names, self.page.failed)
         buffered = BufferedSites if config.on_sites else BufferedExchange
         kind = SecureExchange if config.secure_aggregation else buffered if config.is_buffered else Exchange
         self.exchange = kind(
-            config,
-            nodes,
-            memory,
-            folder,
-            failures,
-            progress.say,
-            experiment.rate_in,
-            sizes,
-            score,
-            classifies=isinstance(experiment.task, Classifies),
-            ledger=self.ledger,
+            config, nodes, memory, folder, failures, say, rate_in, sizes, score, classifies, self.ledger
         )
         self.clients: list[dict[str, Any]] = []
         """Of the last evaluation: one entry for each client, as in results.json."""
