@@ -154,7 +154,8 @@ class NormBound(Mean):
             {name: move * min(1.0, bound / norm) if norm else move for name, move in each.items()}
             for each, norm in zip(moves, norms, strict=True)
         ]
-        mean = average([(update.num_train, move) for update, move in zip(updates, shorter, strict=True)], _wide(before))
+        wide = {name: Array(array.numpy().astype(np.float64)) for name, array in before.items()}
+        mean = average([(update.num_train, move) for update, move in zip(updates, shorter, strict=True)], wide)
         return _moved(before, mean)
 
 
@@ -247,10 +248,6 @@ def average(updates: Sequence[tuple[int, Arrays]], arrays: Mapping[str, Array]) 
 
 def _move(arrays: Arrays, before: ArrayRecord) -> Arrays:
     return {name: value.astype(np.float64) - before[name].numpy().astype(np.float64) for name, value in arrays.items()}
-
-
-def _wide(arrays: ArrayRecord) -> dict[str, Array]:
-    return {name: Array(array.numpy().astype(np.float64)) for name, array in arrays.items()}
 
 
 def _moved(before: ArrayRecord, move: Mapping[str, Array]) -> ArrayRecord:

@@ -137,7 +137,8 @@ def build_model(
             running = norm == "batch-running"
             return BodyAndHead(*parts_of_timm(model_name, num_classes, running, channels, image_size))
         try:
-            model = make(num_classes, NORMS[norm], channels, **_size_where_asked(make, image_size))
+            sized = {"image_size": image_size} if "image_size" in inspect.signature(make).parameters else {}
+            model = make(num_classes, NORMS[norm], channels, **sized)
         except Exception as error:  # whatever a user's own function raises
             remedy = f"could not be built for {num_classes} classes and {channels} channels: {error!r}"
             raise InputError("model-name", model_name, remedy) from error
@@ -165,11 +166,6 @@ def refuse_unfit_size(model_name: str, image_size: int) -> None:
 def in_format(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The model with weights of the type, in the memory format that convolutions are fastest in."""
     return model.to(dtype=dtype).to(memory_format=torch.channels_last)
-
-
-def _size_where_asked(make: Callable[..., nn.Module], image_size: int) -> dict[str, int]:
-    """The argument ``image_size`` for models that depend on it."""
-    return {"image_size": image_size} if "image_size" in inspect.signature(make).parameters else {}
 
 
 def _imported(model_name: str) -> Callable[..., nn.Module]:

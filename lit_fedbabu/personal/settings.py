@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from lit_fedbabu.algorithms.table import algorithm_of
 from lit_fedbabu.config import Config
@@ -173,19 +173,12 @@ class Request:
         except ValueError:
             raise InputError("--lr", self.lr, "must be numbers, as in 1e-3,1e-2") from None
         self._refuse_unread_by(parts)
+        names = ("knn_neighbors", "knn_weight", "dataset", "augmentation", "precision")
+        given: dict[str, Any] = {"num_finetune_epochs": self.epochs, **{name: getattr(self, name) for name in names}}
+        own = {name: value for name, value in given.items() if value is not None}
         settings = itertools.product(dict.fromkeys(parts), dict.fromkeys(rates))
         for part, rate in dict.fromkeys((part, rates[0] if part == "knn" else rate) for part, rate in settings):
-            yield dataclasses.replace(
-                config,
-                finetune_part=part,
-                finetune_learning_rate=rate,
-                num_finetune_epochs=config.num_finetune_epochs if self.epochs is None else self.epochs,
-                knn_neighbors=config.knn_neighbors if self.knn_neighbors is None else self.knn_neighbors,
-                knn_weight=config.knn_weight if self.knn_weight is None else self.knn_weight,
-                dataset=config.dataset if self.dataset is None else self.dataset,
-                augmentation=config.augmentation if self.augmentation is None else self.augmentation,
-                precision=config.precision if self.precision is None else self.precision,
-            )
+            yield dataclasses.replace(config, finetune_part=part, finetune_learning_rate=rate, **own)
 
     def _refuse_unread_by(self, parts: list[str]) -> None:
         """Raise InputError where an option is given that none of the parts reads."""

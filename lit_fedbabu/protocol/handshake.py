@@ -95,6 +95,11 @@ class Place:
     name: str = ""
     refusal: str = ""
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Training and test samples."""
+        return self.num_train, self.num_test
+
     def to_record(self) -> RecordDict:
         """The content of the reply."""
         answer = {field.name.replace("_", "-"): getattr(self, field.name) for field in dataclasses.fields(self)}

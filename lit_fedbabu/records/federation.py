@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +142,11 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
             config = dataclasses.replace(config, norm=content.hyper_parameters["norm"])
         under = {**{name: content.state[name] for name in content.base}, **select(content.state, [REST])}
         return Federation(config, [], content.state, provenance, kind=content.kind, initial=under)
-    method = algorithm_of(config).of_parts(tuple(dict.fromkeys([*PARTS, *_parts_in(content.state)])))
+    parts = [name.partition(".")[0] for name in content.state if not name.startswith(f"{REST}.")]
+    method = algorithm_of(config).of_parts(tuple(dict.fromkeys([*PARTS, *parts])))
     folder = path.resolve().parent.parent
     memories = folder / MEMORY
-    on_nodes = config.on_sites or _memories_on_nodes(folder)
+    on_nodes = config.on_sites or ((folder / CONFIG).is_file() and read_environment(folder).get("memory") == ON_NODES)
     if method.kept and not memories.is_dir() and not on_nodes:
         raise InputError("checkpoint", str(path), f"{config.algorithm} needs the run's folder {MEMORY}/ beside it")
     own = *provenance.get(PRIVATE, ()), *method.fixed, *content.base
@@ -163,11 +164,6 @@ def read_federation(path: Path, trusted: str = "", personal: bool = False, algor
     )
 
 
-def _parts_in(state: Iterable[str]) -> Iterator[str]:
-    """The parts that the weights of a state lie in."""
-    return (name.partition(".")[0] for name in state if not name.startswith(f"{REST}."))
-
-
 def _extras(path: Path, method: Algorithm, config: Config, server_round: int) -> dict[str, Tensor]:
     """What clients need of the server's state after a round: of what it kept, or of what a site got of it."""
     if not method.needs_server:
@@ -178,10 +174,6 @@ def _extras(path: Path, method: Algorithm, config: Config, server_round: int) ->
     except LookupError as error:
         raise InputError("checkpoint", str(path), f"{error}; take the last one") from None
     return behind(EXTRA, kept) or numbered(method, config, method.broadcast_after(behind(STATE, kept)))
-
-
-def _memories_on_nodes(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and read_environment(folder).get("memory") == ON_NODES
 
 
 def resumable(config: Config) -> Federation | None:

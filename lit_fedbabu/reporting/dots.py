@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lit_fedbabu.learning.evaluation import STAGES, Score
-from lit_fedbabu.reporting.compare import Study
+from lit_fedbabu.reporting.compare import Cell, Study
 from lit_fedbabu.reporting.differences import Comparison, Ranking, comparisons
 from lit_fedbabu.reporting.panels import Drawing, Panel, look
 from lit_fedbabu.reporting.tables import calibration
@@ -27,9 +27,8 @@ def differences(study: Study) -> Drawing | None:
         rows = [each for each in found if each.cell.setting == setting]
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            panels.append(
-                Panel(setting, partial(_draw_differences, rows=some, score=study.score), height=_height(some))
-            )
+            draw = partial(_draw_differences, rows=some, score=study.score)
+            panels.append(Panel(setting, draw, height=_height(some)))
     note = "Mean over seeds with its 95 % interval; hollow circles are of one seed, which gives no interval."
     title = f"Personalized {study.score.name} minus that of {study.reference}"
     return Drawing("differences", title, panels, note) if panels else None
@@ -48,16 +47,11 @@ def _draw_differences(axes: Axes, rows: Sequence[Comparison], score: Score) -> N
 
 def fairness(study: Study) -> Drawing:
     """Mean score of the weakest tenth of the clients, before and after fine-tuning."""
-    found = {
-        setting: [
-            (
-                cell.method,
-                [float(np.mean([run.spreads(stage)["worst_decile"] for run in cell.runs])) for stage in STAGES],
-            )
-            for cell in study.of_setting(setting)
-        ]
-        for setting in study.settings
-    }
+
+    def worst(cell: Cell) -> list[float]:
+        return [float(np.mean([run.spreads(stage)["worst_decile"] for run in cell.runs])) for stage in STAGES]
+
+    found = {each: [(cell.method, worst(cell)) for cell in study.of_setting(each)] for each in study.settings}
     return Drawing(
         "fairness",
         f"{study.score.title} of the worst decile",

@@ -134,9 +134,8 @@ def simulated_time(study: Study) -> Drawing | None:
                 lines[cell.method] = Line(np.array(seconds), np.array(means))
         panels += panels_of(study, setting, lines, label) if lines else []
     note = "Points are evaluated rounds: mean over clients and seeds, at the mean simulated time of their end."
-    return (
-        Drawing("simulated-time", f"Initial {study.score.name} over simulated time", panels, note) if panels else None
-    )
+    title = f"Initial {study.score.name} over simulated time"
+    return Drawing("simulated-time", title, panels, note) if panels else None
 
 
 def _lines(found: dict[str, Line | None]) -> dict[str, Line]:

@@ -67,23 +67,14 @@ def title(study: Study) -> str:
 
 
 def _of_one(run: Run) -> list[str]:
-    rounds = _counted(len(run.outcome["rounds"]), "round")
-    return [
-        f"Run {run.folder.name}",
-        _counted(len(run.outcome["clients"]), "client"),
-        rounds,
-        f"seed {run.config.seed}",
-    ]
+    clients, rounds = (_counted(len(run.outcome[f"{noun}s"]), noun) for noun in ("client", "round"))
+    return [f"Run {run.folder.name}", clients, rounds, f"seed {run.config.seed}"]
 
 
 def _of_several(study: Study) -> list[str]:
-    seeds = {run.config.seed for run in study.runs}
-    return [
-        _counted(len(study.runs), "run"),
-        _counted(len(study.methods), "method"),
-        _counted(len(study.settings), "setting"),
-        _counted(len(seeds), "seed"),
-    ]
+    counts = {"run": len(study.runs), "method": len(study.methods), "setting": len(study.settings)}
+    counts["seed"] = len({run.config.seed for run in study.runs})
+    return [_counted(count, noun) for noun, count in counts.items()]
 
 
 def _counted(count: int, noun: str) -> str:

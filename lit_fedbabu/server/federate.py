@@ -266,7 +266,7 @@ def _write_spent(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> No
 def _sizes(experiment: Experiment, nodes: list[Node]) -> Mapping[int, tuple[int, int]]:
     """Training and test samples of each client: as they were dealt, or as each site said before the first round."""
     if experiment.config.on_sites:
-        return {client: (node.said.num_train, node.said.num_test) for client, node in enumerate(nodes)}
+        return {client: node.said.sizes for client, node in enumerate(nodes)}
     sizes = experiment.task.sizes
     if not experiment.algorithm.pooled:
         return sizes

@@ -109,7 +109,7 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
         places[node] = place
         if len(place.name) > LONGEST_NAME:
             reasons.append(f" {place.node}: its name has more than {LONGEST_NAME} characters; give it a shorter one")
-        elif place.refusal or place.nodes > most or not _possible(place):
+        elif place.refusal or place.nodes > most or not all(is_whole(each, 0, MOST_SAMPLES) for each in place.sizes):
             what = f"it says that it is node {place.node} of {place.nodes}, with {place.num_train} training samples"
             reasons.append(f": {one_line(place.refusal or what)}")
     for reason in reasons[:-1]:
@@ -117,11 +117,6 @@ def _places(grid: Grid, nodes: list[int], timeout_s: float, say: Callable[[str],
     if reasons:
         raise RunError(f"a node cannot take part{reasons[-1]}")
     return places
-
-
-def _possible(place: Place) -> bool:
-    """Whether a node can have so many samples; simulated ones do not say how many."""
-    return all(is_whole(count, 0, MOST_SAMPLES) for count in (place.num_train, place.num_test))
 
 
 def seen(node: NodeInfo) -> Seen:

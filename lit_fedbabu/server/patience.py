@@ -99,7 +99,9 @@ class PatientGrid:
         return LATE, f"late: no answer within {took}; {self._limit} says how long a round waits"
 
     def _waits(self, messages: Iterable[Message], passed: float, until: str) -> None:
-        self._say(f"waiting for {_whom(messages)} for {passed / 60:.0f} min; gives up at {until}")
+        clients = sorted(client for message in messages for client in clients_of(message))
+        whom = f"clients {clients}" if clients else "nodes"
+        self._say(f"waiting for {whom} for {passed / 60:.0f} min; gives up at {until}")
 
     def _pull(
         self,
@@ -195,9 +197,3 @@ def _of(message: Message, found: Message) -> Message:
 
 def _error(message: Message, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=message)
-
-
-def _whom(messages: Iterable[Message]) -> str:
-    """Whose answers are missing."""
-    clients = sorted(client for message in messages for client in clients_of(message))
-    return f"clients {clients}" if clients else "nodes"

@@ -191,14 +191,10 @@ def _times(lines: Asked) -> Counter[int]:
 
 def _read(folder: Path) -> Asked:
     """Rounds and the clients that were asked; runs of earlier versions have none."""
-    asked = [
-        (line["round"], line["clients"]) for line in read_json_lines(folder / ASKED, {"round": int, "clients": list})
-    ]
+    lines = read_json_lines(folder / ASKED, {"round": int, "clients": list})
+    asked = [(line["round"], line["clients"]) for line in lines]
     for _, clients in asked:
         if not all(type(each) is int and each >= 0 for each in clients):
-            raise InputError(
-                "file",
-                str(folder / ASKED),
-                f"has clients = {clients}, which are no numbers of clients; put the old file back",
-            )
+            remedy = f"has clients = {clients}, which are no numbers of clients; put the old file back"
+            raise InputError("file", str(folder / ASKED), remedy)
     return asked

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -185,15 +185,15 @@ def personalize(
     say: Callable[[Sequence[Measured]], None] = lambda _: None,
 ) -> list[Personalization]:
     """Fine-tune modules of clients in place, as the options say; ``say`` is told of the first one's evaluations."""
-    config, method, own = experiment.config, experiment.algorithm, OwnTuning()
+    config, method, options = experiment.config, experiment.algorithm, finetuning_of(experiment)
     if method.has_own_loss:  # so that these are images, whose classes are known
         losses = [method.tuning_loss(config, each.class_counts) for each in data]
-        own["losses"] = [loss for loss in losses if loss is not None]
-        own["turns"] = method.turns(config)
+        options["losses"] = [loss for loss in losses if loss is not None]
+        options["turns"] = method.turns(config)
     with seeded(config.derived_seed("finetuning-draws", *clients)):
         if config.finetune_part == "knn":
             return experiment.classifier.vote(modules, data, config.knn_neighbors, config.knn_weight, say)
-        return experiment.task.personalize(modules, data, **finetuning_of(experiment), **own, say=say)
+        return experiment.task.personalize(modules, data, **options, say=say)
 
 
 def initial_evaluations(
@@ -239,25 +239,16 @@ def finetuning_data(experiment: Experiment, clients: Sequence[int], test_batch_s
 
 
 class FineTuning(TypedDict):
-    """Options of ``trainer.personalize``."""
+    """Options of ``AnyTask.personalize``, of which methods with a loss of their own have the last two."""
 
     part: str
     epochs: int
     learning_rate: float
-
-
-class OwnTuning(TypedDict, total=False):
-    """More options of it, for methods with a loss of their own."""
-
-    losses: Sequence[Loss]
-    turns: Sequence[tuple[str, int, float]]
+    losses: NotRequired[Sequence[Loss]]
+    turns: NotRequired[Sequence[tuple[str, int, float]]]
 
 
 def finetuning_of(experiment: Experiment) -> FineTuning:
-    """Part, epochs and learning rate of fine-tuning, as ``trainer.personalize`` takes them."""
-    config = experiment.config
-    return {
-        "part": config.finetune_part,
-        "epochs": config.num_finetune_epochs,
-        "learning_rate": experiment.finetuning_rate,
-    }
+    """Part, epochs and learning rate of fine-tuning."""
+    config, rate = experiment.config, experiment.finetuning_rate
+    return {"part": config.finetune_part, "epochs": config.num_finetune_epochs, "learning_rate": rate}

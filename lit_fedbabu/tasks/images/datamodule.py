@@ -210,9 +210,4 @@ class _Allowed(Sampler[list[int]]):
 def _batches(rows: ImageRows, sampler: Sampler[list[int]]) -> DataLoader[list[Tensor]]:
     # The sampler gives batches of indices, so a batch is one look-up and not a list of images to be stacked.
     generator = torch.Generator()  # DataLoader draws a seed for workers, of which there are none
-    return DataLoader(
-        rows,
-        sampler=sampler,
-        batch_size=None,
-        generator=generator,
-    )
+    return DataLoader(rows, sampler=sampler, batch_size=None, generator=generator)

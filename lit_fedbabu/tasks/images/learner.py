@@ -234,7 +234,7 @@ class _Curves(L.Callback):
 
 
 def _together(modules: Sequence[LitFedBABU], data: Sequence[ClientData]) -> tuple[PartModule, ClientData | CohortData]:
-    return (modules[0] if len(modules) == 1 else LitCohort(modules)), _side_by_side(data)
+    return (modules[0], data[0]) if len(modules) == 1 else (LitCohort(modules), CohortData(data))
 
 
 def _of_client(client: int, predicted: list[list[Mapping[int, Predicted]]]) -> list[list[Predicted]]:
@@ -260,8 +260,3 @@ def _evaluation(module: LitFedBABU, data: ClientData) -> Evaluation:
     for metric in (module.test_loss, module.test_accuracy, module.test_calibration_error):
         metric.reset()
     return Evaluation(loss, accuracy, NAN if math.isnan(loss) else calibration_error, count)
-
-
-def _side_by_side(members: Sequence[ClientData]) -> ClientData | CohortData:
-    """The images of several clients; those of one client as they are."""
-    return members[0] if len(members) == 1 else CohortData(members)
