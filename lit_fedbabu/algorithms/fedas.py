@@ -23,6 +23,7 @@ from lit_fedbabu.algorithms.algorithm import (
     refuse_of_trainer,
 )
 from lit_fedbabu.algorithms.steps import stepped
+from lit_fedbabu.learning.losses import vectors
 
 if TYPE_CHECKING:
     from lit_fedbabu.config import Config
@@ -144,8 +145,7 @@ class Aligned(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean over a batch and over features."""
-        features = batch.features.flatten(1)
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = vectors(batch.features)
         return functional.mse_loss(features, self.get_buffer("means")[batch.labels].to(features.dtype))
 
 

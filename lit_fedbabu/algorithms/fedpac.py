@@ -21,6 +21,7 @@ from lit_fedbabu.algorithms.algorithm import (
     refuse_aggregator,
     refuse_other_head,
 )  # fmt: skip
+from lit_fedbabu.learning.losses import vectors
 from lit_fedbabu.learning.state import state_of
 
 if TYPE_CHECKING:
@@ -204,8 +205,6 @@ class Aligned(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum of both over a batch, in nats."""
-        features = batch.features.flatten(1)
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        away = (features - self.get_buffer("centroids")[batch.labels]).square().mean(1)
+        away = (vectors(batch.features) - self.get_buffer("centroids")[batch.labels]).square().mean(1)
         term = (away * self.get_buffer("seen")[batch.labels]).mean()
         return functional.cross_entropy(batch.logits, batch.labels) + self._weight * term

@@ -46,8 +46,8 @@ class Contrastive(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean over a batch, in nats."""
-        features = _rows(batch.features)
-        near, far = (functional.cosine_similarity(features, _rows(body.eval()(batch.images))) for body in self.bodies)
+        features = vectors(batch.features)
+        near, far = (functional.cosine_similarity(features, vectors(body.eval()(batch.images))) for body in self.bodies)
         contrast = -functional.logsigmoid((near - far) / self.temperature).mean()
         return functional.cross_entropy(batch.logits, batch.labels) + self.mu * contrast
 
@@ -112,12 +112,12 @@ class Debiased(nn.Module):
         """The sum of both over a batch, in nats."""
         own = self.own if self._kappa is not None else torch.zeros_like(self.own)
         loss = functional.cross_entropy(self._head[0](batch.features + own), batch.labels)
-        mean = self._momentum * _rows(batch.features).mean(0) + (1 - self._momentum) * self.get_buffer("mean")
+        mean = self._momentum * vectors(batch.features).mean(0) + (1 - self._momentum) * self.get_buffer("mean")
         self.mean = mean.detach()
         away = (mean - self.get_buffer("everyone")).square().mean()
         return loss + (self._kappa or 0.0) / 2 * away
 
 
-def _rows(features: Tensor) -> Tensor:
-    """One vector for each image, in float32 at least, for cosines of half precision are coarse."""
+def vectors(features: Tensor) -> Tensor:
+    """One vector for each image, in float32 at least, for cosines and distances of half precision are coarse."""
     return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
