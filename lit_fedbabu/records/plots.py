@@ -27,8 +27,6 @@ COLUMN = 3.5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dvp*"
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1)))
-BANDS = 3
-"""With more methods than this in a figure, bands are left out, because they would overlap."""
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
