@@ -4,7 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import ray
@@ -21,7 +21,8 @@ MARK = ".shared-"
 def joined(study: Study, address: str) -> Iterator[int]:
     """Let every other node of a Ray cluster do runs of a study, as one of several workers; yields how many there are.
 
-    They end with this context, or with this process. Notes on those that could not, or had enough, come at the end.
+    They end with this context, or with this process. Notes on those that could not, or had enough, come at the end,
+    also of what fails or is stopped.
 
     Args:
         study: its folder must be one that all nodes have.
@@ -47,9 +48,13 @@ def joined(study: Study, address: str) -> Iterator[int]:
             if kind == "refused":
                 raise InputError("ray-address", address, told)
             say(f"with the nodes {some(told)}" if told else "note: the Ray cluster has no node but this one")
-            yield len(told)
-            with suppress(EOFError, OSError):
-                while connection.poll(0):
-                    say(f"note: {connection.recv()}")
+            try:
+                yield len(told)
+            finally:
+                try:
+                    while connection.poll(0):
+                        say(f"note: {connection.recv()}")
+                except (EOFError, OSError):
+                    say(f"note: the Ray cluster was lost, and its nodes did no more runs: {ray.last_error(log)}")
     finally:
         mark.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lit_fedbabu.engines.ray_driver import line_of
 from lit_fedbabu.ground import system
+from lit_fedbabu.ground.compat import free_resources_of_ray
 from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.workers.serving import end_with
 
@@ -23,11 +24,12 @@ def main() -> None:
         ray.init(address, log_to_driver=False, configure_logging=False)
         own = ray.get_runtime_context().get_node_id()
         nodes = [each for each in ray.nodes() if each["Alive"] and each["NodeID"] != own]  # type: ignore[no-untyped-call]
+        free = free_resources_of_ray()
     except (Exception, SystemExit) as error:  # whatever Ray raises
         connection.send(("refused", line_of(error)))
         return
     nodes = [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
-    asked = {}
+    asked, names = {}, []
     for node in nodes:
         has, there = node["Resources"], NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {
@@ -38,7 +40,9 @@ def main() -> None:
         }
         task: Any = ray.remote(work).options(**options)
         asked[task.remote(*about, system.installed(), len(nodes) + 1)] = node["NodeManagerHostname"]
-    connection.send(("ready", list(asked.values())))
+        is_free = all(free.get(node["NodeID"], has).get(kind, 0) >= has.get(kind, 0) for kind in ("CPU", "GPU"))
+        names.append(node["NodeManagerHostname"] + ("" if is_free else " (once its cores and GPUs are free)"))
+    connection.send(("ready", names))
     while asked:
         (ended,), _ = ray.wait(list(asked), num_returns=1)
         name = asked.pop(ended)

@@ -1,8 +1,11 @@
 """Studies whose runs are spread over the nodes of a Ray cluster, here two on this machine."""
 
+import contextlib
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +13,7 @@ from lit_fedbabu import study as door
 from lit_fedbabu.config import Config
 from lit_fedbabu.engines import superlink
 from lit_fedbabu.ground.system import installed
+from lit_fedbabu.studies import nodes
 from lit_fedbabu.studies.nodes import MARK
 from lit_fedbabu.studies.on_node import work
 from lit_fedbabu.studies.plan import read_study
@@ -41,9 +45,45 @@ def test_a_node_with_other_code_or_versions_or_without_the_folder_takes_no_part(
     assert told.endswith(f"takes no part: it does not share {folder}; take an output-dir that all nodes have")
 
 
+class Told:
+    """Stands for the process that speaks with Ray, which has said this and then ended.
+
+    Args:
+        said: by it.
+        log: what it printed.
+    """
+
+    def __init__(self, said, log):
+        self.said, self.log = said, log
+
+    @contextlib.contextmanager
+    def __call__(self, address, module):
+        ours, theirs = Pipe()
+        for each in self.said:
+            theirs.send(each)
+        theirs.close()
+        yield None, SimpleNamespace(send=lambda _: None, poll=ours.poll, recv=ours.recv), self.log
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_notes_of_nodes_come_also_where_the_study_fails_and_that_ray_was_lost_is_said(
+    fails, tmp_path, monkeypatch, capsys
+):
+    log = tmp_path / "ray.log"
+    log.write_text("RuntimeError: the head is gone\n")
+    monkeypatch.setattr(nodes.ray, "driver", Told([("ready", ["a"]), "a takes no part: it is old"], log))
+    study = read_study(write_study(tmp_path)[0])
+    with contextlib.suppress(ZeroDivisionError), nodes.joined(study, "auto") as count:
+        assert count == 1 and 1 / (not fails)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "note: a takes no part: it is old",
+        "note: the Ray cluster was lost, and its nodes did no more runs: RuntimeError: the head is gone",
+    ]
+
+
 @pytest.mark.slow
 def test_a_node_does_runs_of_a_study_to_the_bytes_of_a_run_alone_and_may_be_killed(cluster, federate, tmp_path):  # noqa: F811
-    two, nodes = cluster((1, {}))
+    two, others = cluster((1, {}))
     options = {"seed": [1, 2, 3, 4], "num-server-rounds": 12, "evaluate-every": 12}
     path, folder = write_study(tmp_path, **options)
     command = [sys.executable, "-m", "lit_fedbabu.study", str(path), "--plain", "--ray", two.address]
@@ -53,7 +93,7 @@ def test_a_node_does_runs_of_a_study_to_the_bytes_of_a_run_alone_and_may_be_kill
     while not logs() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert logs(), process.communicate()
-    two.remove_node(nodes[0], allow_graceful=False)
+    two.remove_node(others[0], allow_graceful=False)
     told, _ = process.communicate(timeout=400)
     assert process.returncode == 0 and "8 of 8 runs are done" in told, told
     assert "with the nodes" in told and not list(folder.glob(f"{MARK}*"))
