@@ -18,6 +18,7 @@ import tomli_w
 
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.errors import RunError
+from lit_fedbabu.ground.places import SCRATCH
 from lit_fedbabu.ground.stops import SIGNALS, left_to_this_process
 from lit_fedbabu.ground.system import PROGRESS
 from lit_fedbabu.workers.worker import ALONE
@@ -94,6 +95,7 @@ def environment(home: Path) -> dict[str, str]:
     own = {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        SCRATCH: str(home),  # which goes with the run
         "PYTHONIOENCODING": "utf-8",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_niceness": "0",  # else what it trains with starves beside other jobs

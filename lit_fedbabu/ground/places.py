@@ -4,6 +4,16 @@ import os
 import tempfile
 from pathlib import Path
 
+SCRATCH = "LIT_FEDBABU_SCRATCH"
+"""Variable of workers: a folder for their temporary ones, which who has forked them removes. A killed one cannot."""
+
+
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder of this process."""
+    where = os.environ.get(SCRATCH, "")
+    place = where if os.path.isdir(where) else None
+    return tempfile.TemporaryDirectory(prefix="lit_fedbabu-", dir=place, ignore_cleanup_errors=True)
+
 
 def cache() -> Path:
     """Where caches go: ``$XDG_CACHE_HOME``, else ``~/.cache``; without a home that can be written to, ``temporary``."""

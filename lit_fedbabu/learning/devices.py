@@ -10,10 +10,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, told
 from lit_fedbabu.ground.files import whole
+from lit_fedbabu.ground.places import scratch
 from lit_fedbabu.learning.state import base_of, view_of
 from lit_fedbabu.workers.warm import end_with_parent
 
@@ -161,7 +160,7 @@ def spread(count: int) -> Iterator[None]:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    folder, rank, others = Path(tempfile.mkdtemp(prefix="lit-fedbabu-")), 0, dict[int, int]()
+    place, rank, others = scratch(), 0, dict[int, int]()
     for other in range(1, count):
         process = os.fork()
         if not process:
@@ -169,7 +168,7 @@ def spread(count: int) -> Iterator[None]:
             end_with_parent()
             break
         others[other] = process
-    _Here.device = _Device(rank, count, folder, others)
+    _Here.device = _Device(rank, count, Path(place.name), others)
     try:
         yield
     finally:
@@ -177,7 +176,7 @@ def spread(count: int) -> Iterator[None]:
             _exit(0)
         _Here.device.end(LEFT_TO_END_S)
         _Here.device = None
-        shutil.rmtree(folder, ignore_errors=True)
+        place.cleanup()
 
 
 def _drawn() -> int:

@@ -9,9 +9,11 @@ import importlib
 import os
 import select
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+from lit_fedbabu.ground.places import SCRATCH
 from lit_fedbabu.workers import serving
 
 HELLO_TIMEOUT_S = 10.0
@@ -79,6 +82,7 @@ class _Forks:
         self.incoming, self.outgoing = incoming, outgoing
         self.living: set[int] = set()
         self.ended: dict[int, int] = {}
+        self._scratch = ""
 
     def run(self, watched: int) -> None:
         """Fork for every connection until the watched process, a pidfd, has ended or a SIGTERM comes."""
@@ -88,6 +92,7 @@ class _Forks:
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._end)
+        os.environ[SCRATCH] = self._scratch = tempfile.mkdtemp(prefix="lit_fedbabu-")
         selector = selectors.DefaultSelector()
         for each in (self.incoming, watched, wake):
             selector.register(each, selectors.EVENT_READ)
@@ -115,6 +120,7 @@ class _Forks:
             with suppress(ProcessLookupError, ChildProcessError):  # it was waited for
                 os.kill(worker, signal.SIGKILL)
                 os.waitpid(worker, 0)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _accept(self) -> None:
         _, (end,), _, _ = socket.recv_fds(self.incoming, 1, 1)

@@ -245,3 +245,12 @@ def test_a_base_is_in_memory_once_for_all_workers():
     assert {place: inside for place, (inside, *_) in answered.items()} == {0: 1, 1: 1, 2: 1, 3: 1, 4: 0, 5: 0}
     assert all(before == after for _, before, after in answered.values())
     assert len({str(before) for _, before, _ in answered.values()}) == 2
+
+
+@pytest.mark.skipif(not workers.FORKS, reason="forks")
+def test_temporary_folders_of_workers_that_were_ended_go_with_who_forked_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Warm(LIGHT) as warm, Pool(warm, 1, once=True) as pool:
+        folder = Path(answers(pool, "leave_folder", ())[0])
+        assert folder.is_dir() and tmp_path in folder.parents
+    assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_fedbabu.ground.errors import InputError, told
+from lit_fedbabu.ground.places import scratch
 from lit_fedbabu.learning import checkpoint
 from lit_fedbabu.learning.base import facts_of
 from lit_fedbabu.learning.seeding import seeded
@@ -51,7 +51,7 @@ def try_reading(
         InputError: what cannot be written or read, or differs afterwards.
     """
     refuse = task.refused
-    with tempfile.TemporaryDirectory(prefix="lit_fedbabu-") as folder:
+    with scratch() as folder:
         path = Path(folder) / "tried.ckpt"
         trained.provenance = {"kind": "personal", "config": task.config.experiment(), "round": 1, **task.provenance}
         if trained.base:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch import Tensor
 
+from lit_fedbabu.ground.places import scratch
 from lit_fedbabu.learning.base import moved
 from lit_fedbabu.learning.client_trainer import ClientTrainer
 from lit_fedbabu.learning.devices import joined, over_all
@@ -57,7 +57,7 @@ def trainer_of(
 
     lightning.configure_callbacks = lambda: kept(users())  # type: ignore[method-assign]
     try:
-        with tempfile.TemporaryDirectory(prefix="lit_fedbabu-", ignore_cleanup_errors=True) as folder:
+        with scratch() as folder:
             yield new_trainer(
                 own.config,
                 logger=Dropped(folder),
