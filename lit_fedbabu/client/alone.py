@@ -57,7 +57,6 @@ def _asked(message: Message, context: Context, host: Host) -> tuple[FedBABUClien
     plain.check_pull(message.content, experiment.config.proximal_mu if pulled else None)
     # A folder for each run: what clients kept in another one must not go into this.
     memory = f"run_{context.run_id}/memory"
-    keeps = experiment.algorithm.kept or experiment.config.protection == "sample"
-    memories = host.memories(memory) if keeps else Path()
+    memories = host.memories(memory) if experiment.keeps else Path()
     received = [arrays[name].numpy() for name in experiment.shared_names]
     return FedBABUClient(experiment, host.place, memories), received, order

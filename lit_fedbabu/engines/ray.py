@@ -73,7 +73,7 @@ class Workers:
         from lit_fedbabu.engines.resources import NODES_PER_WORKER
 
         self._say, self._experiment = progress.say, experiment
-        self._kept = str(self._folder / CONFIG) if experiment.algorithm.kept else ""
+        self._kept = str(self._folder) if experiment.keeps else ""
         if not self._connection.poll(START_S):
             raise self._refused(f"nothing was heard within {START_S:.0f} s; {last_error(self._log)}")
         kind, told = self._received()
@@ -86,7 +86,7 @@ class Workers:
     def answers(
         self, function: str, requests: Sequence[tuple[Any, ...]], shared: object = None, timeout_s: float | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """As of ``Pool.answers``. Every node of the cluster first answers the first request of all, for its place.
+        """As of ``Pool.answers``. Every node of the cluster once answers the first request of all, for its place.
 
         Raises:
             RunError: a node cannot take part, or there are no workers any more.
@@ -106,37 +106,44 @@ class Workers:
                 case "failed", place, reason:
                     yield place, WorkerDiedError(reason)
                 case "introduced", machine, is_answer, answer:
-                    self._introduced(machine, answer, is_answer)
+                    self._connection.send(self._other(machine, is_answer, answer))
                 case "refused", reason:
                     raise RunError(f"a node cannot take part: {reason}")
                 case "lost", reason:
                     raise self._lost(reason)
 
-    def _introduced(self, machine: str, answer: Any, is_answer: bool) -> None:
-        """Compare what a node of the cluster says of itself with what is here, and with what the first one has said."""
+    def _other(self, machine: str, is_answer: bool, answer: Any) -> str:
+        """Why a node of the cluster cannot take part, by what it says of itself; empty: it can.
+
+        That is compared with what is here, and with what the first node has said.
+
+        Args:
+            machine: its name.
+            is_answer: whether it has answered.
+            answer: packed, or why there is none.
+        """
         from lit_fedbabu.learning.base import is_same
         from lit_fedbabu.protocol.handshake import Place
 
         reply = pickle.loads(answer) if is_answer else None
         if reply is None or reply.has_error():
-            raise RunError(f"{machine} cannot take part: {reply.error.reason if reply else answer}")
+            return str(reply.error.reason if reply else answer)
         place = Place.from_record(reply.content)
         if place.refusal:
-            raise RunError(f"{machine} cannot take part: {place.refusal}")
+            return place.refusal
         if place.initial_weights != self._experiment.config.initial_weights_digest:
-            raise RunError(
-                f"initial-weights is another file on {machine}; copy the server's to it, under the same path"
-            )
+            return "its initial-weights is another file; copy the server's to it, under the same path"
         if not is_same(place.base, self._experiment.base_facts.get("digest", "")):
-            raise RunError(
-                f"{machine} has another base; give it the server's code, and files that it reads weights from"
-            )
+            return "it has another base; give it the server's code, and files that it reads weights from"
         first = self._place = self._place or place
         if place.trains_on != first.trains_on:
+            what = "the last bits of results depend" if place.precision == first.precision else "results depend"
+            remedy = "" if place.precision == first.precision else "; give precision, as in precision=32-true"
             self._say(
-                f"note: {machine} trains on {place.trains_on}, and others on {first.trains_on}; the last bits of"
-                " results depend on which of them trains a client"
+                f"note: {machine} trains on {place.trains_on}, and others on {first.trains_on};"
+                f" {what} on which of them trains a client{remedy}"
             )
+        return ""
 
     def _received(self) -> tuple[Any, ...]:
         try:

@@ -3,11 +3,12 @@
 import os
 import queue
 import re
+import secrets
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lit_fedbabu.ground import system
 from lit_fedbabu.ground.compat import free_resources_of_ray
-from lit_fedbabu.workers.host import Host, digest_of
+from lit_fedbabu.ground.errors import some
+from lit_fedbabu.workers.host import Host
 from lit_fedbabu.workers.pool import ATTEMPTS
 from lit_fedbabu.workers.serving import end_with
 
@@ -53,7 +55,8 @@ class _Node:
     def __init__(self, actor: Any, size: int, name: str) -> None:
         self.actor, self.size, self.name = actor, size, name
         self.free = size
-        self.is_ready = self.is_introduced = False
+        self.is_ready = self.is_asked = self.is_taken = False
+        """Whether its versions fit, whether it was asked for its place, and whether it may answer for clients."""
         self.has = 0
         """The number of the shared object that was sent to it."""
 
@@ -83,12 +86,16 @@ class Cluster:
         path: folders that modules are imported from here.
         current: the current folder of the command.
         log: file of a run's folder that workers print to, where nodes share it.
+        judge: is given a node's name, whether it has answered the introduction, and the answer, or why there is none;
+            returns why it cannot take part, or nothing.
 
     Raises:
         RefusedError: there is no such cluster.
     """
 
-    def __init__(self, address: str, num_threads: int, path: Sequence[str], current: str, log: str) -> None:
+    def __init__(
+        self, address: str, num_threads: int, path: Sequence[str], current: str, log: str, judge: Callable[..., str]
+    ) -> None:
         cores = max(system.available_cores(), num_threads)
         where: dict[str, Any] = {"address": address}
         if not address:
@@ -99,6 +106,7 @@ class Cluster:
             raise RefusedError(line_of(error)) from error
         self._num_threads = num_threads
         self._of_host = num_threads, path, current, log
+        self._judge = judge
         self._nodes: dict[str, _Node] = {}
         self._sizes: dict[str, int] = {}
         self._starts: Counter[str] = Counter()
@@ -107,8 +115,9 @@ class Cluster:
         self._flying: dict[Future[Any], _Sent] = {}
         self._notes: list[str] = []
         self._call = 0
-        self._introduction, self._file = b"", ""
+        self._introduction, self._folder = b"", ""
         self._is_begun = False
+        self._introduction_s: float | None = None
         self._look()
 
     def begin(self) -> int:
@@ -118,20 +127,20 @@ class Cluster:
             RefusedError: none has started, or one cannot take part.
         """
         deadline = time.monotonic() + HOST_TIMEOUT_S
-        while not self._nodes or not self._are_ready():
+        while not self._nodes or not all(node.is_ready for node in self._nodes.values()):
             if time.monotonic() > deadline - (0 if self._nodes else HOST_TIMEOUT_S - ROOM_S):
                 raise RefusedError(self._nothing())
             self._next(LOOK_S)
         return sum(node.size for node in self._nodes.values())
 
     def answers(
-        self, introduction: bytes, file: str, requests: Sequence[bytes], shared: bytes | None, timeout_s: float | None
+        self, introduction: bytes, folder: str, requests: Sequence[bytes], shared: bytes | None, timeout_s: float | None
     ) -> Iterator[tuple[Any, ...]]:
         """Have requests answered; yields what ``ray.Workers`` reads, as it comes.
 
         Args:
-            introduction: a request that every node answers once, before all others.
-            file: that every node must have as this one has it; empty: there is none.
+            introduction: a request that shares nothing, which a node answers once before it may answer for clients.
+            folder: in which every node must see at once what another one writes; empty: there is none.
             requests: packed.
             shared: what they share, packed.
             timeout_s: seconds that all answers may take together; None: any.
@@ -140,19 +149,18 @@ class Cluster:
             LostError: there are no workers any more.
             RefusedError: a node cannot take part, in the first call.
         """
-        self._introduction = introduction
-        if file != self._file:
-            self._file = file
-            for id_, node in self._nodes.items():
-                self._introduce(id_, node)
+        if not self._is_begun:
+            self._introduction, self._introduction_s, self._folder = introduction, timeout_s, folder
+            for id_, node in [each for each in self._nodes.items() if each[1].is_ready]:
+                self._made_ready(_Sent(id_, node, None, 0))
         self._call += 1
         self._object = ray.put(shared)
         waiting = deque(_Asked(place, 1) for place in range(len(requests)))
         open_: set[int] = set(range(len(requests)))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        none_since = time.monotonic()
+        ready_at = time.monotonic()
         self._look()
-        while open_ or self._introducing() or not (self._is_begun or self._are_ready()):
+        while open_ or not (self._is_begun or all(node.is_taken for node in self._nodes.values())):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 for place in sorted(open_):
@@ -160,15 +168,15 @@ class Cluster:
                 return
             self._send(waiting, requests, left)
             ended = self._next(LOOK_S if left is None else min(LOOK_S, left))
+            if ended is not None and ended[0].asked is not None:
+                yield from self._told(*ended, waiting, open_)
             for note in self._notes:
                 yield "note", note
             self._notes = []
-            if self._nodes:
-                none_since = time.monotonic()
-            elif time.monotonic() - none_since > HOST_TIMEOUT_S:
+            if any(node.is_ready for node in self._nodes.values()):
+                ready_at = time.monotonic()
+            elif time.monotonic() - ready_at > HOST_TIMEOUT_S:
                 raise LostError(self._nothing())
-            if ended is not None and ended[0].call == self._call and ended[0].asked is not None:
-                yield from self._told(*ended, waiting, open_)
         self._is_begun = True
 
     def _told(
@@ -176,8 +184,9 @@ class Cluster:
     ) -> Iterator[tuple[Any, ...]]:
         """What comes of a request that a node has answered, or died of."""
         place, attempt = sent.asked or (None, 0)
+        is_late = place is not None and sent.call != self._call
         if (error := future.exception()) is not None:
-            if place is None:
+            if place is None or is_late:
                 return
             if attempt < ATTEMPTS:
                 waiting.appendleft(_Asked(place, attempt + 1))
@@ -188,49 +197,46 @@ class Cluster:
         is_answer, answer, notes = future.result()
         for note in notes:
             yield "note", note
-        if place is None:
-            yield "introduced", sent.node.name, is_answer, answer
-        else:
+        if place is not None and not is_late:
             open_.discard(place)
             yield "answered" if is_answer else "failed", place, answer
-
-    def _are_ready(self) -> bool:
-        return all(node.is_ready for node in self._nodes.values())
-
-    def _introducing(self) -> bool:
-        return any(
-            sent.call == self._call and sent.asked and sent.asked.place is None for sent in self._flying.values()
-        )
+        elif place is None and self._nodes.get(sent.id) is sent.node:
+            if reason := self._judge(sent.node.name, is_answer, answer):
+                self._leave_out(sent, reason)
+            sent.node.is_taken = True
 
     def _send(self, waiting: "deque[_Asked]", requests: Sequence[bytes], left: float | None) -> None:
-        """Give nodes with free workers something to do, one request to each in turn."""
-        while True:
-            free = [(id_, node) for id_, node in self._nodes.items() if node.is_ready and node.free]
-            if not waiting or not free:
-                return
+        """Give nodes with free workers something to do, one request to each in turn.
+
+        One that joins later first answers the introduction. In the first call, in which no clients are asked for
+        anything, all answer that beside requests.
+        """
+        while free := [
+            (id_, node)
+            for id_, node in self._nodes.items()
+            if node.is_ready
+            and node.free
+            and (not node.is_asked or (waiting and (node.is_taken or not self._is_begun)))
+        ]:
             for id_, node in sorted(free, key=lambda each: -each[1].free):
-                if node.has < self._call:
-                    node.has = self._call
-                    node.actor.take.remote(self._call, self._object)
-                if not node.is_introduced:
-                    node.is_introduced = True
-                    asked, request = _Asked(None, 1), self._introduction
+                if not node.is_asked:
+                    node.is_asked = True
+                    self._ask(_Sent(id_, node, _Asked(None, 1), 0), self._introduction, self._introduction_s)
                 elif waiting:
+                    if node.has < self._call:
+                        node.has = self._call
+                        node.actor.take.remote(self._call, self._object)
                     asked = waiting.popleft()
-                    request = requests[asked.place or 0]
-                else:
-                    return
-                node.free -= 1
-                self._watch(node.actor.answer.remote(self._call, request, left), _Sent(id_, node, asked, self._call))
+                    self._ask(_Sent(id_, node, asked, self._call), requests[asked.place or 0], left)
+
+    def _ask(self, sent: _Sent, request: bytes, timeout_s: float | None) -> None:
+        sent.node.free -= 1
+        self._watch(sent.node.actor.answer.remote(sent.call, request, timeout_s), sent)
 
     def _watch(self, reference: Any, sent: _Sent) -> None:
         future: Future[Any] = reference.future()
         self._flying[future] = sent
         future.add_done_callback(self._events.put)
-
-    def _introduce(self, id_: str, node: _Node) -> None:
-        node.is_ready = False
-        self._watch(node.actor.introduce.remote(self._file, self._is_begun), _Sent(id_, node, None, 0))
 
     def _next(self, timeout_s: float) -> "tuple[_Sent, Future[Any]] | None":
         """What ends next, accounted for; None: nothing has within so many seconds.
@@ -267,10 +273,25 @@ class Cluster:
 
     def _introduced(self, sent: _Sent, told: dict[str, Any]) -> None:
         sent.node.name = told["machine"]
-        if not (reason := refusal(told, self._file)):
-            sent.node.is_ready = True
+        if reason := system.unlike(told, system.installed()):
+            self._leave_out(sent, reason)
+        else:
+            self._made_ready(sent)
+
+    def _made_ready(self, sent: _Sent) -> None:
+        """Let a node take part if it sees what is written to the run's folder, where that matters."""
+        node, folder = sent.node, self._folder
+        try:
+            node.is_ready = not folder or is_shared(
+                Path(folder), lambda file: ray.get(node.actor.sees.remote(file), timeout=HOST_TIMEOUT_S)
+            )
+        except RayError as error:
+            self._died(sent, error)
             return
-        self._leave_out(sent, reason)
+        if not node.is_ready:
+            remedy = "take an output-dir on a disk that all share, one of NFS with the mount option actimeo=0"
+            why = f"it does not see at once what is written to {folder}, where clients keep what is theirs"
+            self._leave_out(sent, f"{why}; {remedy}")
 
     def _died(self, sent: _Sent, error: BaseException) -> None:
         self._drop(sent)
@@ -311,28 +332,32 @@ class Cluster:
             cpus = 0 if gpus else size * self._num_threads
             options = {"num_cpus": cpus, "num_gpus": size if gpus else 0, "max_concurrency": size + 1}
             actor = ray.remote(Host).options(**options, max_restarts=0, scheduling_strategy=there)
-            handle = actor.remote(size, *self._of_host)
+            handle: Any = actor.remote(size, *self._of_host)
             self._nodes[id_] = _Node(handle, size, node["NodeManagerHostname"])
-            self._introduce(id_, self._nodes[id_])
+            self._watch(handle.introduce.remote(self._is_begun), _Sent(id_, self._nodes[id_], None, 0))
 
     def _nothing(self) -> str:
+        if late := [node.name for node in self._nodes.values() if not node.is_ready]:
+            return f"within {HOST_TIMEOUT_S:.0f} s no workers were started on {some(late)}"
         if any(self._starts.values()):
             return "none of its nodes has started workers"
         return f"none of its nodes has num-threads = {self._num_threads} free CPU cores, or a free GPU if there are any"
 
 
-def refusal(told: Mapping[str, Any], file: str) -> str:
-    """Why a node cannot take part, of which ``Host.introduce`` has told; empty: it can.
+def is_shared(folder: Path, sees: Callable[[str], bool]) -> bool:
+    """Whether another machine sees at once what is written in a folder here.
 
     Args:
-        told: by the node.
-        file: that it must have as it is here; empty: none.
+        folder: that is here.
+        sees: says whether a file is there.
     """
-    if reason := system.unlike(told, system.installed()):
-        return reason
-    if file and told["file"] != digest_of(Path(file)):
-        return f"it does not share {Path(file).parent}, where clients keep weights; take an output-dir that all share"
-    return ""
+    mark = folder / f".shared-{secrets.token_hex(8)}"
+    sees(str(mark))  # a disk that remembers what is not there, as NFS for a minute, does so from now on
+    try:
+        mark.touch()
+        return sees(str(mark))
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def line_of(error: BaseException) -> str:
@@ -351,8 +376,14 @@ def main() -> None:
     """Serve the process at the other end of the connection whose number is the first argument, until it is gone."""
     connection = Connection(int(sys.argv[1]))
     threading.Thread(target=end_with, args=(connection.fileno(),), daemon=True).start()
+
+    def judged(*introduced: Any) -> str:
+        connection.send(("introduced", *introduced))
+        reason: str = connection.recv()
+        return reason
+
     try:
-        cluster = Cluster(**connection.recv())
+        cluster = Cluster(**connection.recv(), judge=judged)
         connection.send(("ready", cluster.begin()))
         while True:
             for told in cluster.answers(*connection.recv()):

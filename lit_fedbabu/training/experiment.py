@@ -143,6 +143,11 @@ class Experiment:
         )
         return Extras(down, dict(algorithm.sends(self)), after)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether clients write something down for their next round: weights, or what they spent of their privacy."""
+        return bool(self.algorithm.kept) or self.config.protection == "sample"
+
     @cached_property
     def down_names(self) -> tuple[str, ...]:
         """Names of the arrays that ask a client to train: shared weights, and what is sent besides."""

@@ -1,6 +1,5 @@
 """The workers of one machine, for requests from another one, which come and are answered as bytes."""
 
-import hashlib
 import os
 import pickle
 import queue
@@ -47,11 +46,10 @@ class Host:
         self._shared: bytes | None = None
         self._came = threading.Condition()
 
-    def introduce(self, file: str, waits: bool) -> dict[str, Any]:
-        """What the asker compares with its own: machine, code, versions, and the digest of a file, if it is here.
+    def introduce(self, waits: bool) -> dict[str, Any]:
+        """What the asker compares with its own: machine, code and versions.
 
         Args:
-            file: its path; empty: none.
             waits: first wait until workers can be started without delay.
 
         Raises:
@@ -59,8 +57,11 @@ class Host:
         """
         if waits:
             self._warm.worker().end()
-        place = Path(file)
-        return {**system.installed(), "file": digest_of(place) if file and place.is_file() else ""}
+        return system.installed()
+
+    def sees(self, file: str) -> bool:
+        """Whether a file is here."""
+        return Path(file).exists()
 
     def take(self, number: int, shared: bytes | None) -> None:
         """Take the object that the requests with this number share, packed; the one before is no longer needed."""
@@ -73,7 +74,7 @@ class Host:
         """Have a worker answer a request.
 
         Args:
-            number: of the shared object, which is waited for.
+            number: of the shared object, which is waited for; 0: it has none.
             request: ``(function, arguments)``, packed by ``serving.pickled``.
             timeout_s: seconds that the worker may take; None: any.
 
@@ -85,9 +86,9 @@ class Host:
         """
         with self._came:
             self._came.wait_for(lambda: self._number >= number)
-            if self._number > number:
+            if self._number > number > 0:
                 return False, "it is too late", []
-            shared = self._shared
+            shared = self._shared if number else None
         environment, pool = self._idle.get()
         notes: list[str] = []
         try:
@@ -110,11 +111,6 @@ def import_as(path: Sequence[str], current: str) -> None:
     if Path(current).is_dir():
         os.chdir(current)
     sys.path += [folder for folder in path if folder not in sys.path]
-
-
-def digest_of(file: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 class _Last:

@@ -70,16 +70,21 @@ def place(**changes):
 
 
 @pytest.mark.parametrize(
-    ("second", "told"),
+    ("second", "why", "note"),
     [
-        (place(), ""),
-        (place(trains_on="a GPU"), "note: b trains on a GPU, and others on cpu"),
-        (place(refusal="no dataset"), "b cannot take part: no dataset"),
-        (place(initial_weights="01"), "initial-weights is another file on b"),
-        (place(base="01"), "b has another base"),
+        (place(), "", ""),
+        (place(trains_on="a GPU"), "", "note: b trains on a GPU, and others on cpu; the last bits of results depend"),
+        (
+            place(trains_on="x", precision="bf16"),
+            "",
+            "others on cpu; results depend .* give precision, as in precision=32",
+        ),
+        (place(refusal="no dataset"), "no dataset", ""),
+        (place(initial_weights="01"), "its initial-weights is another file", ""),
+        (place(base="01"), "it has another base", ""),
     ],
 )
-def test_a_node_that_says_something_else_than_the_first_is_noted_or_ends_the_run(second, told, tmp_path):
+def test_a_node_that_says_something_else_than_the_first_is_noted_or_takes_no_part(second, why, note, tmp_path):
     identify_process()
     ours, theirs = Pipe()
     config, lines = tiny_config(engine="ray"), Lines()
@@ -90,20 +95,44 @@ def test_a_node_that_says_something_else_than_the_first_is_noted_or_ends_the_run
     replies = [pickled(Message(each.to_record(), reply_to=message)) for each in (place(), second)]
     for sent in (("ready", 2), *(("introduced", name, True, reply) for name, reply in zip("ab", replies, strict=True))):
         theirs.send(sent)
-    theirs.send(("failed", 0, "it died"))
-    theirs.send(("over",))
+    for sent in (
+        ("introduced", "c", False, "it died"),
+        ("failed", 0, "it died"),
+        ("over",),
+        ("refused", "c: other code"),
+    ):
+        theirs.send(sent)
     with workers.grid(Experiment(config), lines) as grid:
         assert len(grid.get_node_ids()) == config.num_clients
-        if told and not told.startswith("note"):
-            with pytest.raises(RunError, match=told):
-                list(workers.answers("a:b", [(message,)]))
-            return
         ((at, died),) = workers.answers("a:b", [(message,)])
+        with pytest.raises(RunError, match="a node cannot take part: c: other code"):
+            list(workers.answers("a:b", [(message,)]))
     assert at == 0 and isinstance(died, WorkerDiedError) and str(died) == "it died"
-    assert len(said) == bool(told) and told in "".join(said)
+    _, *judged = (theirs.recv() for _ in range(4))
+    assert judged[0] == "" and judged[1].startswith(why) and bool(judged[1]) == bool(why) and judged[2] == "it died"
+    assert len(said) == bool(note) and re.search(note, "".join(said))
     theirs.close()
     with pytest.raises(RunError, match="the Ray cluster was lost"):
         list(workers.answers("a:b", [(message,)]))
+
+
+NOISE = {"privacy": "sample", "norm": "group", "noise_multiplier": 1.0, "clipping_norm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"),
+    [({}, False), ({"algorithm": "fedper"}, True), ({"algorithm": "scaffold"}, True), (NOISE, True)],
+)
+def test_nodes_must_share_the_folder_where_clients_keep_something(options, keeps, tmp_path):
+    """Also what they spent of their privacy, which they count for themselves."""
+    ours, theirs = Pipe()
+    config = tiny_config(engine="ray", **options)
+    workers = engine.Workers(None, ours, tmp_path / "log", config, tmp_path / "run")
+    for sent in (("ready", 2), ("over",)):
+        theirs.send(sent)
+    with workers.grid(Experiment(config), Lines()):
+        assert not list(workers.answers("a:b", [(1,)]))
+    assert theirs.recv()[1] == (str(tmp_path / "run") if keeps else "")
 
 
 @pytest.fixture

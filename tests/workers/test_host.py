@@ -7,10 +7,9 @@ import threading
 
 import pytest
 
-from lit_fedbabu.engines.ray_driver import refusal
 from lit_fedbabu.ground import system
 from lit_fedbabu.workers import host as hosts
-from lit_fedbabu.workers.host import Host, digest_of
+from lit_fedbabu.workers.host import Host
 from lit_fedbabu.workers.serving import pickled
 from tests.workers.functions import Heavy
 from tests.workers.test_pool import FUNCTIONS, LIGHT
@@ -78,20 +77,14 @@ def unpacked(told):
     return pickle.loads(told[1])
 
 
-def test_a_machine_with_other_code_versions_or_folder_is_refused(host, tmp_path):
-    file = tmp_path / "config.toml"
-    file.write_text("seed = 1")
-    told = host.introduce(str(file), True)
-    assert told["file"] == digest_of(file) and refusal(told, str(file)) == ""
-    assert host.introduce("", False)["file"] == ""
-    other = {**told["versions"], "torch": "1.0"}
-    wrong = {
-        "their code differs": {"source": "0123"},
-        f"torch 1.0 and not {system.versions()['torch']}": {"versions": other},
-        f"does not share {tmp_path}": host.introduce(str(tmp_path / "absent"), False),
-    }
-    for reason, change in wrong.items():
-        assert reason in refusal({**told, **change}, str(file))
-    file.write_text("seed = 2")
-    assert "does not share" in refusal(told, str(file))
-    assert refusal(told, "") == ""
+def test_a_host_says_what_is_installed_and_whether_it_sees_a_file(host, tmp_path):
+    assert host.introduce(True) == host.introduce(False) == system.installed()
+    file = tmp_path / "mark"
+    assert not host.sees(str(file))
+    file.touch()
+    assert host.sees(str(file))
+
+
+def test_what_shares_nothing_is_answered_whatever_round_it_is(host):
+    host.take(3, pickled(Heavy(5)))
+    assert unpacked(host.answer(0, request("twice", 3), None))[1] == 6
