@@ -1,5 +1,6 @@
 """Models of users, as they bring them: ``tests.own_models:name``."""
 
+import os
 import random
 
 import lightning as L
@@ -146,3 +147,10 @@ class Lit(L.LightningModule):
 
 def lightning(num_classes, norm, channels):
     return Lit(num_classes, channels)
+
+
+def not_everywhere(num_classes, norm, channels):
+    """A model that needs what a machine with the variable BROKEN has not."""
+    if os.environ.get("BROKEN"):
+        raise ValueError("its file of weights is not here")
+    return plain(num_classes, norm, channels)

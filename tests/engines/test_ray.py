@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import signal
@@ -224,6 +225,32 @@ def test_an_actor_or_a_node_that_is_killed_in_a_round_changes_nothing_but_a_note
     assert why in note and note.endswith("its work is done again\n"), note
     assert not (tmp_path / "killed" / run_folder.FAILURES).exists()
     assert files_that_decide(tmp_path / "killed") == files_that_decide(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["", "1"])
+def test_a_node_that_joins_in_a_run_takes_part_or_is_left_out_with_a_note_and_changes_no_byte(
+    broken, cluster, federate, tmp_path
+):
+    rounds = 300
+    options = {**TINY, "algorithm": "fedper", "num-server-rounds": rounds, "evaluate-every": rounds}
+    options["model-name"] = "tests.own_models:not_everywhere"
+    whole, _ = federate(Config.from_run_config(options))
+    one, _ = cluster((1, {}))
+    words = command(tmp_path, **options, **{"ray-address": one.address, "run-name": "joined"})
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told, most = [], 0
+    for line in process.stdout:
+        told.append(line)
+        if line.startswith("round 2/"):
+            one.add_node(num_cpus=1, env_vars={"BROKEN": broken})
+        if line.startswith("round"):
+            most = max(most, len(actors()))
+    assert process.wait(60) == 0, process.stderr.read()
+    notes = [line for line in told if line.startswith("note:")]
+    assert most == 2 and len(notes) == bool(broken)
+    assert all(note.startswith(f"note: {platform.node()} is left out: model-name") for note in notes), notes
+    assert files_that_decide(tmp_path / "joined") == files_that_decide(whole)
 
 
 @pytest.mark.slow
