@@ -239,9 +239,11 @@ def with_package(path: str) -> str:
 def threads(count: int, devices: int = 1) -> dict[str, str]:
     """Variables of a process that is to compute with so many threads, and of which several may train a client.
 
-    PyTorch would warn in each of these that it looks for weights without a gradient.
+    These speak with one another on this machine alone, and not by an address that others reach: what they say they take
+    apart with pickle. PyTorch would warn in each of them that it looks for weights without a gradient.
     """
-    return {"OMP_NUM_THREADS": str(count), **({"TORCH_CPP_LOG_LEVEL": "ERROR"} if devices > 1 else {})}
+    several = {"TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    return {"OMP_NUM_THREADS": str(count), **(several if devices > 1 else {})}
 
 
 def oom_kills() -> int:

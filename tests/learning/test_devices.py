@@ -1,11 +1,14 @@
 """Clients that train on several devices: here processes on CPU cores, as Lightning's DDP has them."""
 
+import dataclasses
 import os
 import signal
+import socket
 import tempfile
 from pathlib import Path
 
 import lightning as L
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -341,6 +344,31 @@ def test_more_devices_than_a_machine_has_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="trainer.devices = 2: this machine has 1 GPUs"):
         worker_environments(config_of(count=2))
+
+
+class Listens(Plain):
+    """Writes down which addresses its process has."""
+
+    def training_step(self, batch, batch_idx):
+        with Path(os.environ["ADDRESSES"]).open("a") as file:
+            file.writelines(f"{each.laddr.ip}\n" for each in psutil.Process().net_connections("inet"))
+        return super().training_step(batch, batch_idx)
+
+
+listens = own_tasks.Task(Listens, Halves, score="test_f1")
+
+
+@pytest.mark.slow
+def test_devices_of_a_client_are_reached_from_no_other_machine(tmp_path, monkeypatch):
+    own = {each.address for found in psutil.net_if_addrs().values() for each in found if each.family == socket.AF_INET}
+    others = [name for name, found in psutil.net_if_addrs().items() if found[0].address in own - {"127.0.0.1"}]
+    if not others:
+        pytest.skip("this machine has no other address")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", others[0])  # as a cluster's administrator may have it
+    monkeypatch.setenv("ADDRESSES", str(tmp_path / "addresses"))
+    config = config_of(output_dir=str(tmp_path), run_name="a", num_server_rounds=1, num_clients=2)
+    run(dataclasses.replace(config, task=f"{__name__}:listens"))
+    assert {*(tmp_path / "addresses").read_text().split()} == {"127.0.0.1"}
 
 
 @pytest.mark.slow
