@@ -366,6 +366,10 @@ def line_of(error: BaseException) -> str:
     text = " ".join(str(cause or error).split())
     if isinstance(error, ActorUnavailableError):
         return "the connection to it was lost"
+    if "Could not find any running Ray instance" in text:
+        return "Ray finds no cluster that this machine is a node of; begin one with ray start, or give its host:port"
+    if "Failed to connect to Ray cluster" in text:
+        return "Ray does not let this machine in; give the RAY_AUTH_MODE and RAY_AUTH_TOKEN that ray start had, if any"
     if "running low on memory" in text:
         return "Ray ended it because memory ran low"
     found = re.search(r"because (its (?:worker process|node) has died)", text)

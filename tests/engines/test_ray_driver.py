@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import pytest
 
 from lit_fedbabu.engines import ray_driver
-from lit_fedbabu.engines.ray_driver import Cluster, LostError, RefusedError, _Node, is_shared
+from lit_fedbabu.engines.ray_driver import Cluster, LostError, RefusedError, _Node, is_shared, line_of
 from lit_fedbabu.ground import system
 
 
@@ -124,3 +124,11 @@ def test_a_folder_is_shared_where_another_machine_sees_at_once_what_is_written(t
     assert not is_shared(tmp_path, remembers) and absent
     assert not is_shared(tmp_path, lambda file: False)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_remedy_where_ray_finds_no_cluster_or_has_a_token_is_one_of_this_command():
+    """Ray's own names a flag that there is not."""
+    told = line_of(ConnectionError("Could not find any running Ray instance. Please set the `--address` flag"))
+    assert "host:port" in told and "--address" not in told
+    assert "RAY_AUTH_TOKEN" in line_of(ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"))
+    assert line_of(ValueError("a\n  b")) == "a b"
