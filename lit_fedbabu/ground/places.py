@@ -8,11 +8,15 @@ SCRATCH = "LIT_FEDBABU_SCRATCH"
 """Variable of workers: a folder for their temporary ones, which who has forked them removes. A killed one cannot."""
 
 
+def beside() -> str | None:
+    """The folder that temporary ones of this process are made in; None: the system's."""
+    place = os.environ.get(SCRATCH, "")
+    return place if os.path.isdir(place) else None
+
+
 def scratch() -> "tempfile.TemporaryDirectory[str]":
     """A temporary folder of this process."""
-    where = os.environ.get(SCRATCH, "")
-    place = where if os.path.isdir(where) else None
-    return tempfile.TemporaryDirectory(prefix="lit_fedbabu-", dir=place, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="lit_fedbabu-", dir=beside(), ignore_cleanup_errors=True)
 
 
 def cache() -> Path:

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
-from lit_fedbabu.ground.places import SCRATCH
+from lit_fedbabu.ground.places import SCRATCH, beside
 from lit_fedbabu.workers import serving
 
 HELLO_TIMEOUT_S = 10.0
@@ -92,7 +92,7 @@ class _Forks:
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._end)
-        os.environ[SCRATCH] = self._scratch = tempfile.mkdtemp(prefix="lit_fedbabu-")
+        os.environ[SCRATCH] = self._scratch = tempfile.mkdtemp(prefix="lit_fedbabu-", dir=beside())
         selector = selectors.DefaultSelector()
         for each in (self.incoming, watched, wake):
             selector.register(each, selectors.EVENT_READ)
