@@ -131,7 +131,7 @@ def _work(
     ):
         while todo:
             elsewhere = []
-            dealt = shares(workers, len(todo), machines)  # of fewer runs as time goes by, and never of more
+            dealt = shares(workers, min(len(todo), len(at_once)))  # of fewer runs as time goes by, and never of more
             requests = [(run.config, dealt) for run in todo]
             try:
                 for place, outcome in pool.answers("lit_fedbabu.studies.work:work", requests):
