@@ -84,3 +84,33 @@ def test_a_run_with_several_workers_has_the_same_bytes(tmp_path, federate, monke
     whole, _ = federate(tiny_config(model_name=NARROW, algorithm="fedper"))
     assert files_that_decide(tmp_path / "ours") == files_that_decide(whole)
     assert not list(tmp_path.glob("*.claim")) and not list(tmp_path.glob("*.log"))
+
+
+def test_every_worker_has_a_share_also_of_the_runs_that_other_machines_have_left(tmp_path, monkeypatch):
+    """As where they are gone: its two workers then do two runs, which would have been one of this machine."""
+    looks: list[int] = []
+
+    class Asked:
+        def __init__(self, warm, size, environments, *_):
+            self.environments = environments
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def answers(self, function, requests):
+            looks.append(len(requests))
+            for place, (environment, (_, dealt)) in enumerate(zip(self.environments, requests, strict=False)):
+                assert dealt[int(environment[work.PLACE])], "each does a run at once"
+                yield place, work.DONE if len(looks) == 3 else work.ELSEWHERE
+            for place in range(len(self.environments), len(requests)):
+                yield place, work.DONE
+
+    monkeypatch.setattr("lit_fedbabu.studies.show.Shown.ended", lambda self, run, how: None)
+    monkeypatch.setattr(conduct, "Pool", Asked)
+    monkeypatch.setattr(conduct, "LOOK_S", 0.0)
+    monkeypatch.setattr(shares, "workers_of", lambda study, need=0: WORKERS[:2])
+    study = read_study(write_study(tmp_path)[0])
+    assert conduct._work(study, None, True, 0, machines=2) == ({}, []) and looks == [4, 2, 2]
