@@ -144,7 +144,7 @@ def test_a_terminal_has_a_live_table(tmp_path):
             break
     assert process.wait() == 0
     text = shown.decode()
-    assert "runs have ended" in text and "of 30" in text and " ± " in text
+    assert "2/2 runs" in text and "of 30" in text and " ± " in text
     assert "2 of 2 runs are done" in text
 
 

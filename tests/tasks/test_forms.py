@@ -176,6 +176,7 @@ def check(pool, dataset):
             dataset=str(top),
             image_size=SIZE,
             partitioner="natural-id" if clients else dataset["partitioner"],
+            natural_id_column="client/class" if clients else "",
             num_clients=len(CLIENTS) if clients else dataset["clients"],
             num_classes_per_client=2,
             min_client_images=1,
