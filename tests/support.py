@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_fedbabu import client_app
+from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.compat import identify_process
 from lit_fedbabu.learning.models import BodyAndHead, build_model
@@ -93,6 +94,26 @@ class FakeGrid:
 
     def answer(self, message, context) -> Message:
         return client_app.app(message, context)
+
+
+def failing(monkeypatch, whom, how=None):
+    """Let ``whom(client, server_round)`` raise while training, or send what ``how`` makes of its arrays."""
+    fit = FedBABUClient.fit
+
+    def broken(self, parameters, order):
+        arrays, count, told = fit(self, parameters, order)
+        if not whom(self.client, order["server-round"]):
+            return arrays, count, told
+        if how is None:
+            raise RuntimeError("boom")
+        return how(arrays), count, told
+
+    monkeypatch.setattr(FedBABUClient, "fit", broken)
+
+
+def least_rounds(algorithm):
+    """How many rounds a run of the method has at least: the first one of FedDBE measures alone."""
+    return 1 + (algorithm == "feddbe")
 
 
 def ours(folder):

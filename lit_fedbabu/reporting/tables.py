@@ -1,5 +1,6 @@
 """Tables that compare methods: accuracies, fine-tuning, measures, fairness and cost."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -75,13 +76,12 @@ def _is_of_best_round(tuned: Run, run: Run) -> bool:
 def _over_seeds(spreads: Sequence[dict[str, float]], score: Score) -> dict[str, str]:
     digits = score.digits
     means = over_seeds([each["mean"] for each in spreads])
-    interval = shown_interval(means, score)
     if len(spreads) == 1 and "low" in spreads[0]:
-        interval = f"{spreads[0]['low']:.{digits}f} to {spreads[0]['high']:.{digits}f}"
+        means = dataclasses.replace(means, interval=(spreads[0]["low"], spreads[0]["high"]))
     return {
         "mean": f"{means.mean:.{digits}f}",
         "std over seeds": "" if means.std is None else f"{means.std:.{digits}f}",
-        "95 % interval": interval,
+        "95 % interval": shown_interval(means, score),
         "std over clients": f"{np.mean([each['std'] for each in spreads]):.{digits}f}",
         "worst decile": f"{np.mean([each['worst_decile'] for each in spreads]):.{digits}f}",
     }

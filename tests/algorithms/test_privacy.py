@@ -16,7 +16,7 @@ from lit_fedbabu.server.sampling import participants
 from lit_fedbabu.training import memory, privacy
 from lit_fedbabu.training.experiment import Experiment
 from lit_fedbabu.training.privacy import update_norm
-from tests.support import NARROW, tiny, tiny_config
+from tests.support import NARROW, failing, tiny, tiny_config
 
 DELTA = 1e-5
 ORDER = {"server-round": 1, "learning-rate": 0.1}
@@ -137,14 +137,7 @@ def test_epsilon_counts_rounds_in_which_a_client_stands_in_for_others(federate, 
     )  # fmt: skip
     drawn = [client for server_round in range(1, 5) for client in participants(config, server_round)]
     bad = max(drawn, key=drawn.count)
-    fit = FedBABUClient.fit
-
-    def broken(self, parameters, order):
-        if self.client == bad:
-            raise RuntimeError("boom")
-        return fit(self, parameters, order)
-
-    monkeypatch.setattr(FedBABUClient, "fit", broken)
+    failing(monkeypatch, lambda client, _: client == bad)
     folder, grid = federate(config)
     asked = [message for message in grid.messages if message.metadata.message_type == "train"]
     counts = Counter(client for message in asked for client in message.content["config"]["clients"])

@@ -14,7 +14,7 @@ from lit_fedbabu.personal.sweep import Personalizer
 from lit_fedbabu.records import results, run_folder
 from lit_fedbabu.records.federation import read_federation
 from lit_fedbabu.tasks.images.learner import evaluate
-from tests.support import MEASURES, NARROW, client_data, finetuned, partition, tiny, tiny_config
+from tests.support import MEASURES, NARROW, client_data, finetuned, least_rounds, partition, tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -131,8 +131,9 @@ IN_STEPS = ("fedbabu", "fedrep", "fedprox", "ditto", "per-fedavg", "pfedme")
 )
 def test_a_run_and_its_fine_tuning_work_in_mixed_precision(algorithm, cohort_size, federate):
     mixed = {"precision": "bf16-mixed", "cohort_size": cohort_size}
-    rounds = 1 + (algorithm == "feddbe")  # whose first round measures alone
-    folder, _ = federate(tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=rounds, **mixed))
+    folder, _ = federate(
+        tiny_config(algorithm=algorithm, model_name=NARROW, num_server_rounds=least_rounds(algorithm), **mixed)
+    )
     assert finetune([str(folder), "--model-name", NARROW]) == 0
     outcome = results.read_results(folder)
     assert results.read_results(folder / "finetune" / "full-1epochs-lr0.001") == outcome

@@ -23,7 +23,7 @@ from lit_fedbabu.server.federate import federate as federate_on
 from lit_fedbabu.training.experiment import Experiment
 from tests import own_shapes
 from tests.own_tasks import SENSORS, Sensors
-from tests.support import NARROW, FakeGrid, partition, tiny_config
+from tests.support import NARROW, FakeGrid, least_rounds, partition, tiny_config
 
 TASK = "tests.own_shapes:task"
 COUNT = 2
@@ -194,8 +194,9 @@ def test_what_a_checkpoint_can_bring_back_is_taken(name, tmp_path, monkeypatch):
 )
 def test_a_classifier_of_images_is_the_same_after_its_run(algorithm, alone, federate, tmp_path, capsys):
     trusted = {"model_name": NARROW}
-    rounds = 1 + (algorithm == "feddbe")  # whose first round measures alone
-    config = tiny_config(algorithm=algorithm, num_clients=3, num_server_rounds=rounds, fraction_train=0.4, **trusted)
+    config = tiny_config(
+        algorithm=algorithm, num_clients=3, num_server_rounds=least_rounds(algorithm), fraction_train=0.4, **trusted
+    )
     run, _ = federate(config)
     begun = read_results(run)
     (again,) = finetune(run, epochs=0, **trusted)

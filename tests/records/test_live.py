@@ -8,8 +8,7 @@ import pytest
 
 from lit_fedbabu.learning.evaluation import ACCURACY
 from lit_fedbabu.records.live import PAGE, POINTS, RunPage, curve_of
-from tests.server.test_exchange import failing
-from tests.support import FakeGrid, tiny_config
+from tests.support import FakeGrid, failing, tiny_config
 
 REFRESH = 'http-equiv="refresh" content="5"'
 

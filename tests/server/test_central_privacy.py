@@ -14,7 +14,6 @@ from lit_fedbabu.aggregation import table
 from lit_fedbabu.aggregation.aggregator import NoisedMean
 from lit_fedbabu.algorithms.algorithm import Algorithm
 from lit_fedbabu.client import numpy_client
-from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.ground.files import read_json_lines
@@ -28,7 +27,7 @@ from lit_fedbabu.studies.work import is_done
 from lit_fedbabu.training import privacy
 from lit_fedbabu.training.privacy import TRUST
 from tests.server.test_federate import StoppedGrid
-from tests.support import NARROW, FakeGrid, failures_of, tiny, tiny_config
+from tests.support import NARROW, FakeGrid, failing, failures_of, tiny, tiny_config
 
 
 def central_config(**changes):
@@ -172,14 +171,7 @@ def test_options_of_before_mean_what_they_meant():
 def test_a_client_that_fails_adds_nothing_and_nobody_takes_its_place(federate, draws, monkeypatch):
     draws += [[0, 3], [1, 2, 3], [3]]
     config = central_config(max_round_retries=2, num_server_rounds=3)
-    fit = FedBABUClient.fit
-
-    def broken(self, parameters, order):
-        if self.client == 3:
-            raise RuntimeError("boom")
-        return fit(self, parameters, order)
-
-    monkeypatch.setattr(FedBABUClient, "fit", broken)
+    failing(monkeypatch, lambda client, _: client == 3)
     grid = FakeGrid(config)
     with pytest.raises(RunError, match="round 3: 0 clients trained and 1 are needed"):
         federate(config, grid)
@@ -322,14 +314,7 @@ def test_nobody_stands_in_for_others_who_could_not_pay_for_rounds_to_come(federa
         if sampling.substitutes(config, 1, 1, [bad], 1) == full != [bad]:
             break
     assert Ledger(config, tmp_path).exhausted(0) == full and len(full) == 1, "whom the seed would ask"
-    fit = FedBABUClient.fit
-
-    def broken(self, parameters, order):
-        if self.client == bad and order["server-round"] == 1:
-            raise RuntimeError("boom")
-        return fit(self, parameters, order)
-
-    monkeypatch.setattr(FedBABUClient, "fit", broken)
+    failing(monkeypatch, lambda client, server_round: client == bad and server_round == 1)
     folder, _ = federate(config)
     times = [client for _, clients in asked(folder) for client in clients]
     (other,) = {0, 1, 2} - {bad, *full}

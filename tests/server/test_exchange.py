@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_fedbabu import client_app
 from lit_fedbabu.client import numpy_client
-from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.ground.errors import RunError
 from lit_fedbabu.protocol.handshake import PLACE
 from lit_fedbabu.records import incomplete, results, run_folder
@@ -22,25 +21,11 @@ from lit_fedbabu.training.experiment import Experiment
 from tests.support import (
     NARROW,
     FakeGrid,
+    failing,
     failures_of,
     files_that_decide,
     tiny_config,
 )
-
-
-def failing(monkeypatch, whom, how=None):
-    """Let ``whom(client, server_round)`` raise while training, or send what ``how`` makes of its arrays."""
-    fit = FedBABUClient.fit
-
-    def broken(self, parameters, order):
-        arrays, count, told = fit(self, parameters, order)
-        if not whom(self.client, order["server-round"]):
-            return arrays, count, told
-        if how is None:
-            raise RuntimeError("boom")
-        return how(arrays), count, told
-
-    monkeypatch.setattr(FedBABUClient, "fit", broken)
 
 
 def error_reply(app):

@@ -16,8 +16,7 @@ from lit_fedbabu.report import main
 from lit_fedbabu.reporting.runs import read_run
 from lit_fedbabu.tasks.images.task import ImageClassification
 from lit_fedbabu.training.experiment import Experiment
-from tests.server.test_exchange import failing
-from tests.support import failures_of, tiny_config
+from tests.support import failing, failures_of, tiny_config
 from tests.tasks.test_folders import paint
 
 CLIENTS = {"alice": ("cats", "dogs"), "bob": ("cats", "dogs"), "carol": ("dogs", "owls", "cats")}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lit_fedbabu import run
-from lit_fedbabu.client.numpy_client import FedBABUClient
 from lit_fedbabu.config import Config
 from lit_fedbabu.ground.errors import InputError, RunError
 from lit_fedbabu.learning import cache
@@ -26,7 +25,7 @@ from lit_fedbabu.records.run_folder import LAST_CHECKPOINT
 from lit_fedbabu.server.sampling import substitutes
 from lit_fedbabu.tasks.images import decoding, hub, sources, undecoded
 from lit_fedbabu.training.experiment import Experiment
-from tests.support import NARROW, failures_of, files_that_decide, tiny_config
+from tests.support import NARROW, failing, failures_of, files_that_decide, tiny_config
 
 COUNT = 40
 """Images of a split."""
@@ -344,14 +343,7 @@ def test_a_broken_image_of_a_client_drawn_later_is_its_failure(looked_at, tmp_pa
     (instead,) = substitutes(config, 2, 1, config.drawn(2), 1)
     asked = [each.content["config"]["clients"] for each in grid.messages if each.metadata.message_type == "train"]
     assert asked[-1] == [instead]
-    fit = FedBABUClient.fit
-
-    def failing(self, parameters, order):
-        if self.client == bad:
-            raise RuntimeError("boom")
-        return fit(self, parameters, order)
-
-    monkeypatch.setattr(FedBABUClient, "fit", failing)
+    failing(monkeypatch, lambda client, _: client == bad)
     other, _ = federate(config)
     mine, theirs = (read_federation(each / LAST_CHECKPOINT, NARROW).shared for each in (folder, other))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
